@@ -1,0 +1,80 @@
+# Everything a developer does has a target here; `make` alone lists them. CI calls the same ones.
+# Needs python3 >= 3.11 (with its venv module), git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+CODE := rtml tests $(wildcard examples) benchmarks
+SEEDS ?= 200
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint types test sim bench bench-peers demo check lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv and install the lock there (only when it changed)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) must be 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3-venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
+	@if ! cmp -s requirements.lock $(VENV)/.lock; then \
+	  echo "installing requirements.lock into $(VENV)" >&2; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock && \
+	  cp requirements.lock $(VENV)/.lock; \
+	fi
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	@touch $@
+
+fmt: setup ## rewrite the code in the project's format
+	$(BIN)/ruff check --quiet --fix-only --exit-zero $(CODE)
+	$(BIN)/ruff format --quiet $(CODE)
+
+lint: setup ## ruff, format, layers
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports
+
+types: setup ## mypy --strict
+	$(BIN)/mypy
+
+test: setup ## unit, transcripts, property, integration, tidy, then SEEDS=200 simulations
+	$(BIN)/pytest $(PYTEST)
+	$(PY) -m tests.sim --seeds $(SEEDS)
+
+sim: setup ## 2,000 seeds of the deterministic simulator
+	$(PY) -m tests.sim --seeds 2000
+
+bench: setup ## rtml against ProcessPoolExecutor (QUICK=1: under 45 s; JSON=1: only JSON on stdout)
+	@$(PY) -m benchmarks.run $(if $(QUICK),--quick) $(if $(JSON),--json) $(BENCH)
+
+bench-peers: setup .venv-ray/.installed .venv-dask/.installed ## the same with Ray and Dask beside, three repetitions, medians
+	@$(PY) -m benchmarks.run --peers $(if $(QUICK),--quick) $(if $(JSON),--json) $(BENCH)
+
+.venv-%/.installed: benchmarks/requirements-%.lock
+	@[ -x .venv-$*/bin/python ] || $(PYTHON) -m venv .venv-$*
+	@echo "installing $< into .venv-$*" >&2
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+demo: setup ## serve the examples, read sample pages over HTTP, load for ten seconds (KEEP=1 keeps serving)
+	@$(PY) -m examples.demo $(if $(KEEP),--keep)
+
+check: lint types test ## all that CI runs
+
+lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to the newest versions)
+	@[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv==$(UV_VERSION); }
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --extra examples --extra dev pyproject.toml -o requirements.lock
+	for peer in ray dask; do \
+	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) benchmarks/requirements-$$peer.in -o benchmarks/requirements-$$peer.lock; \
+	done
+
+clean: ## remove what builds, tests and runs left; environments too with ALL=1
+	rm -rf build dist out *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find rtml tests benchmarks $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +
+	$(if $(ALL),rm -rf .venv .venv-ray .venv-dask .venv-lock)

@@ -1,0 +1,1 @@
+"""What rtml costs, measured beside other engines in the same run."""
