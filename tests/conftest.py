@@ -1,0 +1,154 @@
+"""What every test module gets: a temporary directory of its own run, and a check that it left nothing behind.
+
+Whoever starts a process, opens a descriptor or makes a shared-memory directory in a test module must have ended it when
+the module ends. The check waits a little for what is on its way out, then fails and names what is left. Processes are
+recognised by an environment variable, so that an orphan that init adopted is found too.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+#: Descendants inherit it; survivors of a killed parent keep it.
+MARK_NAME = "TEST_RUN_MARK"
+MARK = uuid.uuid4().hex
+
+#: Seconds that processes and files may take to go after a module's last test.
+SETTLE_S = 10.0
+
+#: Descriptors that libraries open once and keep for the life of the process.
+KEPT_TARGETS = ("/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty", "/proc/", "/sys/", ".hypothesis")
+
+
+def pytest_configure() -> None:
+    """Marks this run's processes and gives them a temporary directory of their own (short: it holds socket paths)."""
+    os.environ[MARK_NAME] = MARK
+    directory = tempfile.mkdtemp(prefix="t-")
+    os.environ["TMPDIR"] = directory
+    tempfile.tempdir = directory
+
+
+def pytest_unconfigure() -> None:
+    """Removes the run's temporary directory; what tests left in it was reported by then."""
+    directory = os.environ.pop("TMPDIR", "")
+    tempfile.tempdir = None
+    if Path(directory).name.startswith("t-"):
+        import shutil
+
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _read(path: Path) -> bytes:
+    """The file's content; nothing if it (a process) is gone or not ours."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _processes() -> dict[int, str]:
+    """Live processes of this run but this one: pid -> command line."""
+    needle = f"{MARK_NAME}={MARK}".encode()
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        stat = _read(entry / "stat").rpartition(b")")[2].split()
+        zombie_of_us = stat[:2] == [b"Z", str(os.getpid()).encode()]
+        if zombie_of_us or needle in _read(entry / "environ"):
+            command = _read(entry / "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+            found[int(entry.name)] = command or "(zombie)"
+    return found
+
+
+def _descriptors() -> dict[tuple[int, str], str]:
+    """Open descriptors of this process: (number, target) -> target."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own descriptor
+        if not any(kept in target for kept in KEPT_TARGETS):
+            found[int(name), target] = target
+    return found
+
+
+def _used_by_strangers(path: str) -> bool:
+    """Some live process of another run names `path` in its arguments or maps a file in it."""
+    needle, mark = path.encode(), f"{MARK_NAME}={MARK}".encode()
+    others = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and int(entry.name) != os.getpid())
+    return any(
+        needle in _read(entry / "cmdline") or needle in _read(entry / "maps")
+        for entry in others
+        if mark not in _read(entry / "environ")
+    )
+
+
+def _shared_memory() -> set[str]:
+    """Shared-memory directories and files of rtml."""
+    return {str(path) for path in Path("/dev/shm").glob("rtml-*")}
+
+
+def _temporary() -> set[str]:
+    """Session directories of rtml in this run's temporary directory."""
+    return {str(path) for path in Path(tempfile.gettempdir()).glob("rtml-*")}
+
+
+def _unix_listeners() -> set[str]:
+    """Unix socket paths under this run's temporary directory that are still bound."""
+    here = tempfile.gettempdir()
+    lines = _read(Path("/proc/net/unix")).decode(errors="replace").splitlines()
+    return {line.split()[-1] for line in lines if line.split()[-1].startswith(here)}
+
+
+class Snapshot:
+    """Everything that a test module can leave behind, at one moment."""
+
+    def __init__(self) -> None:
+        self.processes = _processes()
+        self.descriptors = _descriptors()
+        self.shared_memory = _shared_memory()
+        self.temporary = _temporary()
+        self.sockets = _unix_listeners()
+
+    def leaked_since(self, before: Snapshot) -> list[str]:
+        """One line for each thing that is here and was not there before."""
+        lines = [f"process {pid}: {text}" for pid, text in self.processes.items() if pid not in before.processes]
+        lines += [
+            f"descriptor {number}: {target}"
+            for number, target in self.descriptors
+            if (number, target) not in before.descriptors
+        ]
+        lines += [
+            f"shared memory {path}"
+            for path in sorted(self.shared_memory - before.shared_memory)
+            if not _used_by_strangers(path)
+        ]
+        lines += [f"session directory {path}" for path in sorted(self.temporary - before.temporary)]
+        lines += [f"unix socket {path}" for path in sorted(self.sockets - before.sockets)]
+        return lines
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails if the module leaves processes, descriptors, sockets, shared memory or session directories."""
+    gc.collect()
+    before = Snapshot()
+    yield
+    gc.collect()
+    limit = time.monotonic() + SETTLE_S
+    while leaked := Snapshot().leaked_since(before):
+        if time.monotonic() > limit:
+            module = request.node.name
+            pytest.fail(f"{module} left behind:\n  " + "\n  ".join(leaked), pytrace=False)
+        gc.collect()
+        time.sleep(0.05)
