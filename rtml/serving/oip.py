@@ -1,0 +1,338 @@
+"""The Open Inference Protocol V2: request bodies -> arrays, arrays -> reply bodies. Pure: bytes in, bytes out.
+
+An inference request is a JSON object, followed, with the binary tensor extension, by the raw data of those tensors that
+say so, in the order of the JSON; the header `Inference-Header-Content-Length` tells where the JSON ends. Absent means
+all JSON; 0 means that the whole body is the data of the model's only input. A reply has the same form.
+
+    request = decode_request(body, header_length, inputs)
+    head, data = encode_reply(reply, request)         # the body is both; with data, len(head) goes into the header
+
+Rules that clients depend on: `parameters` of a reply's output holds nothing but `binary_data_size` (Triton's C++
+client stops at anything else), so what rtml has to add goes to the top-level `parameters`; `id` is echoed; extra fields
+are ignored. What a tensor's data may look like stands in `rtml.serving.tensors`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from rtml.errors import InvalidInput
+from rtml.serving import tensors
+from rtml.serving.app import TensorSpec
+from rtml.serving.tensors import Array, Buffer
+
+Parameters = dict[str, str | int | float | bool | None]
+
+#: Of `GET /v2`: what of the protocol's extensions is there.
+EXTENSIONS: Final = ("classification", "binary_tensor_data", "parameters", "model_configuration")
+
+#: The name of the header that ends the JSON part of a body.
+HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+
+
+class RequestInput(msgspec.Struct):
+    """A tensor of a request as it stands in the JSON."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = msgspec.Raw(b"")
+    parameters: Parameters | None = None
+
+
+class RequestOutput(msgspec.Struct):
+    """An output that a request asks for."""
+
+    name: str
+    parameters: Parameters | None = None
+
+
+class _RequestHead(msgspec.Struct):
+    inputs: list[RequestInput]
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: list[RequestOutput] | None = None
+
+
+class Request(msgspec.Struct):
+    """A decoded inference request."""
+
+    id: str
+    #: By name, in the order of the model's inputs.
+    inputs: dict[str, Array]
+    parameters: Parameters
+    #: What is asked for, in this order; None: all outputs of the model.
+    outputs: list[RequestOutput] | None = None
+    #: How outputs travel that say nothing themselves.
+    binary: bool = False
+
+
+class Reply(msgspec.Struct):
+    """What a model answered, to be encoded for a `Request`."""
+
+    model: str
+    version: str
+    #: By name; more than were asked for is fine.
+    outputs: dict[str, Array]
+    specs: Sequence[TensorSpec]
+    #: Top-level parameters of the reply.
+    parameters: Parameters | None = None
+
+
+_decode_head = msgspec.json.Decoder(_RequestHead).decode
+_encode_json = msgspec.json.Encoder().encode
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def parse_header_length(text: str | None) -> int | None:
+    """The value of the header `Inference-Header-Content-Length`.
+
+    Raises:
+        InvalidInput: it is not a number of bytes.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InvalidInput(f"{HEADER_LENGTH} must be a number of bytes, not {text[:40]!r}")
+    return int(text)
+
+
+def decode_request(body: Buffer, header_length: int | None, specs: Sequence[TensorSpec]) -> Request:
+    """The request in `body`, checked against the model's inputs.
+
+    Args:
+        body: The whole body, decompressed. Arrays of binary tensors are views of it.
+        header_length: The value of `Inference-Header-Content-Length`; None without the header.
+        specs: The model's inputs.
+
+    Raises:
+        InvalidInput: it is not a request, or does not fit the model; the message names the tensor.
+    """
+    if header_length == 0:
+        return _decode_raw(body, specs)
+    end = len(body) if header_length is None else header_length
+    if end > len(body):
+        raise InvalidInput(f"{HEADER_LENGTH} is {end}, but the body has only {len(body)} bytes")
+    view = memoryview(body)
+    try:
+        head = _decode_head(view[:end])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidInput(f"the request is not an inference request: {error}") from None
+    inputs = _decode_inputs(head.inputs, view[end:])
+    parameters = head.parameters or {}
+    binary = parameters.get("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise InvalidInput(f"parameter binary_data_output must be true or false, not {binary!r}")
+    _check_parameters(parameters)
+    return Request(head.id or "", _fit(inputs, head.inputs, specs), parameters, head.outputs or None, binary)
+
+
+def _decode_raw(body: Buffer, specs: Sequence[TensorSpec]) -> Request:
+    """A request that is nothing but the data of the only input."""
+    if len(specs) != 1:
+        raise InvalidInput(
+            f"a raw request ({HEADER_LENGTH}: 0) needs a model with one input; this one has {len(specs)}"
+        )
+    name, datatype, shape = specs[0]
+    if datatype == "BYTES":  # the body is the one element itself, without a length before it
+        array: Array = np.empty(1, object)
+        array[0] = bytes(body)
+        return Request("", {name: array.reshape([1] * max(len(shape), 1))}, {}, None, True)
+    # The first open dimension is the batch where there is more than one; a raw request is a batch of one.
+    open_dimensions = [index for index, dimension in enumerate(shape) if dimension < 0]
+    resolved = list(shape)
+    if len(open_dimensions) > 1:
+        resolved[open_dimensions[0]] = 1
+        open_dimensions = open_dimensions[1:]
+    if len(open_dimensions) > 1:
+        raise InvalidInput(
+            f"a raw request cannot say the shape of {name!r}: more than one dimension of {shape} is open"
+        )
+    if open_dimensions:
+        width = 2 if datatype == "BF16" else tensors.dtype_of(name, datatype).itemsize
+        rest = math.prod(dimension for dimension in resolved if dimension >= 0)
+        if rest == 0 or len(body) % (rest * width):
+            raise InvalidInput(f"{len(body)} bytes are no whole number of {datatype} rows of shape {list(shape)}")
+        resolved[open_dimensions[0]] = len(body) // (rest * width)
+    return Request("", {name: tensors.from_bytes(name, datatype, resolved, body)}, {}, None, True)
+
+
+def _decode_inputs(inputs: list[RequestInput], binary: memoryview) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    position = 0
+    for tensor in inputs:
+        if tensor.name in arrays:
+            raise InvalidInput(f"tensor {tensor.name!r} is given twice")
+        size = (tensor.parameters or {}).get("binary_data_size")
+        if size is None:
+            if not tensor.data:
+                raise InvalidInput(f"tensor {tensor.name!r} has neither data nor binary_data_size")
+            arrays[tensor.name] = tensors.from_json(tensor.name, tensor.datatype, tensor.shape, memoryview(tensor.data))
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidInput(f"tensor {tensor.name!r}: binary_data_size must be a number of bytes, not {size!r}")
+        if tensor.data:
+            raise InvalidInput(f"tensor {tensor.name!r} has both data and binary_data_size")
+        if size > len(binary) - position:
+            raise InvalidInput(
+                f"tensor {tensor.name!r}: binary_data_size is {size}, but only {len(binary) - position} bytes are left"
+            )
+        data = binary[position : position + size]
+        arrays[tensor.name] = tensors.from_bytes(tensor.name, tensor.datatype, tensor.shape, data)
+        position += size
+    if position != len(binary):
+        raise InvalidInput(f"{len(binary) - position} bytes of the body belong to no tensor")
+    return arrays
+
+
+def _fit(arrays: dict[str, Array], given: list[RequestInput], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """`arrays` in the model's order, if names, datatypes and shapes are the model's."""
+    datatypes = {tensor.name: tensor.datatype for tensor in given}
+    fitting = {}
+    for name, datatype, shape in specs:
+        array = arrays.get(name)
+        if array is None:
+            raise InvalidInput(f"input {name!r} is missing; the model takes {_names(specs)}")
+        if datatypes[name] != datatype:
+            raise InvalidInput(f"input {name!r} is {datatypes[name]}; the model takes {datatype}")
+        wrong = len(shape) != array.ndim or any(
+            expected >= 0 and expected != found for expected, found in zip(shape, array.shape, strict=True)
+        )
+        if wrong:
+            raise InvalidInput(f"input {name!r} has shape {list(array.shape)}; the model takes {list(shape)}")
+        fitting[name] = array
+    if len(arrays) != len(specs):
+        unknown = next(name for name in arrays if name not in fitting)
+        raise InvalidInput(f"input {unknown!r} is unknown; the model takes {_names(specs)}")
+    return fitting
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(repr(spec.name) for spec in specs) or "no inputs"
+
+
+def _check_parameters(parameters: Parameters) -> None:
+    for key in ("timeout", "priority"):
+        value = parameters.get(key, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InvalidInput(f"parameter {key} must be a whole number from 0, not {value!r}")
+
+
+def budget_of(parameters: Parameters) -> float | None:
+    """Seconds from the parameter `timeout` (microseconds; 0 means none)."""
+    timeout = parameters.get("timeout")
+    return timeout / 1e6 if isinstance(timeout, int) and timeout > 0 else None
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+def encode_reply(reply: Reply, request: Request) -> tuple[bytes, list[Buffer]]:
+    """The JSON part of the reply, and the data of its binary tensors in order.
+
+    Raises:
+        InvalidInput: the request asks for an output that the model does not have, or for one in an impossible form.
+        ValueError: an array is not of its datatype.
+    """
+    datatypes = {spec.name: spec.datatype for spec in reply.specs}
+    wanted = request.outputs or [RequestOutput(name) for name in (datatypes or reply.outputs)]
+    described: list[dict[str, Any]] = []
+    binary: list[Buffer] = []
+    for output in wanted:
+        array = reply.outputs.get(output.name)
+        if array is None:
+            raise InvalidInput(
+                f"output {output.name!r} is unknown; the model gives {', '.join(map(repr, reply.outputs))}"
+            )
+        parameters = output.parameters or {}
+        datatype = datatypes.get(output.name) or tensors.datatype_of(array.dtype)
+        classes = parameters.get("classification", 0)
+        if classes:
+            array, datatype = _classify(output.name, array, classes), "BYTES"
+        description: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": array.shape}
+        if parameters.get("binary_data", request.binary):
+            data = tensors.to_bytes(datatype, array)
+            description["parameters"] = {"binary_data_size": len(data)}
+            binary.append(data)
+        else:
+            description["data"] = tensors.to_json(output.name, datatype, array)
+        described.append(description)
+    head: dict[str, Any] = {"model_name": reply.model, "model_version": reply.version}
+    if request.id:
+        head["id"] = request.id
+    if reply.parameters:
+        head["parameters"] = reply.parameters
+    head["outputs"] = described
+    return _encode_json(head), binary
+
+
+def _classify(name: str, array: Array, classes: object) -> Array:
+    """The `classes` largest values as BYTES "value:index"; of each row, if there is more than one dimension."""
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0 or array.dtype.kind not in "fiu":
+        raise InvalidInput(f"output {name!r}: classification takes a number of classes, on numeric outputs")
+    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 and array.shape[0] else array.reshape(1, -1)
+    count = min(classes, rows.shape[1])
+    best = np.argsort(-rows.astype("f8"), axis=1, kind="stable")[:, :count]
+    labels = np.empty(best.shape, object)
+    for row, indices in enumerate(best):
+        for column, index in enumerate(indices):
+            labels[row, column] = b"%f:%d" % (rows[row, index], index)
+    return labels if array.ndim > 1 else labels.reshape(-1)
+
+
+# --- descriptions -----------------------------------------------------------------------------------------------------
+
+
+def describe_model(
+    name: str, version: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> dict[str, Any]:
+    """The answer to `GET /v2/models/{name}`."""
+    return {
+        "name": name,
+        "versions": [version],
+        "platform": platform,
+        "inputs": [spec._asdict() for spec in inputs],
+        "outputs": [spec._asdict() for spec in outputs],
+    }
+
+
+def describe_config(
+    name: str, platform: str, batch_max: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> dict[str, Any]:
+    """The answer to `GET /v2/models/{name}/config`: Triton's ModelConfig, as far as load generators read it.
+
+    Args:
+        name: The model.
+        platform: As in the metadata.
+        batch_max: Most rows of one call; above 0 the first dimension of every tensor is the batch, which the
+            configuration leaves out.
+        inputs: The model's inputs, batch dimension included.
+        outputs: The same of its outputs.
+    """
+
+    def dims(spec: TensorSpec) -> list[int]:
+        return list(spec.shape[1:] if batch_max else spec.shape)
+
+    def data_type(spec: TensorSpec) -> str:
+        return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+
+    config: dict[str, Any] = {
+        "name": name,
+        "platform": platform,
+        "backend": "rtml",
+        "max_batch_size": batch_max,
+        "input": [{"name": spec.name, "data_type": data_type(spec), "dims": dims(spec)} for spec in inputs],
+        "output": [{"name": spec.name, "data_type": data_type(spec), "dims": dims(spec)} for spec in outputs],
+        "version_policy": {"latest": {"num_versions": 1}},
+        "model_transaction_policy": {"decoupled": False},
+    }
+    if batch_max:
+        config["dynamic_batching"] = {}
+    return config
