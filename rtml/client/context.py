@@ -1,0 +1,83 @@
+"""Which client, and which running task, `rtml.submit` and its like mean here.
+
+One process has at most one current client: a driver program's default one, or the one that an executor installs for the
+code it runs. This is the one deliberate piece of process-wide state of rtml.
+
+The running task is found in a context variable first (async executors run many tasks in one thread), then in the
+process-wide slot that a sync executor fills (so that threads which user code starts inside a task belong to it too).
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from rtml.client.client import Client
+
+
+class TaskInfo(NamedTuple):
+    """The running task, as the code inside it sees it."""
+
+    id: int
+    attempt: int
+    name: str
+    #: Names of the ancestor tasks, root first, this task last.
+    chain: list[str]
+    #: Absolute end of the graph's budget on `time.monotonic`, in seconds; None without a deadline.
+    deadline: float | None
+    #: The root submission's id: also the trace id of everything below it.
+    graph: int
+
+
+class _Process:
+    """What is current in this process. Read without a lock: each slot is replaced as a whole."""
+
+    __slots__ = ("client", "inside", "task")
+
+    def __init__(self) -> None:
+        self.client: Client | None = None
+        self.task: TaskInfo | None = None
+        #: This process is an executor: `connect()` means the client that is installed.
+        self.inside = False
+
+
+_process: Final = _Process()
+_task: Final[ContextVar[TaskInfo | None]] = ContextVar("rtml_task", default=None)
+
+
+def current_client() -> Client | None:
+    """The client that module-level functions use, or None before the first one."""
+    return _process.client
+
+
+def install(client: Client | None, *, inside: bool = False) -> None:
+    """Make `client` the current one.
+
+    Args:
+        client: None uninstalls.
+        inside: this process is an executor.
+    """
+    _process.client = client
+    _process.inside = inside
+
+
+def is_executor() -> bool:
+    """Whether this process runs tasks."""
+    return _process.inside
+
+
+def current_task() -> TaskInfo | None:
+    """The task that the calling code runs in, or None in a driver program."""
+    return _task.get() or _process.task
+
+
+def enter_process_task(task: TaskInfo | None) -> TaskInfo | None:
+    """Sync executors: `task` runs now in this process. Returns the one before, to be given back afterwards."""
+    before, _process.task = _process.task, task
+    return before
+
+
+def enter_context_task(task: TaskInfo | None) -> None:
+    """Async executors, inside the asyncio task (or its own context) that runs `task`."""
+    _task.set(task)

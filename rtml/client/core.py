@@ -1,0 +1,363 @@
+"""The submitter's side of the protocol as a pure state machine.
+
+Used by clients, by the gateway and by executors (a running task submits too), and by the simulator: no clock, no socket,
+no pickle, no lock. The caller holds one lock around every call and sends what `flush` returns, as one frame, in order.
+
+Theory of operation. The submitter owns its tasks: it keeps every spec until the task's result has arrived, so that a
+restarted dispatcher can be told again. The dispatcher keeps every result until the submitter acknowledges it, so that a
+broken link loses nothing. Both meet in three rules:
+
+1. Whether a dependency is already resolved here is looked up when a task enters the buffer (`submit`), because from then on
+   the dispatcher may have forgotten it; what is resolved travels by value.
+2. An acknowledgement covers no result that a still unsent task depends on. Tasks are sent in the order of submission, so it
+   is enough to remember, per unsent task with unresolved dependencies, the newest serial at its submission (`_holds`).
+3. Results are idempotent: the first one for a task counts, later ones are dropped.
+
+At most `WINDOW` unresolved tasks are with the dispatcher; the rest waits here (a million submissions are normal).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from rtml.messages import (
+    CLIENT,
+    Ack,
+    Cancel,
+    Define,
+    Function,
+    Hello,
+    Message,
+    Options,
+    Rehello,
+    Release,
+    Results,
+    Submit,
+    Task,
+    TaskResult,
+    Unwatch,
+    Watch,
+    WatchResults,
+    Welcome,
+)
+
+#: Unresolved tasks that may be with the dispatcher at the same time.
+WINDOW: Final = 65_536
+
+#: Applied results after which an acknowledgement is worth a frame of its own.
+ACK_EVERY: Final = 512
+
+#: Bytes of arguments in one `Submit`, so that a frame stays far below `FRAME_MAX`.
+SUBMIT_BYTES_MAX: Final = 4 * 1024 * 1024
+
+
+class ClientCore:
+    """What one submitter session has asked for and not yet got.
+
+    Args:
+        session: 31 random bits that begin every task id of this process.
+        window: most unresolved tasks at the dispatcher.
+    """
+
+    def __init__(self, session: int, window: int = WINDOW) -> None:
+        self.session = session
+        self.window = window
+        #: Unresolved, uncancelled tasks by id, in the order of submission.
+        self._tasks: dict[int, Task] = {}
+        #: Absolute deadlines of those that have one. Keys are a subset of `_tasks`.
+        self._deadlines: dict[int, float] = {}
+        #: Submitted since the last flush; younger than everything in `_queue`.
+        self._buffer: list[Task] = []
+        #: Unsent because the window was full.
+        self._queue: deque[Task] = deque()
+        #: (task, newest applied serial at its submission) of unsent tasks with unresolved dependencies, oldest first.
+        self._holds: deque[tuple[int, int]] = deque()
+        #: Cancelled here, end not yet confirmed by the dispatcher.
+        self._cancelled: set[int] = set()
+        self._functions: dict[int, Function] = {}
+        self._define: list[Function] = []
+        self._watched: set[int] = set()
+        self._watch: list[int] = []
+        self._unwatch: list[int] = []
+        self._cancel: list[int] = []
+        self._release: list[int] = []
+        #: The newest `Results.serial` that was applied, and the newest acknowledged; `_acked <= _applied`.
+        self._applied = 0
+        self._acked = 0
+        self._unacked_results = 0
+        #: The newest task that was sent (ids of a session grow).
+        self._sent = 0
+        #: A `Rehello` asks for everything again; answered by the next flush.
+        self._returning = False
+        self._hello: Hello | None = None
+        self.epoch = 0
+
+    # --- what the program wants ---------------------------------------------------------------------------------------
+
+    def define(self, function: Function) -> None:
+        """Make `function` known; it is sent before the next task, once per dispatcher incarnation."""
+        if function.id not in self._functions:
+            self._functions[function.id] = function
+            self._define.append(function)
+
+    def knows(self, function: int) -> bool:
+        """Whether `define` was called for this function id."""
+        return function in self._functions
+
+    def submit(self, task: Task, deadline: float | None = None) -> None:
+        """Record and buffer a task whose function is defined and whose id was never used before.
+
+        Args:
+            task: its `deps` carry the payloads of dependencies that are resolved here by now.
+            deadline: absolute end of its budget on the caller's clock; `Options.deadline` is filled in by `flush`.
+        """
+        self._tasks[task.id] = task
+        self._buffer.append(task)
+        if deadline is not None:
+            self._deadlines[task.id] = deadline
+        if task.deps is not None:
+            self._holds.append((task.id, self._applied))
+
+    def cancel(self, tasks: Iterable[int]) -> list[int]:
+        """Give up these tasks; returns those that were unresolved. Their results will not be delivered any more."""
+        known = [task for task in tasks if self._tasks.pop(task, None) is not None]
+        for task in known:
+            self._deadlines.pop(task, None)
+        self._cancelled.update(known)
+        self._cancel.extend(known)
+        return known
+
+    def watch(self, task: int) -> None:
+        """Ask for the result of a task that somebody else submitted."""
+        if task not in self._watched:
+            self._watched.add(task)
+            self._watch.append(task)
+
+    def unwatch(self, task: int) -> None:
+        """No handle of this foreign task is left here."""
+        if task in self._watched:
+            self._watched.discard(task)
+            self._unwatch.append(task)
+
+    def release(self, objects: Iterable[int]) -> None:
+        """These results in shared memory are not needed by this submitter any more."""
+        self._release.extend(objects)
+
+    # --- what the caller of `flush` wants to know ---------------------------------------------------------------------
+
+    @property
+    def buffered(self) -> int:
+        """Tasks submitted since the last flush."""
+        return len(self._buffer)
+
+    @property
+    def unresolved(self) -> int:
+        """Tasks without a result, sent or not."""
+        return len(self._tasks)
+
+    @property
+    def idle(self) -> bool:
+        """Everything submitted and not sent is all there is: nothing is on its way, so waiting to coalesce gains nothing."""
+        return len(self._buffer) == len(self._tasks)
+
+    @property
+    def urgent(self) -> bool:
+        """A flush would send something that somebody may be waiting for."""
+        return bool(
+            self._buffer
+            or self._cancel
+            or self._watch
+            or self._returning
+            or self._unacked_results >= ACK_EVERY
+            or (self._queue and self._room() > 0)
+        )
+
+    @property
+    def pending_output(self) -> bool:
+        """A flush would send anything at all."""
+        return self.urgent or bool(self._unwatch or self._release or self._ackable() > self._acked)
+
+    @property
+    def returning(self) -> bool:
+        """The next `flush` is a `resume`: look up the dependencies of `unresolved_tasks` again before it."""
+        return self._returning
+
+    def unresolved_tasks(self) -> list[Task]:
+        """The specs kept here, in the order of submission; only `deps` may be changed."""
+        return list(self._tasks.values())
+
+    def sent(self, task: int) -> bool:
+        """Whether this task of this session has left the buffer."""
+        return task <= self._sent
+
+    # --- what the wire brings and takes -------------------------------------------------------------------------------
+
+    def receive(self, message: Message, now: float) -> list[TaskResult]:
+        """Apply a message of the dispatcher; returns the results that are new. Other messages are ignored.
+
+        Args:
+            message: as decoded.
+            now: unused by the rules of today; the signature is that of all cores.
+        """
+        if isinstance(message, Results):
+            return self._apply(message)
+        if isinstance(message, WatchResults):
+            new = [result for result in message.results if result.id in self._watched]
+            for result in new:
+                self.unwatch(result.id)
+            return new
+        if isinstance(message, Welcome):
+            self._welcome(message.epoch)
+        elif isinstance(message, Rehello):
+            self._welcome(message.epoch)
+            self._returning = True
+        return []
+
+    def settled(self, task: int) -> bool:
+        """Whether the dispatcher has nothing to say about this task any more (it may be read elsewhere until then)."""
+        return task not in self._tasks and task not in self._cancelled
+
+    def flush(self, now: float) -> list[Message]:
+        """What to send now, in order; to be sent as one frame, or one frame per message if it would be too long."""
+        if self._returning:
+            self._returning = False
+            return ([self._hello] if self._hello is not None else []) + self.resume(now)
+        out: list[Message] = []
+        if self._define:
+            out.append(Define(self._define))
+            self._define = []
+        # Before any acknowledgement: a handle inside an acknowledged result is only kept alive by our watch.
+        if self._watch:
+            out.append(Watch(self._watch))
+            self._watch = []
+        submits = self._submits(now)
+        out += submits
+        # The last `Submit` carries the acknowledgement: what was sent before it may have named acknowledged results.
+        ack = self._ackable()
+        if ack > self._acked:
+            self._acked = ack
+            self._unacked_results = 0
+            if submits:
+                submits[-1].ack = ack
+            else:
+                out.append(Ack(ack))
+        if self._cancel:
+            out.append(Cancel(self._cancel))
+            self._cancel = []
+        if self._unwatch:
+            out.append(Unwatch(self._unwatch))
+            self._unwatch = []
+        if self._release:
+            out.append(Release(self._release))
+            self._release = []
+        return out
+
+    def hello(self, pid: int = 0, name: str = "", python: str = "", token: str = "", role: str = CLIENT) -> Hello:
+        """The first message of a connection of a plain submitter (executors build their own and call `resume`)."""
+        self._hello = Hello(
+            role=role, session=self.session, pid=pid, name=name, python=python, epoch=self.epoch, token=token
+        )
+        return self._hello
+
+    def resume(self, now: float) -> list[Message]:
+        """After `Hello` on a new connection: all that the dispatcher may have forgotten, in order.
+
+        First put the payloads of dependencies that were resolved meanwhile into the `deps` of `unresolved_tasks`: a new
+        dispatcher never heard of them.
+        """
+        self._define = list(self._functions.values())
+        self._watch = list(self._watched)
+        self._queue = deque(self._tasks.values())
+        self._buffer = []
+        # What was cancelled is not submitted again; telling it again reaches a dispatcher that does remember.
+        self._cancel = list(self._cancelled)
+        self._acked = 0
+        self._sent = 0
+        # All unsent again: hold back acknowledgements until those with dependencies have gone out (rule 2).
+        self._holds = deque((task.id, 0) for task in self._queue if task.deps is not None)
+        return self.flush(now)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, message: Results) -> list[TaskResult]:
+        if message.serial > self._applied:
+            self._applied = message.serial
+        self._unacked_results += len(message.results)
+        pop = self._tasks.pop
+        new = [result for result in message.results if pop(result.id, None) is not None]
+        if self._deadlines:
+            for result in new:
+                self._deadlines.pop(result.id, None)
+        if self._cancelled:
+            self._cancelled.difference_update([result.id for result in message.results])
+        return new
+
+    def _welcome(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            return
+        if self.epoch:
+            # Another incarnation numbers its results from one again and knows nothing of our cancelled tasks.
+            self._applied = self._acked = 0
+            self._holds = deque((task, 0) for task, _ in self._holds)
+            self._cancelled.clear()
+        self.epoch = epoch
+        if self._hello is not None:
+            self._hello.epoch = epoch
+
+    def _room(self) -> int:
+        with_dispatcher = len(self._tasks) - len(self._queue) - len(self._buffer)
+        return self.window - max(0, with_dispatcher)
+
+    def _ackable(self) -> int:
+        return min(self._applied, self._holds[0][1]) if self._holds else self._applied
+
+    def _submits(self, now: float) -> list[Submit]:
+        if not self._buffer and not self._queue:
+            return []
+        room = self._room()
+        if not self._queue and len(self._buffer) <= room:
+            tasks, self._buffer = self._buffer, []
+            self._holds.clear()
+        else:
+            self._queue.extend(self._buffer)
+            self._buffer = []
+            tasks = list(islice(self._queue, max(0, room)))
+            for _ in tasks:
+                self._queue.popleft()
+            if not tasks:
+                return []
+            while self._holds and self._holds[0][0] <= tasks[-1].id:
+                self._holds.popleft()
+        self._sent = tasks[-1].id
+        if self._deadlines:
+            self._fill_budgets(tasks, now)
+        return [Submit(part) for part in _parts(tasks)]
+
+    def _fill_budgets(self, tasks: list[Task], now: float) -> None:
+        for task in tasks:
+            deadline = self._deadlines.get(task.id)
+            if deadline is not None:
+                # A copy, because the options of one `.options(...)` call are shared by many tasks.
+                base = task.options or Options()
+                task.options = msgspec.structs.replace(base, deadline=max(0.0, deadline - now))
+
+
+def _parts(tasks: list[Task]) -> list[list[Task]]:
+    """`tasks` cut where the arguments and the given dependencies would exceed `SUBMIT_BYTES_MAX`."""
+    parts: list[list[Task]] = []
+    size = SUBMIT_BYTES_MAX
+    for task in tasks:
+        weight = len(task.args) if isinstance(task.args, bytes) else 0
+        if task.deps is not None:
+            weight += sum(len(payload) for _, payload in task.deps if isinstance(payload, bytes))
+        if size + weight > SUBMIT_BYTES_MAX:
+            parts.append([])
+            size = 0
+        parts[-1].append(task)
+        size += weight
+    return parts
