@@ -1,0 +1,97 @@
+"""Metrics: what is counted arrives in the exposition, and the exposition is one that Prometheus can read."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rtml import messages, metrics
+from rtml.messages import Timing
+
+
+def samples(text: str) -> dict[str, float]:
+    return {
+        sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_a_request_is_counted_by_status_and_time() -> None:
+    gateway = metrics.GatewayMetrics()
+    target = gateway.target("ocr", "/v1/read")
+    target.ended(200, 0.0002, None)
+    target.ended(200, 0.004, 0.003)
+    target.ended(504, 0.01, 0.01)
+    target.ended(499, 0.001, 0.01)
+    target.ended(500, 0.001, 0.01)
+    found = samples(gateway.render())
+    labels = ",app=ocr,target=/v1/read"
+    assert found["rtml_gateway_requests_total,app=ocr,code=200,target=/v1/read"] == 2
+    assert found["rtml_gateway_request_seconds_count" + labels] == 5
+    assert found["rtml_gateway_request_seconds_bucket,app=ocr,le=0.00025,target=/v1/read"] == 1
+    assert found["rtml_gateway_request_seconds_sum" + labels] == pytest.approx(0.0162)
+    deadlines = {
+        outcome: found[f"rtml_gateway_deadlines_total,app=ocr,outcome={outcome},target=/v1/read"]
+        for outcome in metrics.DEADLINE_OUTCOMES
+    }
+    assert deadlines == {"met": 0, "missed": 2, "cancelled": 1, "failed": 1}
+    assert found["rtml_gateway_deadline_slack_seconds_bucket,app=ocr,le=-0.001,target=/v1/read"] == 1
+
+
+def test_a_task_is_counted_by_function_and_outcome() -> None:
+    dispatcher = metrics.DispatcherMetrics()
+    meter = dispatcher.meter("detect")
+    assert dispatcher.meter("detect") is meter
+    meter.ended(messages.OK, Timing(0, 0.001, 0.0001, 0.02, batch=3, attempts=2, slack=0.1), root=True)
+    meter.ended(messages.OK, Timing(0, 0.001, 0.0001, 0.02, slack=-0.1), root=True)
+    meter.ended(messages.OK, Timing(0, 0.001, 0.0001, 0.02, slack=-0.1), root=False)
+    meter.ended(messages.EXPIRED, None, root=True)
+    found = samples(dispatcher.render())
+    assert found["rtml_tasks_total,function=detect,outcome=ok"] == 3
+    assert found["rtml_tasks_total,function=detect,outcome=expired"] == 1
+    assert found["rtml_task_attempts_total,function=detect"] == 4
+    assert found["rtml_task_batch_calls_bucket,function=detect,le=2.0"] == 2
+    assert found["rtml_task_seconds_sum,function=detect"] == pytest.approx(3 * 0.0211)
+    assert found["rtml_deadline_total,function=detect,outcome=met"] == 1
+    assert found["rtml_deadline_total,function=detect,outcome=missed"] == 1
+    assert found["rtml_dispatcher_cpu_seconds_total"] > 0
+
+
+def test_functions_beyond_the_limit_share_their_counters() -> None:
+    dispatcher = metrics.DispatcherMetrics()
+    for number in range(3 * metrics.FUNCTIONS_MAX):
+        dispatcher.meter(f"f{number}").ended(messages.OK, None, root=False)
+    found = samples(dispatcher.render())
+    assert sum(value for name, value in found.items() if name.startswith("rtml_tasks_total")) == (
+        3 * metrics.FUNCTIONS_MAX
+    )
+    assert found["rtml_tasks_total,function=(other),outcome=ok"] == 2 * metrics.FUNCTIONS_MAX
+
+
+def test_a_family_beyond_its_limit_shares_one_child() -> None:
+    counter = metrics.Counter("c", "A counter.", ("x",))
+    for number in range(metrics.CHILDREN_MAX + 5):
+        counter.labels(str(number)).value += 1
+    assert counter.labels("new").value == 5
+    with pytest.raises(ValueError, match="labels"):
+        counter.labels("a", "b")
+
+
+def test_gateway_and_dispatcher_share_no_name() -> None:
+    texts = metrics.GatewayMetrics().render() + metrics.DispatcherMetrics().render()
+    declared = [line.split()[2] for line in texts.splitlines() if line.startswith("# TYPE")]
+    assert len(declared) == len(set(declared))
+    assert all(name.startswith("rtml_") for name in declared)
+
+
+def test_pauses_of_the_garbage_collector_are_seen() -> None:
+    import gc
+
+    gateway = metrics.GatewayMetrics()
+    pauses = gateway.gc_pause.labels()
+    before = list(gc.callbacks)
+    gateway.watch_gc(pauses)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks[:] = before
+    assert sum(pauses.counts) >= 1
