@@ -1,0 +1,329 @@
+"""The dispatcher's brain: messages and a clock in, effects out.
+
+    effects = core.handle(batch, now)      # batch: everything that arrived in one wake-up
+    core.next_wakeup()                     # when to call again if nothing arrives
+
+A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
+with everything known), then each peer gets one frame. Three parts share the tables and own the decisions:
+
+    Membership   who is there, what a death or a return means
+    Lifecycle    a task from submission to its one result
+    Placement    which ready task runs where, and in which batch
+
+The way of a request: `Submit` -> Lifecycle.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
+Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rtml.graph.lifecycle import Lifecycle
+from rtml.graph.membership import Membership
+from rtml.graph.placement import Placement
+from rtml.graph.state import Session, State, WorkerState
+from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
+from rtml.messages import (
+    Ack,
+    Assign,
+    Blocked,
+    Cancel,
+    Define,
+    ExecutorDied,
+    ExecutorStarted,
+    Finished,
+    Heartbeat,
+    Hello,
+    Interrupt,
+    Logs,
+    LoopLag,
+    Message,
+    Node,
+    Query,
+    Rehello,
+    Release,
+    Results,
+    Resumed,
+    Returned,
+    Safe,
+    Submit,
+    Unwatch,
+    Watch,
+    WatchResults,
+)
+
+#: Of a wake-up: (link number, its messages), or (link number, None) when the link closed.
+Arrivals = Iterable[tuple[int, list[Message] | None]]
+
+#: A worker is told that results are safe at the latest after so many messages.
+_SAFE_LAG_MAX = 16
+
+
+class Core:
+    """All decisions of a dispatcher.
+
+    Args:
+        epoch: a number that no earlier dispatcher of these peers had (random).
+        limits: bounds on everything.
+    """
+
+    def __init__(self, epoch: int, limits: Limits | None = None) -> None:
+        self.tables = Tables(epoch, limits or Limits())
+        self.placement = Placement(self.tables)
+        self.lifecycle = Lifecycle(self.tables, self.placement)
+        self.membership = Membership(self.tables, self.placement, self.lifecycle)
+        self.placement.on_timeout = self.lifecycle.timed_out
+        #: messages that were dropped: unknown peer, or not for this role
+        self.dropped = 0
+        self._handlers: dict[type, Callable[[Session, Any, float], None]] = {
+            Submit: self._submit,
+            Ack: self._ack,
+            Define: self._define,
+            Cancel: self._cancel,
+            Watch: self._watch,
+            Unwatch: self._unwatch,
+            Release: self._release,
+            Query: self._query,
+            Logs: self._logs,
+            Heartbeat: self._heartbeat,
+            Finished: self._finished,
+            Blocked: self._blocked,
+            Resumed: self._resumed,
+            Returned: self._returned,
+            LoopLag: self._loop_lag,
+            Node: self._node,
+            ExecutorStarted: self._started,
+            ExecutorDied: self._died,
+        }
+
+    def handle(self, arrivals: Arrivals, now: float) -> list[Effect]:
+        """Apply everything that arrived, fire due timers, schedule, and say what is to be done.
+
+        Args:
+            arrivals: decoded messages by link, in the order of arrival.
+            now: seconds of a monotonic clock; never less than in the call before.
+        """
+        tables = self.tables
+        for peer, messages in arrivals:
+            if messages is None:
+                self.membership.gone(peer, now)
+            else:
+                self._receive(peer, messages, now)
+        tables.run_timers(now)
+        if not self.membership.recovering:
+            self.placement.schedule(now)
+            while self.placement.doomed:
+                doomed, self.placement.doomed = self.placement.doomed, []
+                for task, error in doomed:
+                    self.lifecycle.fail(task, error)
+                self.lifecycle.drain(now)
+                self.placement.schedule(now)
+        return self._flush()
+
+    def next_wakeup(self) -> float | None:
+        """When `handle` is to be called again, with no arrivals if need be; None: only when something arrives."""
+        return self.tables.next_timer()
+
+    def take_ended(self) -> list[Ended]:
+        """The records of tasks that ended since the last call."""
+        ended, self.tables.ended = self.tables.ended, []
+        return ended
+
+    # --- messages
+
+    def _receive(self, peer: int, messages: list[Message], now: float) -> None:
+        session = self.tables.peers.get(peer)
+        rejoined = None
+        for message in messages:
+            if session is None or message.__class__ is Hello:
+                if isinstance(message, Hello):
+                    session = self.membership.hello(peer, message, now)
+                    if session is None:
+                        return
+                    rejoined = message
+                    continue
+                self.dropped += len(messages)
+                self.tables.effects.append(Send(peer, [Rehello(self.tables.epoch)]))
+                return
+            handler = self._handlers.get(message.__class__)
+            if handler is None:
+                self.dropped += 1
+            else:
+                handler(session, message, now)
+        if rejoined is not None and session is not None and session.worker is not None:
+            self.membership.reconcile(session.worker, rejoined, now)
+
+    def _submit(self, session: Session, message: Submit, now: float) -> None:
+        self.membership.submit(session, message, now)
+        if message.ack:
+            self.lifecycle.acknowledged(session, message.ack)
+
+    def _ack(self, session: Session, message: Ack, now: float) -> None:
+        self.lifecycle.acknowledged(session, message.serial)
+
+    def _define(self, session: Session, message: Define, now: float) -> None:
+        for function in message.functions:
+            self.tables.define(function)
+
+    def _cancel(self, session: Session, message: Cancel, now: float) -> None:
+        self.lifecycle.cancel(session, message.tasks, now)
+
+    def _watch(self, session: Session, message: Watch, now: float) -> None:
+        self.lifecycle.watch(session, message.tasks)
+
+    def _unwatch(self, session: Session, message: Unwatch, now: float) -> None:
+        self.lifecycle.unwatch(session, message.tasks)
+
+    def _release(self, session: Session, message: Release, now: float) -> None:
+        self.lifecycle.release(session, message.objects)
+
+    def _query(self, session: Session, message: Query, now: float) -> None:
+        if session.peer is not None:
+            self.tables.effects.append(Answer(session.peer, message))
+
+    def _heartbeat(self, session: Session, message: Heartbeat, now: float) -> None:
+        """It is alive: that was all."""
+
+    def _logs(self, session: Session, message: Logs, now: float) -> None:
+        by_root: dict[int, list[tuple[int, str, int, str, str]]] = {}
+        for line in message.lines:
+            task = self.tables.tasks.get(line[0])
+            if task is not None:
+                by_root.setdefault(task.graph.session.id, []).append(line)
+            else:
+                # The task has ended and is forgotten: its lines go to the submitter named in its graph's id, if any.
+                by_root.setdefault(line[0] >> 32, []).append(line)
+        for session_id, lines in by_root.items():
+            root = self.tables.sessions.get(session_id)
+            if root is not None and root.peer is not None:
+                self.tables.tell(root, Logs(lines))
+
+    # --- messages of executors
+
+    def _worker_of(self, session: Session) -> WorkerState | None:
+        if session.worker is None:
+            self.dropped += 1
+        return session.worker
+
+    def _finished(self, session: Session, message: Finished, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is None or message.serial <= worker.serial:
+            return  # sent again after a reconnect, and already known
+        worker.serial = message.serial
+        self.lifecycle.finished(worker, self.membership.keep_early(worker, message), now)
+
+    def _blocked(self, session: Session, message: Blocked, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is None:
+            return
+        self._take_back(worker, message.returned, now)
+        task = worker.queue.get(message.task)
+        if task is not None and task.attempt == message.attempt:
+            self.placement.blocked(worker, task)
+
+    def _resumed(self, session: Session, message: Resumed, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is not None and worker.stack and worker.stack[-1][0].id == message.task:
+            self.placement.resumed(worker, worker.stack[-1][0], now)
+
+    def _returned(self, session: Session, message: Returned, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is not None:
+            worker.recalling = False
+            worker.leaving = worker.leaving or message.leaving
+            self._take_back(worker, message.attempts, now)
+
+    def _take_back(self, worker: WorkerState, attempts: list[tuple[int, int]], now: float) -> None:
+        for task in self.placement.returned(worker, attempts, now):
+            self.lifecycle.again(task, now)
+        self.lifecycle.drain(now)
+
+    def _loop_lag(self, session: Session, message: LoopLag, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is not None:
+            worker.lagging = message.lag > 0
+
+    # --- messages of supervisors
+
+    def _node(self, session: Session, message: Node, now: float) -> None:
+        self.membership.node(session, message, now)
+
+    def _started(self, session: Session, message: ExecutorStarted, now: float) -> None:
+        self.membership.started(message)
+
+    def _died(self, session: Session, message: ExecutorDied, now: float) -> None:
+        self.membership.died(message, now)
+
+    # --- outgoing
+
+    def _flush(self) -> list[Effect]:
+        tables = self.tables
+        for interrupted in tables.interrupts.values():
+            supervisor = interrupted.node.supervisor
+            if supervisor is not None and interrupted.session is not None and not interrupted.dying:
+                tables.tell(supervisor, Interrupt(interrupted.id))
+        tables.interrupts.clear()
+        effects = tables.effects
+        for session in tables.dirty.values():
+            if session.peer is None:
+                continue
+            messages = session.outbox
+            if messages:
+                session.outbox = []
+            worker = session.worker
+            if worker is not None:
+                if worker.outgoing:
+                    messages.append(Assign(worker.outgoing))
+                    worker.outgoing = []
+                if worker.safe > worker.safe_sent and (messages or worker.safe - worker.safe_sent >= _SAFE_LAG_MAX):
+                    messages.append(Safe(worker.safe))
+                    worker.safe_sent = worker.safe
+            if session.results:
+                session.serial += 1
+                results = Results(session.serial, session.results)
+                session.results = []
+                session.unacked.append(results)
+                messages.append(results)
+            if session.watch_results:
+                messages.append(WatchResults(session.watch_results))
+                session.watch_results = []
+            if messages:
+                effects.append(Send(session.peer, messages))
+        tables.dirty.clear()
+        tables.effects = []
+        return effects
+
+    def snapshot(self) -> dict[str, Any]:
+        """Numbers for `rtml status` and metrics; costs time in proportion to the tasks."""
+        tables = self.tables
+        states = [0, 0, 0, 0]
+        for task in tables.tasks.values():
+            states[task.state] += 1
+        return {
+            "tasks": dict(zip(State.NAMES, states, strict=True)),
+            "sessions": len(tables.sessions),
+            "functions": len(tables.functions),
+            "objects": len(tables.objects),
+            "dropped_messages": self.dropped,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "cpu": node.cpu,
+                    "free_cpu": node.free_cpu,
+                    "resources": node.extra,
+                    "free": node.free_extra,
+                    "executors": [
+                        {
+                            "id": worker.id,
+                            "role": worker.role,
+                            "queued": len(worker.queue),
+                            "blocked": len(worker.stack),
+                            "lagging": worker.lagging,
+                        }
+                        for worker in node.workers.values()
+                    ],
+                }
+                for node in tables.nodes.values()
+            ],
+        }

@@ -1,0 +1,513 @@
+"""A task's way from submission to its one result: dependencies, retries, cancellation, expiry, ownership.
+
+Rules (the invariants of `rtml.graph.check` restate them):
+
+* `TaskState.move` is the only place that changes a task's state; `end` is the only way to DONE.
+* Whoever ends takes its unfinished children along, except those whose handles are in its result and detached ones:
+  these pass to the next owner above.
+* A result is kept until its submitter acknowledged it and nobody else holds the task (`holds`).
+* Nothing recurses: ends caused by an end go to a work list, so that a chain of a million dependents is only a loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rtml.graph.placement import Placement
+from rtml.graph.queues import PATIENCE
+from rtml.graph.state import (
+    FunctionState,
+    Graph,
+    Profile,
+    Receipt,
+    Session,
+    State,
+    StoredObject,
+    TaskState,
+    WorkerState,
+    failure,
+)
+from rtml.graph.tables import Ended, Tables, Unlink
+from rtml.messages import (
+    CANCELLED,
+    ERROR,
+    EXPIRED,
+    OK,
+    ErrorInfo,
+    Finished,
+    Free,
+    KillExecutor,
+    ObjectRef,
+    Results,
+    Revoke,
+    Task,
+    TaskResult,
+    Timing,
+)
+
+
+class Lifecycle:
+    """Decides what becomes of tasks."""
+
+    def __init__(self, tables: Tables, placement: Placement) -> None:
+        self.tables = tables
+        self.placement = placement
+        self._ending: deque[tuple[TaskState, TaskResult]] = deque()
+
+    # --- submission
+
+    def submit(self, session: Session, specs: list[Task], now: float) -> None:
+        """Accept tasks; one that is known already is answered again if it ended, else left alone."""
+        tables = self.tables
+        for spec in specs:
+            known = tables.tasks.get(spec.id)
+            if known is not None:
+                if known.session is session and known.result is not None:
+                    session.results.append(known.result)
+                    tables.dirty[session.id] = session
+                continue
+            function = tables.functions.get(spec.function)
+            if function is None:
+                self._refuse(session, spec, failure("ProtocolError", f"function {spec.function:x} was not defined"))
+                continue
+            profile = function.profile
+            if spec.options is not None:
+                profile = tables.profile(function.definition, spec.options)
+            self._accept(session, spec, function, profile, now)
+        self.drain(now)
+
+    def _accept(
+        self, session: Session, spec: Task, function: FunctionState, profile: Profile, now: float
+    ) -> TaskState | None:
+        tables = self.tables
+        owner: Session | TaskState = session
+        parent = tables.tasks.get(spec.parent) if spec.parent else None
+        if spec.parent:
+            if parent is None or parent.state is not State.ASSIGNED:
+                self._refuse(session, spec, failure("TaskCancelled", "the task that submitted it has ended"), CANCELLED)
+                return None
+            owner = parent
+            graph = parent.graph
+        else:
+            graph = Graph(spec.id, session, tables.next_sequence(), spec.trace)
+        task = TaskState(spec, function, profile, session, owner, graph, now)
+        tables.tasks[spec.id] = task
+        if owner.children is None:
+            owner.children = {}
+        owner.children[spec.id] = task
+        graph.live += 1
+        function.users += 1
+        if parent is not None:
+            task.depth = parent.depth + 1
+            task.deadline = parent.deadline
+            task.due = parent.due
+            if graph.live > tables.limits.graph_tasks_max or task.depth > tables.limits.depth_max:
+                self._over_limit(task)
+                return task
+        else:
+            task.due = now + PATIENCE
+        if spec.options is not None and spec.options.deadline is not None:
+            self._set_deadline(task, now + spec.options.deadline)
+        if spec.handles:
+            for handle in spec.handles:
+                held = tables.tasks.get(handle)
+                if held is not None:
+                    held.holds += 1
+        if spec.batch_key:
+            task.batch_key = spec.batch_key
+        if spec.deps and not self._link(task, spec.deps):
+            return task
+        if not task.waiting:
+            self._make_ready(task, now)
+        return task
+
+    def _refuse(self, session: Session, spec: Task, error: ErrorInfo, outcome: int = ERROR) -> None:
+        """Answer a task that never came to be."""
+        session.results.append(TaskResult(spec.id, 0, outcome, error=error))
+        self.tables.dirty[session.id] = session
+
+    def _over_limit(self, task: TaskState) -> None:
+        limits = self.tables.limits
+        what = (
+            f"the graph has more than {limits.graph_tasks_max} live tasks (graph_tasks_max)"
+            if task.graph.live > limits.graph_tasks_max
+            else f"the graph is nested deeper than {limits.depth_max} tasks (depth_max)"
+        )
+        error = failure("LimitExceeded", f"{what}; submit fewer at a time, or raise the dispatcher's limit", task)
+        self.fail(task, error)
+        root = self.tables.tasks.get(task.graph.id)
+        if root is not None:
+            self.fail(root, error)
+
+    def _set_deadline(self, task: TaskState, deadline: float) -> None:
+        if task.deadline is None or deadline < task.deadline:
+            task.deadline = deadline
+            task.due = min(task.due, deadline)
+            self.tables.at(deadline, self._expire, task)
+
+    def _link(self, task: TaskState, deps: list[tuple[int, bytes | ObjectRef | None]]) -> bool:
+        """Attach the dependencies; False if one has failed already."""
+        inputs: list[bytes | ObjectRef | None] = []
+        task.inputs = inputs
+        for position, (dep_id, payload) in enumerate(deps):
+            inputs.append(payload)
+            if payload is not None:
+                continue
+            dep = self.tables.tasks.get(dep_id)
+            if dep is None:
+                message = f"argument {position} is a future that the dispatcher does not know (any more)"
+                self.fail(task, failure("ObjectLost", message, task))
+                return False
+            if dep.result is None:
+                task.waiting += 1
+                if dep.dependents is None:
+                    dep.dependents = []
+                dep.dependents.append((task, position))
+            elif not self._supply(task, position, dep):
+                return False
+        return True
+
+    def _supply(self, task: TaskState, position: int, dep: TaskState) -> bool:
+        """Put an ended dependency's value in its place; False if it has none."""
+        result = dep.result
+        assert result is not None
+        if result.outcome != OK:
+            error = result.error or failure("DependencyFailed", "a dependency failed", dep)
+            chain = [*(error.chain or dep.chain()), task.profile.name]
+            inherited = ErrorInfo(error.type, error.message, error.traceback, chain, error.pickled)
+            self._ending.append((task, TaskResult(task.id, task.attempt, result.outcome, error=inherited)))
+            return False
+        assert task.inputs is not None
+        task.inputs[position] = result.payload
+        if isinstance(result.payload, ObjectRef):
+            stored = self.tables.objects.get(result.payload.id)
+            if stored is not None:
+                stored.holders.add(task.id)
+        if not task.batch_key and result.batch_key and position == 0:
+            task.batch_key = result.batch_key
+        return True
+
+    def _make_ready(self, task: TaskState, now: float) -> None:
+        task.move(State.READY)
+        if not task.ready_at:
+            task.ready_at = now
+        error = self.placement.push(task, now)
+        if error is not None:
+            self.fail(task, error)
+
+    # --- results of attempts
+
+    def finished(self, worker: WorkerState, message: Finished, now: float) -> None:
+        """Take an executor's results."""
+        results = message.results
+        receipt = Receipt(worker, message.serial, len(results))
+        worker.receipts.append(receipt)
+        for result in results:
+            task = self.placement.reported(worker, result, now)
+            if task is None or task.state is State.DONE or task.attempt != result.attempt:
+                receipt.remaining -= 1
+                self.discard(worker, result)
+                continue
+            if result.outcome == ERROR and result.retryable and task.failures < task.profile.retries:
+                receipt.remaining -= 1
+                task.failures += 1
+                self.again(task, now)
+                continue
+            task.receipt = receipt
+            self.end(task, result, now)
+        if self._ending:
+            self.drain(now)
+        if not receipt.remaining:
+            self._advance(worker)
+
+    def discard(self, worker: WorkerState, result: TaskResult) -> None:
+        """A result nobody wants: its object goes back at once."""
+        if isinstance(result.payload, ObjectRef) and worker.session is not None:
+            self.tables.tell(worker.session, Free([result.payload.id]))
+
+    def again(self, task: TaskState, now: float) -> None:
+        """Put a task whose attempt ended without a result back among the ready ones."""
+        task.worker = None
+        task.blocked = False
+        if task.children:
+            for child in list(task.children.values()):
+                self.cancel_tree(child, "the task that submitted it is run again")
+        self._make_ready(task, now)
+
+    # --- ends
+
+    def fail(self, task: TaskState, error: ErrorInfo, outcome: int = ERROR) -> None:
+        """End a task with an error of rtml's own, at the next `drain`."""
+        self._ending.append((task, TaskResult(task.id, task.attempt, outcome, error=error)))
+
+    def cancel_tree(self, task: TaskState, why: str) -> None:
+        """End a task as cancelled, at the next `drain`; its descendants follow."""
+        self.fail(task, failure("TaskCancelled", why, task), CANCELLED)
+
+    def cancel(self, session: Session, ids: list[int], now: float) -> None:
+        """A submitter does not want these any more."""
+        for task_id in ids:
+            task = self.tables.tasks.get(task_id)
+            if task is not None and task.state is not State.DONE:
+                self.cancel_tree(task, "cancelled by its submitter")
+        self.drain(now)
+
+    def _expire(self, task: TaskState, now: float) -> None:
+        if task.state is not State.DONE and task.deadline is not None:
+            if task.deadline > now:
+                self.tables.at(task.deadline, self._expire, task)
+                return
+            where = "running" if task.state is State.ASSIGNED else State.NAMES[task.state]
+            message = f"the deadline passed while task {task.profile.name!r} was {where}"
+            self.fail(task, failure("DeadlineExceeded", message, task), EXPIRED)
+            self.drain(now)
+
+    def timed_out(self, task_attempt: tuple[TaskState, int], now: float) -> None:
+        """Timer of a task with `timeout`: end it, and the process it is stuck in."""
+        task, attempt = task_attempt
+        if task.state is not State.ASSIGNED or task.attempt != attempt or task.worker is None:
+            return
+        worker = task.worker
+        message = f"task {task.profile.name!r} ran longer than its timeout of {task.profile.timeout:g} s"
+        self.fail(task, failure("TaskTimeout", message, task))
+        supervisor = worker.node.supervisor
+        if supervisor is not None and not worker.dying:
+            worker.dying = True
+            self.tables.tell(supervisor, KillExecutor(worker.id, "task timeout"))
+        self.drain(now)
+
+    def drain(self, now: float) -> None:
+        """Carry out all ends that are due."""
+        ending = self._ending
+        while ending:
+            task, result = ending.popleft()
+            if task.state is not State.DONE:
+                self.end(task, result, now)
+
+    def end(self, task: TaskState, result: TaskResult, now: float) -> None:
+        """The one way to DONE. Ends that follow from it are left for `drain`."""
+        tables = self.tables
+        if task.state is State.ASSIGNED:
+            if task.receipt is None:
+                self._revoke(task)
+        elif task.state is State.READY:
+            self.placement.remove(task)
+        task.move(State.DONE)
+        task.result = result
+        children = task.owner.children
+        if children is not None:
+            children.pop(task.id, None)
+        task.graph.live -= 1
+        function = task.function
+        function.users -= 1
+        if task.children:
+            self._leave_children(task, result)
+        spec = task.spec
+        if spec.deps or spec.handles:
+            self._let_go(task)
+        payload = result.payload
+        if payload.__class__ is ObjectRef:
+            self._store(task, payload)
+        session = task.session
+        worker = task.worker
+        slack = None if task.deadline is None else task.deadline - now
+        tables.ended.append(
+            Ended(
+                task.id, spec.parent, task.graph.id, task.profile.name, result.outcome, task.attempt, task.submitted,
+                task.ready_at, task.assigned_at, now, result.run, 0 if worker is None else worker.id, task.batch_size,
+                task.graph.trace, slack,
+            )
+        )  # fmt: skip
+        if session.timings:
+            result.timing = _timing(task, result, now, slack)
+        if session.id in tables.sessions:
+            session.results.append(result)
+            tables.dirty[session.id] = session
+        else:
+            self._safe(task)
+        if result.handles:
+            self._hand_over(session, result.handles)
+        if task.dependents is not None:
+            self._resolve(task, now)
+        if task.watchers is not None:
+            for watcher in task.watchers:
+                self._tell_watcher(watcher, task)
+            task.watchers = None
+        task.inputs = None
+
+    def _revoke(self, task: TaskState) -> None:
+        """The attempt that is out there becomes a ghost: tell its executor."""
+        worker = task.worker
+        if worker is not None and worker.session is not None and not worker.dying:
+            self.tables.tell(worker.session, Revoke([(task.id, task.attempt)]))
+            self.tables.interrupts[worker.id] = worker
+
+    def _leave_children(self, task: TaskState, result: TaskResult) -> None:
+        """Unfinished children go with their parent, unless their handles escaped or they are detached."""
+        assert task.children is not None
+        escaped = set(result.handles or ())
+        for child in list(task.children.values()):
+            if result.outcome == OK and (child.profile.detached or child.id in escaped):
+                child.owner = task.owner
+                if task.owner.children is None:
+                    task.owner.children = {}
+                task.owner.children[child.id] = child
+            else:
+                self.cancel_tree(child, "the task that submitted it has ended")
+        task.children = None
+
+    def _let_go(self, task: TaskState) -> None:
+        """The task needs its dependencies and handles no more."""
+        for handle in task.spec.handles or ():
+            self._unhold(handle)
+        for payload in task.inputs or ():
+            if isinstance(payload, ObjectRef):
+                self.unneeded(payload.id, task.id)
+
+    def _store(self, task: TaskState, ref: ObjectRef) -> None:
+        if task.worker is not None:
+            stored = self.tables.objects[ref.id] = StoredObject(ref, task.worker)
+            stored.holders.add(task.session.id)
+            task.session.objects.add(ref.id)
+
+    def _resolve(self, task: TaskState, now: float) -> None:
+        """Supply those who waited for this task."""
+        assert task.dependents is not None
+        for dependent, position in task.dependents:
+            if dependent.state is not State.WAITING:
+                continue
+            if self._supply(dependent, position, task):
+                dependent.waiting -= 1
+                if not dependent.waiting:
+                    self._make_ready(dependent, now)
+        task.dependents = None
+
+    # --- keeping and forgetting
+
+    def acknowledged(self, session: Session, serial: int) -> None:
+        """All results up to `serial` are safe with their submitter."""
+        unacked = session.unacked
+        while unacked and unacked[0].serial <= serial:
+            self._safe_all(unacked.popleft())
+
+    def _safe_all(self, sent: Results) -> None:
+        tasks = self.tables.tasks
+        for result in sent.results:
+            task = tasks.get(result.id)
+            if task is not None:
+                self._safe(task)
+
+    def _safe(self, task: TaskState) -> None:
+        """The submitter has the result."""
+        receipt = task.receipt
+        if receipt is not None:
+            task.receipt = None
+            receipt.remaining -= 1
+            if not receipt.remaining:
+                self._advance(receipt.worker)
+        task.acknowledged = True
+        if not task.holds:
+            self.tables.tasks.pop(task.id, None)
+
+    def _advance(self, worker: WorkerState) -> None:
+        receipts = worker.receipts
+        while receipts and not receipts[0].remaining:
+            worker.safe = max(worker.safe, receipts.popleft().serial)
+
+    def _hand_over(self, session: Session, handles: list[int]) -> None:
+        """The receiver of a value with futures inside holds them until it says `Unwatch`."""
+        for handle in handles:
+            task = self.tables.tasks.get(handle)
+            if task is not None:
+                task.holds += 1
+                session.held[handle] = session.held.get(handle, 0) + 1
+
+    def _unhold(self, task_id: int) -> None:
+        task = self.tables.tasks.get(task_id)
+        if task is not None and task.holds:
+            task.holds -= 1
+            if not task.holds and task.acknowledged:
+                self.tables.tasks.pop(task_id, None)
+
+    def unneeded(self, object_id: int, holder: int) -> None:
+        """A session or task needs an object no more; the last one frees it at its owner."""
+        stored = self.tables.objects.get(object_id)
+        if stored is None:
+            return
+        stored.holders.discard(holder)
+        if stored.holders:
+            return
+        del self.tables.objects[object_id]
+        owner = stored.worker.session
+        if owner is not None and owner.id in self.tables.sessions:
+            self.tables.tell(owner, Free([object_id]))
+        else:
+            self.tables.effects.append(Unlink(stored.ref))
+
+    def release(self, session: Session, objects: list[int]) -> None:
+        """A submitter dropped results that lie in shared memory."""
+        for object_id in objects:
+            session.objects.discard(object_id)
+            self.unneeded(object_id, session.id)
+
+    def forget_session(self, session: Session) -> None:
+        """The submitter is gone for good: nothing is kept for it any more."""
+        for sent in session.unacked:
+            self._safe_all(sent)
+        self._safe_all(Results(0, session.results))
+        session.unacked.clear()
+        session.results = []
+        for task_id, holds in session.held.items():
+            for _ in range(holds):
+                self._unhold(task_id)
+        session.held.clear()
+        self.release(session, list(session.objects))
+
+    # --- handles
+
+    def watch(self, session: Session, ids: list[int]) -> None:
+        """Somebody with a handle wants the result of a task it did not submit."""
+        for task_id in ids:
+            task = self.tables.tasks.get(task_id)
+            if task is None:
+                error = failure("ObjectLost", "the future's task is not known (any more); its submitter may have ended")
+                session.watch_results.append(TaskResult(task_id, 0, ERROR, error=error))
+                self.tables.dirty[session.id] = session
+            elif task.result is not None:
+                self._tell_watcher(session, task)
+            else:
+                task.watchers = [*(task.watchers or ()), session]
+
+    def unwatch(self, session: Session, ids: list[int]) -> None:
+        """The session's handles of these tasks are gone."""
+        for task_id in ids:
+            for _ in range(session.held.pop(task_id, 0)):
+                self._unhold(task_id)
+            task = self.tables.tasks.get(task_id)
+            if task is not None and task.watchers:
+                task.watchers = [watcher for watcher in task.watchers if watcher is not session] or None
+
+    def _tell_watcher(self, watcher: Session, task: TaskState) -> None:
+        result = task.result
+        assert result is not None
+        watcher.watch_results.append(result)
+        self.tables.dirty[watcher.id] = watcher
+        if isinstance(result.payload, ObjectRef):
+            stored = self.tables.objects.get(result.payload.id)
+            if stored is not None:
+                stored.holders.add(watcher.id)
+                watcher.objects.add(result.payload.id)
+
+
+def _timing(task: TaskState, result: TaskResult, now: float, slack: float | None) -> Timing:
+    ready = task.ready_at or now
+    assigned = task.assigned_at or now
+    return Timing(
+        waiting=ready - task.submitted,
+        queued=max(0.0, assigned - ready),
+        transfer=max(0.0, now - assigned - result.run),
+        run=result.run,
+        batch=task.batch_size,
+        attempts=max(1, task.attempt),
+        slack=slack,
+    )

@@ -1,0 +1,607 @@
+"""Which task runs where and when: lanes, idle executors, prefetch, batches, recall, blocked parents.
+
+Rules:
+
+* A sync executor holds one shape at a time, from the first task of its queue to the last. Async executors account each
+  task by itself.
+* An idle executor gets one task or batch. Beyond that an executor is only given work that it will begin within
+  `PREFETCH` seconds by a high quantile of the functions' run times; a function never seen gets none (D4).
+* Batches are formed at the moment an executor is free for them (D5), as large as the limit, the learned cost and the
+  tightest deadline allow.
+* A task that blocks in `get` lends its cpu out, and its own ready children may be run on top of it (D7).
+* Unstarted work behind a task that runs longer than expected is recalled as soon as another executor is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop, heapreplace
+from typing import Any, Final
+
+from rtml.graph.estimate import high_estimate
+from rtml.graph.queues import Lane
+from rtml.graph.state import (
+    EXECUTOR,
+    NodeState,
+    Shape,
+    State,
+    TaskState,
+    WorkerState,
+    failure,
+)
+from rtml.graph.tables import Tables
+from rtml.messages import ASYNC_EXECUTOR, OK, Attempt, Define, ErrorInfo, Leave, Recall, StartExecutor, TaskResult
+
+#: Seconds of work that may wait on an executor.
+PREFETCH: Final = 1e-3
+
+#: And at most so many tasks.
+PREFETCH_TASKS_MAX: Final = 128
+
+#: Tasks at a time on one async executor.
+ASYNC_TASKS_MAX: Final = 4096
+
+#: Seconds that unstarted work may wait behind a running task while another executor is idle.
+RECALL_AFTER: Final = 2e-3
+
+#: Seconds after which an idle executor beyond the node's cpus is sent away.
+SURPLUS_IDLE: Final = 5.0
+
+#: Children looked at when a blocked parent is to be fed.
+_FEED_SCAN_MAX: Final = 256
+
+
+class Placement:
+    """Decides where ready tasks run."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self._lanes: dict[Any, Lane] = {}
+        #: lanes with ready tasks
+        self._active: dict[Any, Lane] = {}
+        #: executors without work by role; the last one became idle last (it is the warm one)
+        self._idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
+        #: executors with a blocked task on top
+        self._blocked: dict[int, WorkerState] = {}
+        #: executors asked for and not yet there, by role
+        self._starting: dict[int, str] = {}
+        self._recall_timer: float | None = None
+        #: set by the core: what to do when a task's own timeout passes
+        self.on_timeout: Any = None
+        self.doomed: list[tuple[TaskState, ErrorInfo]] = []
+
+    # --- ready tasks
+
+    def push(self, task: TaskState, now: float) -> ErrorInfo | None:
+        """Queue a ready task; an error if no worker can ever run it."""
+        profile = task.profile
+        error = self._infeasible(task)
+        if error is not None:
+            return error
+        shape = profile.shape
+        key: Any = (profile.role, shape.key)
+        if profile.batch:
+            key = (profile.role, shape.key, task.function.definition.id, task.batch_key, profile.batch)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(profile)
+        if not lane.count:
+            self._active[key] = lane
+            if lane.batch and profile.batch_delay:
+                self.tables.at(now + profile.batch_delay, _wake, None)
+        lane.push(task, self.tables.next_sequence())
+        return None
+
+    def remove(self, task: TaskState) -> None:
+        """A ready task is not to run any more."""
+        if task.lane is not None:
+            task.lane.remove(task)
+
+    def _infeasible(self, task: TaskState) -> ErrorInfo | None:
+        shape = task.profile.shape
+        nodes = self.tables.nodes.values()
+        if not shape.extra and shape.cpu <= 1.0:
+            return None
+        if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):
+            return None
+        if not any(node.could_fit(shape) for node in nodes):
+            offers = "; ".join(_offer(node) for node in nodes)
+            message = (
+                f"task {task.profile.name!r} asks for {shape}, which no worker can ever offer (there is: {offers})"
+            )
+            return failure("Unschedulable", message, task)
+        return self._deadlock(task) if shape.extra else None
+
+    def _deadlock(self, task: TaskState) -> ErrorInfo | None:
+        """Whether the task needs what only its own blocked ancestors hold."""
+        held: dict[str, float] = {}
+        owner = task.owner
+        while isinstance(owner, TaskState):
+            if owner.blocked:
+                for name, amount in owner.profile.shape.extra.items():
+                    held[name] = held.get(name, 0.0) + amount
+            owner = owner.owner
+        if not held:
+            return None
+        for node in self.tables.nodes.values():
+            if all(
+                amount <= node.extra.get(name, 0.0) - held.get(name, 0.0) + 1e-9
+                for name, amount in task.profile.shape.extra.items()
+            ):
+                return None
+        what = ", ".join(f"{name}={amount:g}" for name, amount in held.items())
+        message = (
+            f"task {task.profile.name!r} asks for {task.profile.shape}, but its own ancestors hold {what} while they "
+            "wait for it; make the parent an async function, or give it less"
+        )
+        return failure("ResourceDeadlock", message, task)
+
+    # --- workers
+
+    def joined(self, worker: WorkerState, now: float) -> None:
+        """An executor said Hello (again)."""
+        self._starting.pop(worker.id, None)
+        if not worker.queue and not worker.stack:
+            worker.idle_since = now
+            self._idle[worker.role][worker.id] = worker
+
+    def left(self, worker: WorkerState) -> None:
+        """An executor is gone: forget what it occupied. Its tasks are the caller's business."""
+        self._starting.pop(worker.id, None)
+        self._idle[worker.role].pop(worker.id, None)
+        self._blocked.pop(worker.id, None)
+        if worker.role == ASYNC_EXECUTOR:
+            for task in worker.queue.values():
+                worker.node.give(task.profile.shape)
+        elif worker.shape is not None:
+            worker.node.give(worker.shape)
+        for _, shape in worker.stack:
+            worker.node.give(Shape(0.0, shape.extra))
+        worker.shape = None
+        worker.node.workers.pop(worker.id, None)
+
+    def reported(self, worker: WorkerState, result: TaskResult, now: float) -> TaskState | None:
+        """Account for a reported attempt; the task it was of, if this worker had it."""
+        task = worker.queue.pop(result.id, None)
+        if task is None:
+            return None
+        worker.load -= task.cost
+        worker.head_since = now
+        if result.outcome == OK:
+            function = task.function
+            if task.batch_size == 1 and not task.profile.batch:
+                function.estimate = high_estimate(function.estimate, result.run)
+            elif task.batch_head:
+                function.cost.observe(task.batch_size, result.run)
+        self._freed(worker, task, now)
+        return task
+
+    def _freed(self, worker: WorkerState, task: TaskState, now: float) -> None:
+        """A task left the worker's queue."""
+        if worker.role == ASYNC_EXECUTOR:
+            worker.node.give(task.profile.shape)
+        if worker.queue:
+            return
+        worker.load = 0.0
+        if worker.role != ASYNC_EXECUTOR and worker.shape is not None:
+            worker.node.give(worker.shape)
+            worker.shape = None
+        if not worker.stack:
+            worker.idle_since = now
+            self._idle[worker.role][worker.id] = worker
+            if worker.role == EXECUTOR and len(self._sync_workers(worker.node)) > max(1.0, worker.node.cpu):
+                self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
+
+    def returned(self, worker: WorkerState, attempts: Iterable[tuple[int, int]], now: float) -> list[TaskState]:
+        """Unstarted attempts that the worker gave back; those still wanted are to be made ready again."""
+        wanted = []
+        for task_id, attempt in attempts:
+            task = worker.queue.get(task_id)
+            if task is None or task.attempt != attempt:
+                continue
+            del worker.queue[task_id]
+            worker.load -= task.cost
+            self._freed(worker, task, now)
+            if task.state is not State.DONE:
+                wanted.append(task)
+        return wanted
+
+    def blocked(self, worker: WorkerState, task: TaskState) -> None:
+        """The worker's running task waits: its cpu is lent out, and its children may run on top of it."""
+        shape = worker.shape
+        worker.queue.pop(task.id, None)
+        if shape is None:
+            shape = task.profile.shape
+        worker.stack.append((task, shape))
+        worker.shape = None
+        worker.load = 0.0
+        worker.node.free_cpu += shape.cpu
+        task.blocked = True
+        self._blocked[worker.id] = worker
+        for child in list((task.children or {}).values()):
+            if child.state is State.READY and child.profile.shape.extra:
+                error = self._deadlock(child)
+                if error is not None:
+                    self.doomed.append((child, error))
+
+    def resumed(self, worker: WorkerState, task: TaskState, now: float) -> None:
+        """The blocked task goes on at once, whether its cpu is free or not."""
+        if not worker.stack or worker.stack[-1][0] is not task:
+            return
+        _, shape = worker.stack.pop()
+        if worker.shape is not None:
+            # Unstarted children are on their way back; what they held on top of the parent ends here.
+            worker.node.give(worker.shape)
+        worker.node.free_cpu -= shape.cpu
+        worker.shape = shape
+        worker.queue = {task.id: task, **worker.queue}
+        worker.head_since = now
+        task.blocked = False
+        if not worker.stack:
+            self._blocked.pop(worker.id, None)
+
+    def _dismiss(self, worker: WorkerState, now: float) -> None:
+        idle = self._idle[EXECUTOR]
+        if worker.id not in idle or now - worker.idle_since < SURPLUS_IDLE * 0.99:
+            return
+        if len(self._sync_workers(worker.node)) > max(1.0, worker.node.cpu) and worker.session is not None:
+            del idle[worker.id]
+            worker.leaving = True
+            self.tables.tell(worker.session, Leave())
+
+    def _sync_workers(self, node: NodeState) -> list[WorkerState]:
+        return [worker for worker in node.workers.values() if worker.role == EXECUTOR and not worker.leaving]
+
+    # --- the pass over all ready tasks, once per wake-up
+
+    def schedule(self, now: float) -> None:
+        """Hand out what can be handed out."""
+        if self._active:
+            for worker in list(self._blocked.values()):
+                if not worker.queue and worker.ready:
+                    self._feed(worker, now)
+            active = self._active
+            if len(active) == 1:
+                key, lane = next(iter(active.items()))
+                if lane.count:
+                    self._fill(lane, now)
+                if not lane.count:
+                    del active[key]
+            else:
+                self._fill_all(now)
+        if not self._active:
+            self._check_recall(now)
+
+    def _fill_all(self, now: float) -> None:
+        """Several lanes: always the one with the most urgent head."""
+        order: list[tuple[tuple[int, float, int], int, Lane]] = []
+        for number, (key, lane) in enumerate(list(self._active.items())):
+            if lane.count:
+                order.append((_urgency(lane), number, lane))
+            else:
+                del self._active[key]
+        heapify(order)
+        while order:
+            lane = order[0][2]
+            placed = self._place_one(lane, now)
+            if placed and lane.count:
+                heapreplace(order, (_urgency(lane), order[0][1], lane))
+            else:
+                heappop(order)
+        # What is left may still ride along as prefetch.
+        for key, lane in list(self._active.items()):
+            if lane.count and lane.profile.role == EXECUTOR and not lane.batch:
+                self._prefetch(lane, now)
+            if not lane.count:
+                del self._active[key]
+
+    def _fill(self, lane: Lane, now: float) -> None:
+        while lane.count and self._place_one(lane, now):
+            pass
+        if lane.count and lane.profile.role == EXECUTOR and not lane.batch:
+            self._prefetch(lane, now)
+
+    def _place_one(self, lane: Lane, now: float) -> bool:
+        """Give the lane's next task or batch to an idle executor (any executor, for async functions)."""
+        if lane.profile.role == ASYNC_EXECUTOR:
+            return self._place_async(lane, now)
+        if not self._idle[EXECUTOR]:
+            self._grow(lane)
+            return False
+        if lane.batch and not self._batch_due(lane, now):
+            return False
+        worker = self._pick_idle(lane)
+        if worker is None:
+            return False
+        tasks = self._take_batch(lane, now) if lane.batch else [lane.pop()]
+        self._assign(worker, tasks, now)
+        return True
+
+    def _pick_idle(self, lane: Lane) -> WorkerState | None:
+        """The executor that became idle last among those that know the function, else the one that became idle last."""
+        shape = lane.profile.shape
+        function = lane.head().function.definition.id
+        cold = None
+        for worker in reversed(self._idle[EXECUTOR].values()):
+            if not worker.ready or not worker.node.fits(shape):
+                continue
+            if function in worker.functions:
+                return worker
+            cold = cold or worker
+        return cold
+
+    def _place_async(self, lane: Lane, now: float) -> bool:
+        shape = lane.profile.shape
+        best = None
+        for worker in self.tables.workers.values():
+            if (
+                worker.role == ASYNC_EXECUTOR
+                and worker.ready
+                and not worker.lagging
+                and len(worker.queue) < ASYNC_TASKS_MAX
+                and worker.node.fits(shape)
+                and (best is None or len(worker.queue) < len(best.queue))
+            ):
+                best = worker
+        if best is None:
+            self._grow(lane)
+            return False
+        if lane.batch and not self._batch_due(lane, now):
+            return False
+        self._assign(best, self._take_batch(lane, now) if lane.batch else [lane.pop()], now)
+        return True
+
+    def _prefetch(self, lane: Lane, now: float) -> None:
+        """Queue more behind busy executors, as far as they will begin it within `PREFETCH` seconds."""
+        shape = lane.profile.shape
+        busy = [
+            worker
+            for node in self.tables.nodes.values()
+            for worker in node.workers.values()
+            if worker.shape is shape and not worker.stack and worker.load < PREFETCH and worker.ready
+        ]
+        if not busy:
+            return
+        busy.sort(key=_load)
+        share = -(-lane.count // len(busy))
+        for worker in busy:
+            self._extend(worker, lane, min(share, PREFETCH_TASKS_MAX - len(worker.queue)), now)
+            if not lane.count:
+                return
+
+    def _extend(self, worker: WorkerState, lane: Lane, most: int, now: float) -> None:
+        tasks: list[TaskState] = []
+        load = worker.load
+        while lane.count and len(tasks) < most:
+            head = lane.head()
+            estimate = head.function.estimate
+            if estimate is None or head.alone or head.profile.timeout or load + estimate > PREFETCH:
+                break
+            load += estimate
+            tasks.append(lane.pop())
+        if tasks:
+            self._assign(worker, tasks, now)
+
+    def _feed(self, worker: WorkerState, now: float) -> None:
+        """Run ready children of a blocked task on top of it."""
+        parent = worker.stack[-1][0]
+        if not parent.children:
+            return
+        tasks: list[TaskState] = []
+        load = 0.0
+        most = 1
+        for looked, child in enumerate(parent.children.values()):
+            if looked >= _FEED_SCAN_MAX or len(tasks) >= most:
+                break
+            lane = child.lane
+            if lane is None or lane.batch or child.profile.role != EXECUTOR or child.alone:
+                continue
+            shape = child.profile.shape
+            if tasks and (shape is not tasks[0].profile.shape or child.profile.timeout):
+                continue
+            if not tasks:
+                if not worker.node.fits(shape):
+                    continue
+                most = min(PREFETCH_TASKS_MAX, -(-lane.count // (1 + len(self._idle[EXECUTOR]))))
+            estimate = child.function.estimate
+            if tasks and (estimate is None or load + estimate > PREFETCH):
+                break
+            load += estimate or PREFETCH
+            tasks.append(child)
+        if tasks:
+            for task in tasks:
+                task.lane.remove(task)
+            self._assign(worker, tasks, now)
+
+    # --- batches
+
+    def _batch_due(self, lane: Lane, now: float) -> bool:
+        """Whether the lane's batch may leave: it is full, or its head waited for `batch_delay`."""
+        delay = lane.profile.batch_delay
+        if not delay or lane.count >= lane.batch:
+            return True
+        due = lane.head().ready_at + delay
+        if due <= now:
+            return True
+        self.tables.at(due, _wake, None)
+        return False
+
+    def _take_batch(self, lane: Lane, now: float) -> list[TaskState]:
+        """As many tasks as the limit on items and the tightest deadline allow; at least one."""
+        first = lane.pop()
+        tasks = [first]
+        items = first.spec.items
+        deadline = first.deadline
+        while lane.count and not first.alone:
+            task = lane.head()
+            if task.alone or items + task.spec.items > lane.batch:
+                break
+            tightest = deadline if task.deadline is None else min(task.deadline, deadline or task.deadline)
+            if tightest is not None:
+                seconds = first.function.cost.predict(items + task.spec.items)
+                if seconds is not None and now + seconds > tightest and len(tasks) >= 1:
+                    break
+            deadline = tightest
+            items += task.spec.items
+            tasks.append(lane.pop())
+        return tasks
+
+    # --- handing over
+
+    def _assign(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
+        first = tasks[0]
+        profile = first.profile
+        batch = 0
+        if worker.role == ASYNC_EXECUTOR:
+            for task in tasks:
+                worker.node.take(task.profile.shape)
+        elif worker.shape is None:
+            worker.shape = profile.shape
+            worker.node.take(profile.shape)
+        if not worker.queue:
+            self._idle[worker.role].pop(worker.id, None)
+            worker.head_since = now
+        if profile.batch:
+            worker.batch_number += 1
+            batch = worker.batch_number
+            first.batch_head = True
+        session = worker.session
+        assert session is not None
+        queue = worker.queue
+        for task in tasks:
+            function = task.function
+            definition = function.definition
+            if definition.id not in worker.functions:
+                worker.functions.add(definition.id)
+                session.outbox.append(Define([definition]))
+            task.move(State.ASSIGNED)
+            task.attempt += 1
+            task.worker = worker
+            task.assigned_at = now
+            if batch:
+                task.batch_size = len(tasks)
+                task.cost = (function.cost.predict(len(tasks)) or PREFETCH) if task is first else 0.0
+            else:
+                task.cost = function.estimate or PREFETCH
+            worker.load += task.cost
+            queue[task.id] = task
+            spec = task.spec
+            worker.outgoing.append(
+                Attempt(
+                    spec.id,
+                    task.attempt,
+                    spec.function,
+                    spec.args,
+                    task.inputs,  # type: ignore[arg-type]  # all are resolved now
+                    None if task.deadline is None else task.deadline - now,
+                    batch,
+                    task.graph.id,
+                    task.chain() if spec.parent else None,
+                )
+            )
+            if task.profile.timeout is not None:
+                self.tables.at(now + task.profile.timeout, self.on_timeout, (task, task.attempt))
+        self.tables.dirty[session.id] = session
+
+    def adopt(self, worker: WorkerState, task: TaskState, attempt: int, now: float) -> None:
+        """A ready task turns out to be with an executor already (after a restart of the dispatcher)."""
+        shape = task.profile.shape
+        if worker.role == ASYNC_EXECUTOR:
+            worker.node.take(shape)
+        elif worker.shape is None:
+            worker.shape = shape
+            worker.node.take(shape)
+        if not worker.queue:
+            self._idle[worker.role].pop(worker.id, None)
+            worker.head_since = now
+        task.move(State.ASSIGNED)
+        task.attempt = attempt
+        task.worker = worker
+        task.assigned_at = now
+        task.cost = task.function.estimate or PREFETCH
+        worker.load += task.cost
+        worker.queue[task.id] = task
+
+    # --- growing and recalling
+
+    def _grow(self, lane: Lane) -> None:
+        """Ask a supervisor for one more executor: there is work and room, but no process for it."""
+        role = lane.profile.role
+        if role in self._starting.values():
+            return
+        for node in self.tables.nodes.values():
+            supervisor = node.supervisor
+            if supervisor is None or supervisor.peer is None or not node.fits(lane.profile.shape):
+                continue
+            workers = [worker for worker in node.workers.values() if worker.role == role and not worker.dying]
+            if role == EXECUTOR and len(workers) >= node.cpu + node.blocked_max:
+                if all(worker.stack for worker in workers):
+                    self._nesting_limit(lane, len(workers))
+                continue
+            if role == ASYNC_EXECUTOR and any(not worker.lagging for worker in workers):
+                continue
+            if role == ASYNC_EXECUTOR and len(workers) > node.cpu:
+                continue
+            worker_id = self._new_worker_id()
+            worker = WorkerState(worker_id, role, node)
+            self.tables.workers[worker_id] = node.workers[worker_id] = worker
+            self._starting[worker_id] = role
+            self.tables.tell(supervisor, StartExecutor(role, worker_id))
+            return
+
+    def _new_worker_id(self) -> int:
+        return max(self.tables.workers, default=0) + 1
+
+    def _nesting_limit(self, lane: Lane, executors: int) -> None:
+        head = lane.head()
+        message = (
+            f"all {executors} executors of the node are blocked in get(); use async functions for tasks that wait, "
+            "or raise blocked_max"
+        )
+        root = self.tables.tasks.get(head.graph.id, head)
+        self.doomed.append((root, failure("NestingLimit", message, head)))
+
+    def _check_recall(self, now: float) -> None:
+        """An executor is idle while work waits unstarted behind another's: bring it back."""
+        if not self._idle[EXECUTOR]:
+            return
+        soonest = None
+        for worker in self.tables.workers.values():
+            if worker.role != EXECUTOR or worker.stack or len(worker.queue) < 2 or not worker.ready:
+                continue
+            head = next(iter(worker.queue.values()))
+            if len(worker.queue) <= head.batch_size:
+                continue
+            due = worker.head_since + RECALL_AFTER
+            if due <= now:
+                self.recall(worker)
+            elif soonest is None or due < soonest:
+                soonest = due
+        if soonest is not None and (self._recall_timer is None or self._recall_timer <= now):
+            self._recall_timer = soonest
+            self.tables.at(soonest, _wake, None)
+
+    def recall(self, worker: WorkerState) -> None:
+        """Ask for the worker's unstarted tasks back."""
+        if worker.session is not None and not worker.recalling:
+            worker.recalling = True
+            self.tables.tell(worker.session, Recall())
+            self.tables.interrupts[worker.id] = worker
+
+
+def _wake(_: None, now: float) -> None:
+    """Timer without an action of its own: the scheduling pass that follows every wake-up does the work."""
+
+
+def _load(worker: WorkerState) -> float:
+    return worker.load
+
+
+def _urgency(lane: Lane) -> tuple[int, float, int]:
+    head = lane.head()
+    return (-head.profile.priority, head.due, head.graph.order)
+
+
+def _offer(node: NodeState) -> str:
+    parts = [f"cpu={node.cpu:g}", *(f"{name}={amount:g}" for name, amount in sorted(node.extra.items()))]
+    return f"{node.name or 'node'} with {', '.join(parts)}"

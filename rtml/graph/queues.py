@@ -1,0 +1,149 @@
+"""Ready queues: who runs next among tasks that compete for the same place.
+
+A *lane* holds the ready tasks that are interchangeable for placement: one resource shape and role, and for batch
+functions also one function and batch key. Inside it the order is priority class, then a fair turn for each root
+session, then the due time, then the oldest graph, then the deepest task. A task without a deadline is ordered as if it
+were due `PATIENCE` seconds after its graph began, so that deadlines go first without starving it.
+
+Keys mostly arrive in ascending order, so a queue is a deque with a heap beside it for the exceptions: constant time
+whatever its length. Tasks that left (cancelled, taken by their blocked parent) are skipped when they come up: a task's
+`entry` tells the valid entry from stale ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Final
+
+from rtml.graph.state import Profile, TaskState
+
+#: Seconds after which a task without deadline counts as due.
+PATIENCE: Final = 10.0
+
+Entry = tuple[float, int, int, int, TaskState]
+
+
+class ReadyQueue:
+    """Entries in ascending order; stale ones are dropped on the way."""
+
+    __slots__ = ("heap", "ordered")
+
+    def __init__(self) -> None:
+        self.ordered: deque[Entry] = deque()
+        self.heap: list[Entry] = []
+
+    def push(self, entry: Entry) -> None:
+        """Add an entry."""
+        ordered = self.ordered
+        if not ordered or entry >= ordered[-1]:
+            ordered.append(entry)
+        else:
+            heappush(self.heap, entry)
+
+    def head(self) -> Entry | None:
+        """The first valid entry, left in place."""
+        ordered, heap = self.ordered, self.heap
+        while ordered and ordered[0][4].entry != ordered[0][3]:
+            ordered.popleft()
+        while heap and heap[0][4].entry != heap[0][3]:
+            heappop(heap)
+        if ordered and (not heap or ordered[0] <= heap[0]):
+            return ordered[0]
+        return heap[0] if heap else None
+
+    def pop(self) -> TaskState | None:
+        """Take the first valid task."""
+        ordered, heap = self.ordered, self.heap
+        while ordered or heap:
+            if ordered and (not heap or ordered[0] <= heap[0]):
+                entry = ordered.popleft()
+            else:
+                entry = heappop(heap)
+            if entry[4].entry == entry[3]:
+                return entry[4]
+        return None
+
+
+class Lane:
+    """Ready tasks of one kind of place."""
+
+    __slots__ = ("count", "batch", "_classes", "_priorities", "profile")
+
+    def __init__(self, profile: Profile) -> None:
+        #: shape, role and batching of everything in here
+        self.profile = profile
+        self.batch = profile.batch
+        #: valid entries
+        self.count = 0
+        self._classes: dict[int, dict[int, ReadyQueue]] = {}
+        #: priorities present, most urgent first
+        self._priorities: list[int] = []
+
+    def push(self, task: TaskState, sequence: int) -> None:
+        """Add a ready task; `sequence` is unique and ascending."""
+        task.entry = sequence
+        task.lane = self
+        self.count += 1
+        priority = task.profile.priority
+        sessions = self._classes.get(priority)
+        if sessions is None:
+            sessions = self._classes[priority] = {}
+            self._priorities = sorted(self._classes, reverse=True)
+        graph = task.graph
+        queue = sessions.get(graph.session.id)
+        if queue is None:
+            queue = sessions[graph.session.id] = ReadyQueue()
+        queue.push((task.due, graph.order, -task.depth, sequence, task))
+
+    def remove(self, task: TaskState) -> None:
+        """The task is not to be run from here (its entry goes stale)."""
+        task.entry = 0
+        task.lane = None
+        self.count -= 1
+        if not self.count:
+            self._clear()
+
+    def pop(self) -> TaskState:
+        """Take the next task; only if `count`."""
+        while True:
+            priority = self._priorities[0]
+            sessions = self._classes[priority]
+            session = next(iter(sessions))
+            queue = sessions[session]
+            task = queue.pop()
+            if len(sessions) > 1 or task is None:
+                # The session's turn is over: to the end of the round, or out if it has nothing left.
+                del sessions[session]
+                if task is not None and (queue.ordered or queue.heap):
+                    sessions[session] = queue
+                if not sessions:
+                    self._drop(priority)
+            if task is not None:
+                task.entry = 0
+                task.lane = None
+                self.count -= 1
+                if not self.count:
+                    self._clear()
+                return task
+
+    def head(self) -> TaskState:
+        """The next task, left in place; only if `count`."""
+        while True:
+            priority = self._priorities[0]
+            sessions = self._classes[priority]
+            session = next(iter(sessions))
+            entry = sessions[session].head()
+            if entry is not None:
+                return entry[4]
+            del sessions[session]
+            if not sessions:
+                self._drop(priority)
+
+    def _drop(self, priority: int) -> None:
+        del self._classes[priority]
+        self._priorities.remove(priority)
+
+    def _clear(self) -> None:
+        self._classes.clear()
+        self._priorities.clear()

@@ -1,0 +1,337 @@
+"""What the core knows: sessions, functions, tasks, workers, nodes. Data and the transition table; no decisions.
+
+A task's life:
+
+    WAITING --dependencies resolved--> READY --assigned--> ASSIGNED --result--> DONE
+       |                                 ^ |                   |
+       |                                 | +--cancel/expire----|--------------> DONE
+       |                                 +---returned/retried--+
+       +--dependency failed/cancel/expire-------------------------------------> DONE
+
+There is no 'cancelled but still running' state: a task that ends while an executor works on it is DONE at once, and the
+attempt that is still out there is a *ghost* in that worker's queue, whose late result is dropped. Attempt numbers tell
+a late result from a current one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from rtml.messages import (
+    ASYNC_EXECUTOR,
+    EXECUTOR,
+    Attempt,
+    ErrorInfo,
+    Function,
+    Message,
+    ObjectRef,
+    Options,
+    Results,
+    Task,
+    TaskResult,
+)
+
+
+class State:
+    """Where a task is in its life. Plain integers: an enum's hash alone would cost more than a transition."""
+
+    WAITING: Final = 0
+    READY: Final = 1
+    ASSIGNED: Final = 2
+    DONE: Final = 3
+
+    NAMES: Final = ("waiting", "ready", "assigned", "done")
+
+
+#: from -> allowed next states; `TaskState.move` asserts it, and nothing else changes a state.
+TRANSITIONS: Final[tuple[frozenset[int], ...]] = (
+    frozenset({State.READY, State.DONE}),
+    frozenset({State.ASSIGNED, State.DONE}),
+    frozenset({State.READY, State.DONE}),
+    frozenset(),
+)
+
+
+class Shape:
+    """An interned resource request: tasks of one shape are interchangeable for placement."""
+
+    __slots__ = ("cpu", "extra", "key")
+
+    def __init__(self, cpu: float, extra: dict[str, float]) -> None:
+        self.cpu = cpu
+        #: gpu, memory and custom labels; only what is above zero
+        self.extra = extra
+        self.key = (cpu, *sorted(extra.items()))
+
+    def __str__(self) -> str:
+        parts = [f"cpu={self.cpu:g}"] if self.cpu else []
+        parts += [f"{name}={amount:g}" for name, amount in sorted(self.extra.items())]
+        return ", ".join(parts) or "nothing"
+
+
+class Profile:
+    """A function's options with every default filled in: what one call of it asks for."""
+
+    __slots__ = ("batch", "batch_delay", "detached", "name", "priority", "retries", "role", "shape", "timeout")
+
+    def __init__(self, function: Function, options: Options, shape: Shape) -> None:
+        self.role = ASYNC_EXECUTOR if function.asynchronous else EXECUTOR
+        self.shape = shape
+        self.retries = 2 if options.retries is None else options.retries
+        self.timeout = options.timeout
+        self.priority = options.priority or 0
+        self.detached = bool(options.detached)
+        self.batch = options.batch or 0
+        self.batch_delay = options.batch_delay or 0.0
+        self.name = options.name or function.name
+
+
+class FunctionState:
+    """A function and what was learned about it."""
+
+    __slots__ = ("cost", "definition", "estimate", "profile", "users")
+
+    def __init__(self, definition: Function, profile: Profile, cost: Any) -> None:
+        self.definition = definition
+        self.profile = profile
+        #: high quantile of one call's run time in seconds; None until one was seen (then nothing is prefetched)
+        self.estimate: float | None = None
+        #: run time by batch size (`estimate.BatchCost`)
+        self.cost = cost
+        #: live tasks
+        self.users = 0
+
+
+class Session:
+    """A submitter's life: a client process, or an executor process in its role as a submitter.
+
+    It owns root tasks like a running task owns its children.
+    """
+
+    def __init__(self, session_id: int, role: str, name: str) -> None:
+        self.id = session_id
+        self.role = role
+        self.name = name
+        #: link number; None while disconnected
+        self.peer: int | None = None
+        self.slot = 0
+        self.timings = False
+        #: unfinished root tasks, in order of submission
+        self.children: dict[int, TaskState] = {}
+        #: results of this wake-up, not yet in a message
+        self.results: list[TaskResult] = []
+        self.watch_results: list[TaskResult] = []
+        self.serial = 0
+        #: sent and not yet acknowledged, oldest first
+        self.unacked: deque[Results] = deque()
+        #: objects delivered to this session and not yet released
+        self.objects: set[int] = set()
+        #: tasks kept because this session has handles of them: task id -> how many
+        self.held: dict[int, int] = {}
+        #: other messages for this peer, in this wake-up
+        self.outbox: list[Message] = []
+        self.worker: WorkerState | None = None
+        #: tasks parked until their function is defined
+        self.undefined: dict[int, list[Task]] = {}
+        #: when a disconnected session is given up
+        self.gone_at: float | None = None
+
+
+class TaskState:
+    """One task from submission until its result is safe. Class attributes are the defaults of what is rarely set."""
+
+    state: int = State.WAITING
+    attempt: int = 0
+    #: unfinished children, in order of submission; None until there is one
+    children: dict[int, TaskState] | None = None
+    #: dependencies still unresolved
+    waiting: int = 0
+    #: payloads of the dependencies, in the order of the spec; None entries are unresolved
+    inputs: list[bytes | ObjectRef | None] | None = None
+    #: unfinished tasks that wait for this one: (task, position)
+    dependents: list[tuple[TaskState, int]] | None = None
+    watchers: list[Session] | None = None
+    worker: WorkerState | None = None
+    result: TaskResult | None = None
+    receipt: Receipt | None = None
+    deadline: float | None = None
+    #: absolute time from `deadline`, or patience after submission: the order among ready tasks
+    due: float = 0.0
+    depth: int = 0
+    ready_at: float = 0.0
+    assigned_at: float = 0.0
+    #: predicted seconds, as counted into the worker's load
+    cost: float = 0.0
+    #: number of the ready-queue entry that is valid; 0 when not queued
+    entry: int = 0
+    lane: Any = None
+    #: other tasks and sessions that need the result kept
+    holds: int = 0
+    #: the submitter has the result: only `holds` keep the record
+    acknowledged: bool = False
+    failures: int = 0
+    #: was running beside others when a process died: runs alone until it has shown what it does
+    alone: bool = False
+    suspected: int = 0
+    #: calls that share its execution; `batch_head` marks the one that stands for the batch in the cost model
+    batch_size: int = 1
+    batch_head: bool = False
+    batch_key: str = ""
+    #: blocked in `get` on its executor
+    blocked: bool = False
+
+    def __init__(
+        self,
+        spec: Task,
+        function: FunctionState,
+        profile: Profile,
+        session: Session,
+        owner: TaskState | Session,
+        graph: Graph,
+        now: float,
+    ) -> None:
+        self.id = spec.id
+        self.spec = spec
+        self.function = function
+        self.profile = profile
+        #: who submitted it and gets the result
+        self.session = session
+        #: the parent task, or the session for a root: whoever ends takes it along
+        self.owner = owner
+        self.graph = graph
+        self.submitted = now
+
+    def move(self, state: int) -> None:
+        """Change the state: the only place that does."""
+        assert state in TRANSITIONS[self.state], (self.id, self.state, state)
+        self.state = state
+
+    def chain(self) -> list[str]:
+        """Names from the root task to this one."""
+        names: list[str] = []
+        task: TaskState | Session = self
+        while isinstance(task, TaskState):
+            names.append(task.profile.name)
+            task = task.owner
+        return names[::-1]
+
+
+class Graph:
+    """All tasks that descend from one root submission."""
+
+    __slots__ = ("id", "live", "order", "session", "trace")
+
+    def __init__(self, graph_id: int, session: Session, order: int, trace: str) -> None:
+        self.id = graph_id
+        #: whose share it counts against
+        self.session = session
+        self.order = order
+        self.trace = trace
+        self.live = 0
+
+
+class Receipt:
+    """One `Finished` message of a worker: forgotten there when all its results are safe with their submitters."""
+
+    __slots__ = ("remaining", "serial", "worker")
+
+    def __init__(self, worker: WorkerState, serial: int, remaining: int) -> None:
+        self.worker = worker
+        self.serial = serial
+        self.remaining = remaining
+
+
+class NodeState:
+    """The one accountant of a node's resources."""
+
+    def __init__(self, name: str, cpu: float, extra: dict[str, float]) -> None:
+        self.name = name
+        self.cpu = cpu
+        self.extra = extra
+        self.free_cpu = cpu
+        self.free_extra = dict(extra)
+        self.supervisor: Session | None = None
+        self.blocked_max = 64
+        self.can_grow = False
+        self.workers: dict[int, WorkerState] = {}
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether the shape can be taken now."""
+        if shape.cpu > self.free_cpu + 1e-9:
+            return False
+        return all(amount <= self.free_extra.get(name, 0.0) + 1e-9 for name, amount in shape.extra.items())
+
+    def could_fit(self, shape: Shape) -> bool:
+        """Whether the shape could be taken if the node were empty."""
+        if shape.cpu > self.cpu + 1e-9:
+            return False
+        return all(amount <= self.extra.get(name, 0.0) + 1e-9 for name, amount in shape.extra.items())
+
+    def take(self, shape: Shape) -> None:
+        """Count the shape as used."""
+        self.free_cpu -= shape.cpu
+        for name, amount in shape.extra.items():
+            self.free_extra[name] -= amount
+
+    def give(self, shape: Shape) -> None:
+        """Count the shape as free again."""
+        self.free_cpu += shape.cpu
+        for name, amount in shape.extra.items():
+            self.free_extra[name] += amount
+
+
+class WorkerState:
+    """An executor process."""
+
+    def __init__(self, worker_id: int, role: str, node: NodeState) -> None:
+        self.id = worker_id
+        self.role = role
+        self.node = node
+        #: None until it said Hello
+        self.session: Session | None = None
+        #: attempts handed to it, running first: task id -> task. A DONE task in here is a ghost (see module docstring).
+        self.queue: dict[int, TaskState] = {}
+        #: the resources its queue occupies (sync executors: one shape at a time); None when idle
+        self.shape: Shape | None = None
+        #: tasks blocked in `get`, outermost first, each with the shape it holds (its cpu is lent out)
+        self.stack: list[tuple[TaskState, Shape]] = []
+        #: predicted seconds of work in `queue`
+        self.load = 0.0
+        #: when the head of the queue began, as far as can be told
+        self.head_since = 0.0
+        self.functions: set[int] = set()
+        self.outgoing: list[Attempt] = []
+        self.recalling = False
+        self.leaving = False
+        self.dying = False
+        self.lagging = False
+        self.idle_since = 0.0
+        #: number of its last `Finished`
+        self.serial = 0
+        self.receipts: deque[Receipt] = deque()
+        self.safe = 0
+        self.safe_sent = 0
+        self.batch_number = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be given work."""
+        session = self.session
+        return session is not None and session.peer is not None and not (self.leaving or self.dying or self.recalling)
+
+
+class StoredObject:
+    """A result in shared memory, and who still needs it (session and task ids)."""
+
+    __slots__ = ("holders", "ref", "worker")
+
+    def __init__(self, ref: ObjectRef, worker: WorkerState) -> None:
+        self.ref = ref
+        self.worker = worker
+        self.holders: set[int] = set()
+
+
+def failure(kind: str, message: str, task: TaskState | None = None) -> ErrorInfo:
+    """An error that rtml itself raises for a task; `kind` names a class of `rtml.errors`."""
+    return ErrorInfo(type=kind, message=message, chain=task.chain() if task is not None else [])

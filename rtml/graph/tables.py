@@ -1,0 +1,187 @@
+"""The shared state of the core's parts, its timers, and what it wants done (effects).
+
+`Lifecycle`, `Placement` and `Membership` each own a kind of decision; all of them read and write these tables. Nothing
+here decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+from rtml.graph.estimate import BatchCost
+from rtml.graph.state import (
+    FunctionState,
+    NodeState,
+    Profile,
+    Session,
+    Shape,
+    StoredObject,
+    TaskState,
+    WorkerState,
+)
+from rtml.messages import Function, Message, ObjectRef, Options, Query, Results
+
+
+class Limits(NamedTuple):
+    """Bounds that no legitimate program meets; every error names the field to raise."""
+
+    #: live tasks of one graph
+    graph_tasks_max: int = 1_000_000
+    #: tasks between a task and its root
+    depth_max: int = 1_000
+    #: dependencies and handles of one task
+    dependencies_max: int = 100_000
+    #: function definitions known at a time
+    functions_max: int = 100_000
+    #: seconds a vanished submitter may take to come back before its graphs are cancelled
+    session_grace: float = 2.0
+    #: seconds a vanished executor (whose death nobody reported) may take to come back
+    worker_grace: float = 10.0
+    #: seconds after a restart of the dispatcher in which peers say what they hold
+    recovery: float = 5.0
+
+
+class Send(NamedTuple):
+    """Effect: one frame of these messages to the link `peer`."""
+
+    peer: int
+    messages: list[Message]
+
+
+class Close(NamedTuple):
+    """Effect: the link is not wanted any more."""
+
+    peer: int
+
+
+class Unlink(NamedTuple):
+    """Effect: the object's owner is dead and nobody needs the object: remove its segment."""
+
+    ref: ObjectRef
+
+
+class Answer(NamedTuple):
+    """Effect: an operator's question, which the shell answers from the core's snapshot and its own records."""
+
+    peer: int
+    query: Query
+
+
+Effect = Send | Close | Unlink | Answer
+
+
+class Ended(NamedTuple):
+    """The record of a task that ended, for metrics and traces."""
+
+    task: int
+    parent: int
+    graph: int
+    function: str
+    outcome: int
+    attempts: int
+    submitted: float
+    ready: float
+    assigned: float
+    finished: float
+    run: float
+    worker: int
+    batch: int
+    trace: str
+    #: deadline minus end, in seconds; None without a deadline
+    slack: float | None
+
+
+class Tables:
+    """All state. See `rtml.graph.state` for the meaning of each record."""
+
+    def __init__(self, epoch: int, limits: Limits) -> None:
+        self.epoch = epoch
+        self.limits = limits
+        self.peers: dict[int, Session] = {}
+        self.sessions: dict[int, Session] = {}
+        self.functions: dict[int, FunctionState] = {}
+        self.tasks: dict[int, TaskState] = {}
+        self.workers: dict[int, WorkerState] = {}
+        self.nodes: dict[str, NodeState] = {}
+        self.objects: dict[int, StoredObject] = {}
+        self.effects: list[Effect] = []
+        self.ended: list[Ended] = []
+        #: sessions with something to send, in the order they got it
+        self.dirty: dict[int, Session] = {}
+        #: sync and async executors to be signalled
+        self.interrupts: dict[int, WorkerState] = {}
+        self._shapes: dict[Any, Shape] = {}
+        self._sequence = 0
+        self._timers: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
+
+    def next_sequence(self) -> int:
+        """A number greater than all before (never 0)."""
+        self._sequence += 1
+        return self._sequence
+
+    # --- timers
+
+    def at(self, when: float, action: Callable[[Any, float], None], argument: Any) -> None:
+        """Call `action(argument, now)` at the first wake-up not before `when`."""
+        heappush(self._timers, (when, self.next_sequence(), action, argument))
+
+    def next_timer(self) -> float | None:
+        """When the next timer is due."""
+        return self._timers[0][0] if self._timers else None
+
+    def run_timers(self, now: float) -> None:
+        """Fire everything that is due."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            _, _, action, argument = heappop(timers)
+            action(argument, now)
+
+    # --- functions and profiles
+
+    def shape(self, options: Options, asynchronous: bool) -> Shape:
+        """The interned resource request of these options."""
+        extra: dict[str, float] = dict(options.resources or {})
+        if options.gpu:
+            extra["gpu"] = options.gpu
+        if options.memory:
+            extra["memory"] = float(options.memory)
+        cpu = options.cpu if options.cpu is not None else (0.0 if asynchronous else 1.0)
+        shape = Shape(cpu, {name: amount for name, amount in extra.items() if amount > 0})
+        return self._shapes.setdefault(shape.key, shape)
+
+    def define(self, definition: Function) -> FunctionState:
+        """Record a function; a second definition of the same id changes nothing."""
+        known = self.functions.get(definition.id)
+        if known is None:
+            profile = self.profile(definition, definition.options)
+            known = self.functions[definition.id] = FunctionState(definition, profile, BatchCost())
+        return known
+
+    def profile(self, definition: Function, options: Options) -> Profile:
+        """What a call asks for: the call's options, else the function's."""
+        if options is not definition.options:
+            base = definition.options
+            options = Options(
+                *(
+                    given if given is not None else getattr(base, field)
+                    for field, given in zip(options.__struct_fields__, _values(options), strict=True)
+                )
+            )
+        return Profile(definition, options, self.shape(options, definition.asynchronous))
+
+    # --- outgoing
+
+    def tell(self, session: Session, message: Message) -> None:
+        """Queue a message for the session's peer."""
+        session.outbox.append(message)
+        self.dirty[session.id] = session
+
+    def resend(self, session: Session) -> list[Message]:
+        """Everything the session has not acknowledged, again."""
+        return [Results(r.serial, r.results) for r in session.unacked]
+
+
+def _values(options: Options) -> list[Any]:
+    return [getattr(options, field) for field in options.__struct_fields__]

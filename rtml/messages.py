@@ -1,0 +1,523 @@
+"""Every message on the wire, in one place.
+
+A *frame* is what a link carries: a msgpack array of messages, so that one wake-up costs one frame per peer however many
+tasks it concerns. Rules of this file:
+
+* Messages are tagged, array-like structs: compact, fast, and validated against their types while they are decoded.
+* The wire only ever *appends fields with defaults*; a peer with another major version is refused at `Hello`.
+* The dispatcher decodes these headers and never what is inside a payload. A payload is inline bytes of at most
+  `INLINE_MAX`, or an `ObjectRef` to shared memory; both are opaque here (see `rtml.codec`).
+* Ids are unsigned 63-bit integers. A task id is chosen by its submitter: 31 random bits that name the submitter's
+  session, then 32 bits of a counter (`task_id`). A function id is a hash of its definition, equal everywhere.
+* Times are durations in seconds (remaining budgets, run times), never instants: clocks of two machines do not compare.
+
+Who sends what:
+
+    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Ack, Query
+    dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply
+    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag; also all of a submitter
+    dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe; also all to a submitter
+    supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
+    dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+#: (major, minor). Another major is refused; a newer minor only appends defaulted fields.
+WIRE_VERSION: Final = (1, 0)
+
+#: Largest payload carried inside a message, in bytes; anything bigger travels as an `ObjectRef`.
+INLINE_MAX: Final = 64 * 1024
+
+#: Largest frame that a receiver accepts, in bytes. Links split frames into packets as their transport needs.
+FRAME_MAX: Final = 64 * 1024 * 1024
+
+# Roles in `Hello`.
+CLIENT: Final = "client"
+EXECUTOR: Final = "executor"
+ASYNC_EXECUTOR: Final = "async"
+SUPERVISOR: Final = "supervisor"
+
+# Outcomes in `TaskResult`: a task ends exactly once, with one of these.
+OK: Final = 0
+ERROR: Final = 1
+CANCELLED: Final = 2
+EXPIRED: Final = 3
+
+OUTCOMES: Final = ("ok", "error", "cancelled", "expired")
+
+_SEQUENCE_BITS: Final = 32
+SESSION_MAX: Final = (1 << 31) - 1
+
+
+def task_id(session: int, sequence: int) -> int:
+    """The id of the `sequence`-th task of the submitter session `session` (31 random bits)."""
+    return (session << _SEQUENCE_BITS) | sequence
+
+
+def session_of(task: int) -> int:
+    """The submitter session that chose the task id `task`."""
+    return task >> _SEQUENCE_BITS
+
+
+class ObjectRef(msgspec.Struct, array_like=True, frozen=True):
+    """Where a payload above `INLINE_MAX` lies: a segment of shared memory on `node`.
+
+    `id` is unique for ever (segments are recycled, ids are not) and its upper bits name the owner as in `task_id`.
+    """
+
+    id: int
+    size: int
+    segment: str
+    node: str = ""
+
+
+Payload = bytes | ObjectRef
+
+
+class ErrorInfo(msgspec.Struct, array_like=True):
+    """An error as every peer can read it. Only Python clients look into `pickled`; gateways never do."""
+
+    #: A name of `rtml.errors` (`WorkerDied`), or the qualified name of a user's exception class.
+    type: str
+    message: str
+    traceback: str = ""
+    #: Names of the tasks that led here, root first, the failing task last.
+    chain: list[str] = []
+    pickled: bytes = b""
+
+
+class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True):
+    """What may be asked of a task. In a `Function` these are its defaults, in a `Task` what this call overrides.
+
+    None means 'as the function says', and there 'as rtml's default says' (in brackets).
+    """
+
+    cpu: float | None = None  # [1.0; async functions 0.0]
+    gpu: float | None = None  # [0.0]
+    memory: int | None = None  # bytes [0]
+    resources: dict[str, float] | None = None  # custom labels
+    retries: int | None = None  # further attempts after the first; worker death always counts as retryable [2]
+    timeout: float | None = None  # seconds one attempt may run; then its process is ended
+    deadline: float | None = None  # remaining budget of the graph in seconds, on a root submission or to tighten it
+    priority: int | None = None  # higher is more urgent [0]
+    detached: bool | None = None  # outlives its parent
+    batch: int | None = None  # most items of one call; >0 makes a batch function: it takes and returns lists
+    batch_delay: float | None = None  # seconds to wait for a fuller batch [0]
+    name: str | None = None  # shown instead of the function's name
+
+
+class Function(msgspec.Struct, array_like=True):
+    """A function's definition, sent once per peer. `id` is `rtml.codec.function_id` of the rest."""
+
+    id: int
+    name: str
+    #: "module:qualname" if the workers have the code, else "" and `pickled` holds it.
+    ref: str = ""
+    pickled: bytes | ObjectRef = b""
+    asynchronous: bool = False
+    options: Options = Options()
+
+
+class Task(msgspec.Struct, array_like=True):
+    """One submitted call."""
+
+    id: int
+    function: int
+    args: bytes | ObjectRef
+    #: The running task that submitted this one; 0 opens a new graph.
+    parent: int = 0
+    #: Futures among the arguments, to be replaced by their values, in the order of the placeholders in `args`.
+    #: The payload is given where the submitter already has it; else the dispatcher waits for it.
+    deps: list[tuple[int, bytes | ObjectRef | None]] | None = None
+    #: Ids of futures contained elsewhere (closures, attributes): they travel as handles and must stay alive meanwhile.
+    handles: list[int] | None = None
+    options: Options | None = None
+    #: Only tasks with equal keys share a batch (for arrays: dtype and shape but the first dimension).
+    batch_key: str = ""
+    #: Items this call counts for in a batch (for arrays: the first dimension).
+    items: int = 1
+    #: W3C trace id, for a root submission that continues a caller's trace.
+    trace: str = ""
+
+
+class Timing(msgspec.Struct, array_like=True):
+    """Where a task's time went, in seconds, as the dispatcher saw it."""
+
+    waiting: float  # submitted -> all dependencies resolved
+    queued: float  # ready -> handed to an executor
+    transfer: float  # handed over -> started, and finished -> reported (less `run`)
+    run: float  # inside the function
+    batch: int = 1  # calls that shared the execution
+    attempts: int = 1
+    #: remaining budget of the graph when it ended; None without a deadline
+    slack: float | None = None
+
+
+class TaskResult(msgspec.Struct, array_like=True):
+    """How one attempt (from an executor) or the task (to its submitter) ended."""
+
+    id: int
+    attempt: int
+    outcome: int
+    payload: bytes | ObjectRef = b""
+    error: ErrorInfo | None = None
+    #: Seconds inside the function (of the whole batch, when it ran in one).
+    run: float = 0.0
+    #: The executor matched the error against the function's retry_on types.
+    retryable: bool = False
+    #: Futures contained in the value.
+    handles: list[int] | None = None
+    #: Facts about the value, for a consumer's batch: see `Task`.
+    batch_key: str = ""
+    items: int = 1
+    timing: Timing | None = None
+
+
+class Attempt(msgspec.Struct, array_like=True):
+    """One try at a task, as an executor is told to run it."""
+
+    id: int
+    attempt: int
+    function: int
+    args: bytes | ObjectRef
+    deps: list[bytes | ObjectRef] | None = None
+    #: Remaining seconds of the graph's deadline.
+    budget: float | None = None
+    #: Consecutive attempts of one `Assign` with the same non-zero number are one call of a batch function.
+    batch: int = 0
+    graph: int = 0
+    #: Names of the ancestor tasks, root first (for error reports and logs).
+    chain: list[str] | None = None
+    #: The blocked task of this executor on top of which this descendant of it is to be run; 0: nothing is blocked there.
+    under: int = 0
+
+
+# --- both directions ------------------------------------------------------------------------------------------------
+
+
+class Define(msgspec.Struct, array_like=True, tag=1):
+    """Function definitions, before the first use of each on a connection."""
+
+    functions: list[Function]
+
+
+# --- any peer -> dispatcher -------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, array_like=True, tag=10):
+    """First message of a connection, and the answer to `Rehello`.
+
+    After it a returning submitter sends again all unresolved tasks, a returning executor all results that are not yet safe.
+    """
+
+    role: str
+    session: int  # 31 random bits, unique per process life
+    wire: tuple[int, int] = WIRE_VERSION
+    pid: int = 0
+    name: str = ""
+    python: str = ""
+    #: Executors: the id that the supervisor gave them; and what they hold unfinished: (task, attempt), running first.
+    worker: int = 0
+    holds: list[tuple[int, int]] = []
+    #: The dispatcher incarnation (`Welcome.epoch`) this peer last spoke to; 0 on a first connection.
+    epoch: int = 0
+    #: Shared secret of the session directory; empty where the link itself authenticates.
+    token: str = ""
+    #: Wants `TaskResult.timing` in its results (a gateway does; it costs a microsecond a task).
+    timings: bool = False
+
+
+class Submit(msgspec.Struct, array_like=True, tag=11):
+    """Tasks in the order of submission, then an acknowledgement as in `Ack` (0: nothing new)."""
+
+    tasks: list[Task]
+    ack: int = 0
+
+
+class Ack(msgspec.Struct, array_like=True, tag=12):
+    """All `Results` up to `serial` are safe with the submitter. Covers no result applied after the last `Submit` was built."""
+
+    serial: int
+
+
+class Cancel(msgspec.Struct, array_like=True, tag=13):
+    """End these tasks and all their unfinished descendants as cancelled."""
+
+    tasks: list[int]
+
+
+class Watch(msgspec.Struct, array_like=True, tag=14):
+    """Ask for the results of tasks that somebody else submitted (through a handle); answered by `WatchResults`."""
+
+    tasks: list[int]
+
+
+class Unwatch(msgspec.Struct, array_like=True, tag=15):
+    """The handles of these tasks are gone here."""
+
+    tasks: list[int]
+
+
+class Release(msgspec.Struct, array_like=True, tag=16):
+    """Results that lie in shared memory are no longer needed by this submitter."""
+
+    objects: list[int]
+
+
+class Query(msgspec.Struct, array_like=True, tag=17):
+    """A question of an operator or gateway: what = "status" | "metrics" | "trace"; answered by `Reply`."""
+
+    id: int
+    what: str
+    argument: str = ""
+
+
+class Logs(msgspec.Struct, array_like=True, tag=18):
+    """Lines printed or logged by tasks: (task id, task name, pid, "out" | "err", text). Relayed to the root submitter."""
+
+    lines: list[tuple[int, str, int, str, str]]
+
+
+class Heartbeat(msgspec.Struct, array_like=True, tag=19):
+    """Nothing to say. Sent on links that cannot see a peer vanish (ZeroMQ)."""
+
+
+# --- executor -> dispatcher -------------------------------------------------------------------------------------------
+
+
+class Finished(msgspec.Struct, array_like=True, tag=30):
+    """Results of attempts, numbered per executor; kept there until `Safe` covers the number."""
+
+    serial: int
+    results: list[TaskResult]
+
+
+class Blocked(msgspec.Struct, array_like=True, tag=31):
+    """The running task waits for others: its cpu may be given away, and its descendants may be assigned here meanwhile.
+
+    `returned` hands back what this executor had not started.
+    """
+
+    task: int
+    attempt: int
+    returned: list[tuple[int, int]] = []
+    #: False: it waits in a thread of its own, the main thread is busy; descendants cannot be run here.
+    inline: bool = True
+
+
+class Resumed(msgspec.Struct, array_like=True, tag=32):
+    """The task of the last `Blocked` goes on."""
+
+    task: int
+    attempt: int
+
+
+class Returned(msgspec.Struct, array_like=True, tag=33):
+    """Unstarted attempts given back after `Recall`, or on a drain (`leaving`: no more work, please)."""
+
+    attempts: list[tuple[int, int]]
+    leaving: bool = False
+
+
+class LoopLag(msgspec.Struct, array_like=True, tag=34):
+    """The async executor's loop did not turn for `lag` seconds while `task` was running (0: it turns again)."""
+
+    task: int
+    lag: float
+
+
+# --- dispatcher -> submitter ------------------------------------------------------------------------------------------
+
+
+class Welcome(msgspec.Struct, array_like=True, tag=50):
+    """The answer to `Hello`. `slot` is this process's place in the pin tables of shared segments."""
+
+    epoch: int  # incarnation of the dispatcher, a random number
+    slot: int
+    wire: tuple[int, int] = WIRE_VERSION
+    node: str = ""
+    cpus: float = 0.0
+
+
+class Refused(msgspec.Struct, array_like=True, tag=51):
+    """The peer cannot join, and why. The link is closed after it."""
+
+    reason: str
+
+
+class Rehello(msgspec.Struct, array_like=True, tag=52):
+    """The dispatcher does not know this peer (it was restarted): say `Hello` again, and what you hold."""
+
+    epoch: int
+
+
+class Results(msgspec.Struct, array_like=True, tag=53):
+    """Final results of the submitter's tasks, numbered per session; kept by the dispatcher until acknowledged."""
+
+    serial: int
+    results: list[TaskResult]
+
+
+class WatchResults(msgspec.Struct, array_like=True, tag=54):
+    """Results for `Watch`. Not acknowledged; `Unwatch` ends the interest."""
+
+    results: list[TaskResult]
+
+
+class Reply(msgspec.Struct, array_like=True, tag=55):
+    """The answer to `Query` `id`: text or JSON."""
+
+    id: int
+    body: str
+
+
+# --- dispatcher -> executor -------------------------------------------------------------------------------------------
+
+
+class Assign(msgspec.Struct, array_like=True, tag=70):
+    """Attempts to run, in this order."""
+
+    attempts: list[Attempt]
+
+
+class Revoke(msgspec.Struct, array_like=True, tag=71):
+    """Attempts that are not wanted any more: drop them if unstarted, raise `TaskCancelled` in them if running.
+
+    Each is still answered by a result (outcome CANCELLED, or whatever it ended with).
+    """
+
+    attempts: list[tuple[int, int]]
+
+
+class Recall(msgspec.Struct, array_like=True, tag=72):
+    """Give back everything that is not started (by `Returned`): another executor is idle."""
+
+
+class Free(msgspec.Struct, array_like=True, tag=73):
+    """Objects of this owner that nobody needs any more: their segments may be recycled once unpinned."""
+
+    objects: list[int]
+
+
+class Safe(msgspec.Struct, array_like=True, tag=74):
+    """All `Finished` up to `serial` are safe: forget them."""
+
+    serial: int
+
+
+class Leave(msgspec.Struct, array_like=True, tag=75):
+    """Finish what is running, give back the rest, and exit."""
+
+
+# --- supervisor <-> dispatcher ----------------------------------------------------------------------------------------
+
+
+class Node(msgspec.Struct, array_like=True, tag=90):
+    """What a supervisor's node offers, and its executors alive now: (worker id, role, pid)."""
+
+    name: str
+    cpu: float
+    gpu: float = 0.0
+    memory: int = 0
+    resources: dict[str, float] = {}
+    executors: list[tuple[int, str, int]] = []
+    #: Executor processes it may start beyond the cpus, for blocked tasks.
+    blocked_max: int = 64
+    #: Something outside can add nodes like this one: what fits none now waits instead of failing.
+    can_grow: bool = False
+
+
+class ExecutorStarted(msgspec.Struct, array_like=True, tag=91):
+    """A process was forked; it will say `Hello` itself."""
+
+    worker: int
+    role: str
+    pid: int
+
+
+class ExecutorDied(msgspec.Struct, array_like=True, tag=92):
+    """A process ended. `running`: the tasks that were inside a function at that moment, from its shared page."""
+
+    worker: int
+    reason: str  # "exit code 3", "signal SIGSEGV", "killed: task timeout", "left"
+    running: list[int] = []
+
+
+class StartExecutor(msgspec.Struct, array_like=True, tag=93):
+    """Fork one more executor of this role."""
+
+    role: str
+    worker: int
+
+
+class KillExecutor(msgspec.Struct, array_like=True, tag=94):
+    """End this process with SIGKILL (a task timed out, or does not react)."""
+
+    worker: int
+    reason: str
+
+
+class Interrupt(msgspec.Struct, array_like=True, tag=95):
+    """Signal this process, so that it looks at its messages at the next bytecode."""
+
+    worker: int
+
+
+Message = (
+    Define
+    | Hello
+    | Submit
+    | Ack
+    | Cancel
+    | Watch
+    | Unwatch
+    | Release
+    | Query
+    | Logs
+    | Heartbeat
+    | Finished
+    | Blocked
+    | Resumed
+    | Returned
+    | LoopLag
+    | Welcome
+    | Refused
+    | Rehello
+    | Results
+    | WatchResults
+    | Reply
+    | Assign
+    | Revoke
+    | Recall
+    | Free
+    | Safe
+    | Leave
+    | Node
+    | ExecutorStarted
+    | ExecutorDied
+    | StartExecutor
+    | KillExecutor
+    | Interrupt
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Message])
+
+
+def encode(messages: list[Message]) -> bytes:
+    """One frame of these messages, in order."""
+    return _encoder.encode(messages)
+
+
+def decode(frame: bytes | memoryview) -> list[Message]:
+    """The messages of a frame.
+
+    Raises:
+        msgspec.MsgspecError: the frame is no msgpack, or not of these types. (`ValidationError` and `DecodeError`.)
+    """
+    return _decoder.decode(frame)
