@@ -193,7 +193,7 @@ class Attempt(msgspec.Struct, array_like=True):
     graph: int = 0
     #: Names of the ancestor tasks, root first (for error reports and logs).
     chain: list[str] | None = None
-    #: The blocked task of this executor on top of which this descendant of it is to be run; 0: nothing is blocked there.
+    #: The blocked task of this executor on top of which this descendant of it is to be run; 0: nothing is blocked.
     under: int = 0
 
 
@@ -212,7 +212,7 @@ class Define(msgspec.Struct, array_like=True, tag=1):
 class Hello(msgspec.Struct, array_like=True, tag=10):
     """First message of a connection, and the answer to `Rehello`.
 
-    After it a returning submitter sends again all unresolved tasks, a returning executor all results that are not yet safe.
+    After it a returning submitter sends again all unresolved tasks, a returning executor all results not yet safe.
     """
 
     role: str
@@ -240,7 +240,10 @@ class Submit(msgspec.Struct, array_like=True, tag=11):
 
 
 class Ack(msgspec.Struct, array_like=True, tag=12):
-    """All `Results` up to `serial` are safe with the submitter. Covers no result applied after the last `Submit` was built."""
+    """All `Results` up to `serial` are safe with the submitter.
+
+    It covers no result that was applied after the last `Submit` was built.
+    """
 
     serial: int
 
@@ -278,7 +281,7 @@ class Query(msgspec.Struct, array_like=True, tag=17):
 
 
 class Logs(msgspec.Struct, array_like=True, tag=18):
-    """Lines printed or logged by tasks: (task id, task name, pid, "out" | "err", text). Relayed to the root submitter."""
+    """Lines printed or logged by tasks: (task id, task name, pid, "out" | "err", text), for the root submitter."""
 
     lines: list[tuple[int, str, int, str, str]]
 

@@ -21,7 +21,6 @@ from typing import Any, Final
 from rtml.graph.estimate import high_estimate
 from rtml.graph.queues import Lane
 from rtml.graph.state import (
-    EXECUTOR,
     NodeState,
     Shape,
     State,
@@ -30,7 +29,18 @@ from rtml.graph.state import (
     failure,
 )
 from rtml.graph.tables import Tables
-from rtml.messages import ASYNC_EXECUTOR, OK, Attempt, Define, ErrorInfo, Leave, Recall, StartExecutor, TaskResult
+from rtml.messages import (
+    ASYNC_EXECUTOR,
+    EXECUTOR,
+    OK,
+    Attempt,
+    Define,
+    ErrorInfo,
+    Leave,
+    Recall,
+    StartExecutor,
+    TaskResult,
+)
 
 #: Seconds of work that may wait on an executor.
 PREFETCH: Final = 1e-3
@@ -467,6 +477,7 @@ class Placement:
             first.batch_head = True
         session = worker.session
         assert session is not None
+        under = worker.stack[-1][0].id if worker.stack else 0
         queue = worker.queue
         for task in tasks:
             function = task.function
@@ -497,6 +508,7 @@ class Placement:
                     batch,
                     task.graph.id,
                     task.chain() if spec.parent else None,
+                    under,
                 )
             )
             if task.profile.timeout is not None:
