@@ -61,9 +61,9 @@ def _processes() -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        stat = _read(entry / "stat").rpartition(b")")[2].split()
-        zombie_of_us = stat[:2] == [b"Z", str(os.getpid()).encode()]
-        if zombie_of_us or needle in _read(entry / "environ"):
+        # Forks of this process show its own first environment, without the mark, but they are its children.
+        parent = _read(entry / "stat").rpartition(b")")[2].split()[1:2]
+        if parent == [str(os.getpid()).encode()] or needle in _read(entry / "environ"):
             command = _read(entry / "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
             found[int(entry.name)] = command or "(zombie)"
     return found
