@@ -4,11 +4,12 @@
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
-with everything known), then each peer gets one frame. Three parts share the tables and own the decisions:
+with everything known), then each peer gets one frame. Four parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
     Lifecycle    a task from submission to its one result
     Placement    which ready task runs where, and in which batch
+    Pools        how many executors there are, and what can never run
 
 The way of a request: `Submit` -> Lifecycle.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
 Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
@@ -22,6 +23,7 @@ from typing import Any
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
 from rtml.graph.placement import Placement
+from rtml.graph.pools import Pools
 from rtml.graph.state import Session, State, WorkerState
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.messages import (
@@ -70,9 +72,10 @@ class Core:
 
     def __init__(self, epoch: int, limits: Limits | None = None) -> None:
         self.tables = Tables(epoch, limits or Limits())
-        self.placement = Placement(self.tables)
+        self.pools = Pools(self.tables)
+        self.placement = Placement(self.tables, self.pools)
         self.lifecycle = Lifecycle(self.tables, self.placement)
-        self.membership = Membership(self.tables, self.placement, self.lifecycle)
+        self.membership = Membership(self.tables, self.pools, self.placement, self.lifecycle)
         self.placement.on_timeout = self.lifecycle.timed_out
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
@@ -113,8 +116,8 @@ class Core:
         tables.run_timers(now)
         if not self.membership.recovering:
             self.placement.schedule(now)
-            while self.placement.doomed:
-                doomed, self.placement.doomed = self.placement.doomed, []
+            while self.pools.doomed:
+                doomed, self.pools.doomed = self.pools.doomed, []
                 for task, error in doomed:
                     self.lifecycle.fail(task, error)
                 self.lifecycle.drain(now)

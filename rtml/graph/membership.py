@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
+from rtml.graph.pools import Pools
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState, failure
 from rtml.graph.tables import Close, Send, Tables
 from rtml.messages import (
@@ -34,8 +35,9 @@ from rtml.messages import (
 class Membership:
     """Decides what a peer's coming and going means for the tasks it has to do with."""
 
-    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle) -> None:
+    def __init__(self, tables: Tables, pools: Pools, placement: Placement, lifecycle: Lifecycle) -> None:
         self.tables = tables
+        self.pools = pools
         self.placement = placement
         self.lifecycle = lifecycle
         #: executors that existed before this dispatcher and have not spoken yet
@@ -303,6 +305,7 @@ class Membership:
         if worker is None:
             return
         self.placement.left(worker)
+        self.pools.replace(worker, now)
         session = worker.session
         lost = [*(task for task, _ in worker.stack), *worker.queue.values()]
         running = set(message.running)

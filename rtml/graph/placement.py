@@ -19,16 +19,15 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
 from rtml.graph.estimate import high_estimate
+from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
 from rtml.graph.state import (
-    NodeState,
     Shape,
     State,
     TaskState,
     WorkerState,
-    failure,
 )
-from rtml.graph.tables import Tables
+from rtml.graph.tables import Tables, wake
 from rtml.messages import (
     ASYNC_EXECUTOR,
     EXECUTOR,
@@ -38,7 +37,6 @@ from rtml.messages import (
     ErrorInfo,
     Leave,
     Recall,
-    StartExecutor,
     TaskResult,
 )
 
@@ -64,8 +62,9 @@ _FEED_SCAN_MAX: Final = 256
 class Placement:
     """Decides where ready tasks run."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, pools: Pools) -> None:
         self.tables = tables
+        self.pools = pools
         self._lanes: dict[Any, Lane] = {}
         #: lanes with ready tasks
         self._active: dict[Any, Lane] = {}
@@ -73,19 +72,16 @@ class Placement:
         self._idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
         #: executors with a blocked task on top
         self._blocked: dict[int, WorkerState] = {}
-        #: executors asked for and not yet there, by role
-        self._starting: dict[int, str] = {}
         self._recall_timer: float | None = None
         #: set by the core: what to do when a task's own timeout passes
         self.on_timeout: Any = None
-        self.doomed: list[tuple[TaskState, ErrorInfo]] = []
 
     # --- ready tasks
 
     def push(self, task: TaskState, now: float) -> ErrorInfo | None:
         """Queue a ready task; an error if no worker can ever run it."""
         profile = task.profile
-        error = self._infeasible(task)
+        error = self.pools.infeasible(task)
         if error is not None:
             return error
         shape = profile.shape
@@ -98,7 +94,7 @@ class Placement:
         if not lane.count:
             self._active[key] = lane
             if lane.batch and profile.batch_delay:
-                self.tables.at(now + profile.batch_delay, _wake, None)
+                self.tables.at(now + profile.batch_delay, wake, None)
         lane.push(task, self.tables.next_sequence())
         return None
 
@@ -107,57 +103,19 @@ class Placement:
         if task.lane is not None:
             task.lane.remove(task)
 
-    def _infeasible(self, task: TaskState) -> ErrorInfo | None:
-        shape = task.profile.shape
-        nodes = self.tables.nodes.values()
-        if not shape.extra and shape.cpu <= 1.0:
-            return None
-        if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):
-            return None
-        if not any(node.could_fit(shape) for node in nodes):
-            offers = "; ".join(_offer(node) for node in nodes)
-            message = (
-                f"task {task.profile.name!r} asks for {shape}, which no worker can ever offer (there is: {offers})"
-            )
-            return failure("Unschedulable", message, task)
-        return self._deadlock(task) if shape.extra else None
-
-    def _deadlock(self, task: TaskState) -> ErrorInfo | None:
-        """Whether the task needs what only its own blocked ancestors hold."""
-        held: dict[str, float] = {}
-        owner = task.owner
-        while isinstance(owner, TaskState):
-            if owner.blocked:
-                for name, amount in owner.profile.shape.extra.items():
-                    held[name] = held.get(name, 0.0) + amount
-            owner = owner.owner
-        if not held:
-            return None
-        for node in self.tables.nodes.values():
-            if all(
-                amount <= node.extra.get(name, 0.0) - held.get(name, 0.0) + 1e-9
-                for name, amount in task.profile.shape.extra.items()
-            ):
-                return None
-        what = ", ".join(f"{name}={amount:g}" for name, amount in held.items())
-        message = (
-            f"task {task.profile.name!r} asks for {task.profile.shape}, but its own ancestors hold {what} while they "
-            "wait for it; make the parent an async function, or give it less"
-        )
-        return failure("ResourceDeadlock", message, task)
-
     # --- workers
 
     def joined(self, worker: WorkerState, now: float) -> None:
         """An executor said Hello (again)."""
-        self._starting.pop(worker.id, None)
+        self.pools.starting.pop(worker.id, None)
+        worker.node.start_failures = 0
         if not worker.queue and not worker.stack:
             worker.idle_since = now
             self._idle[worker.role][worker.id] = worker
 
     def left(self, worker: WorkerState) -> None:
         """An executor is gone: forget what it occupied. Its tasks are the caller's business."""
-        self._starting.pop(worker.id, None)
+        self.pools.starting.pop(worker.id, None)
         self._idle[worker.role].pop(worker.id, None)
         self._blocked.pop(worker.id, None)
         if worker.role == ASYNC_EXECUTOR:
@@ -199,7 +157,7 @@ class Placement:
         if not worker.stack:
             worker.idle_since = now
             self._idle[worker.role][worker.id] = worker
-            if worker.role == EXECUTOR and len(self._sync_workers(worker.node)) > max(1.0, worker.node.cpu):
+            if worker.role == EXECUTOR and self.pools.surplus(worker.node):
                 self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
 
     def returned(self, worker: WorkerState, attempts: Iterable[tuple[int, int]], now: float) -> list[TaskState]:
@@ -230,9 +188,9 @@ class Placement:
         self._blocked[worker.id] = worker
         for child in list((task.children or {}).values()):
             if child.state is State.READY and child.profile.shape.extra:
-                error = self._deadlock(child)
+                error = self.pools.deadlock(child)
                 if error is not None:
-                    self.doomed.append((child, error))
+                    self.pools.doomed.append((child, error))
 
     def resumed(self, worker: WorkerState, task: TaskState, now: float) -> None:
         """The blocked task goes on at once, whether its cpu is free or not."""
@@ -251,16 +209,14 @@ class Placement:
             self._blocked.pop(worker.id, None)
 
     def _dismiss(self, worker: WorkerState, now: float) -> None:
+        """An executor beyond the cpus that had nothing to do for a while goes."""
         idle = self._idle[EXECUTOR]
         if worker.id not in idle or now - worker.idle_since < SURPLUS_IDLE * 0.99:
             return
-        if len(self._sync_workers(worker.node)) > max(1.0, worker.node.cpu) and worker.session is not None:
+        if self.pools.surplus(worker.node) and worker.session is not None:
             del idle[worker.id]
             worker.leaving = True
             self.tables.tell(worker.session, Leave())
-
-    def _sync_workers(self, node: NodeState) -> list[WorkerState]:
-        return [worker for worker in node.workers.values() if worker.role == EXECUTOR and not worker.leaving]
 
     # --- the pass over all ready tasks, once per wake-up
 
@@ -316,7 +272,7 @@ class Placement:
         if lane.profile.role == ASYNC_EXECUTOR:
             return self._place_async(lane, now)
         if not self._idle[EXECUTOR]:
-            self._grow(lane)
+            self.pools.grow(lane, now)
             return False
         if lane.batch and not self._batch_due(lane, now):
             return False
@@ -354,7 +310,7 @@ class Placement:
             ):
                 best = worker
         if best is None:
-            self._grow(lane)
+            self.pools.grow(lane, now)
             return False
         if lane.batch and not self._batch_due(lane, now):
             return False
@@ -433,7 +389,7 @@ class Placement:
         due = lane.head().ready_at + delay
         if due <= now:
             return True
-        self.tables.at(due, _wake, None)
+        self.tables.at(due, wake, None)
         return False
 
     def _take_batch(self, lane: Lane, now: float) -> list[TaskState]:
@@ -534,45 +490,6 @@ class Placement:
         worker.load += task.cost
         worker.queue[task.id] = task
 
-    # --- growing and recalling
-
-    def _grow(self, lane: Lane) -> None:
-        """Ask a supervisor for one more executor: there is work and room, but no process for it."""
-        role = lane.profile.role
-        if role in self._starting.values():
-            return
-        for node in self.tables.nodes.values():
-            supervisor = node.supervisor
-            if supervisor is None or supervisor.peer is None or not node.fits(lane.profile.shape):
-                continue
-            workers = [worker for worker in node.workers.values() if worker.role == role and not worker.dying]
-            if role == EXECUTOR and len(workers) >= node.cpu + node.blocked_max:
-                if all(worker.stack for worker in workers):
-                    self._nesting_limit(lane, len(workers))
-                continue
-            if role == ASYNC_EXECUTOR and any(not worker.lagging for worker in workers):
-                continue
-            if role == ASYNC_EXECUTOR and len(workers) > node.cpu:
-                continue
-            worker_id = self._new_worker_id()
-            worker = WorkerState(worker_id, role, node)
-            self.tables.workers[worker_id] = node.workers[worker_id] = worker
-            self._starting[worker_id] = role
-            self.tables.tell(supervisor, StartExecutor(role, worker_id))
-            return
-
-    def _new_worker_id(self) -> int:
-        return max(self.tables.workers, default=0) + 1
-
-    def _nesting_limit(self, lane: Lane, executors: int) -> None:
-        head = lane.head()
-        message = (
-            f"all {executors} executors of the node are blocked in get(); use async functions for tasks that wait, "
-            "or raise blocked_max"
-        )
-        root = self.tables.tasks.get(head.graph.id, head)
-        self.doomed.append((root, failure("NestingLimit", message, head)))
-
     def _check_recall(self, now: float) -> None:
         """An executor is idle while work waits unstarted behind another's: bring it back."""
         if not self._idle[EXECUTOR]:
@@ -591,7 +508,7 @@ class Placement:
                 soonest = due
         if soonest is not None and (self._recall_timer is None or self._recall_timer <= now):
             self._recall_timer = soonest
-            self.tables.at(soonest, _wake, None)
+            self.tables.at(soonest, wake, None)
 
     def recall(self, worker: WorkerState) -> None:
         """Ask for the worker's unstarted tasks back."""
@@ -601,10 +518,6 @@ class Placement:
             self.tables.interrupts[worker.id] = worker
 
 
-def _wake(_: None, now: float) -> None:
-    """Timer without an action of its own: the scheduling pass that follows every wake-up does the work."""
-
-
 def _load(worker: WorkerState) -> float:
     return worker.load
 
@@ -612,8 +525,3 @@ def _load(worker: WorkerState) -> float:
 def _urgency(lane: Lane) -> tuple[int, float, int]:
     head = lane.head()
     return (-head.profile.priority, head.due, head.graph.order)
-
-
-def _offer(node: NodeState) -> str:
-    parts = [f"cpu={node.cpu:g}", *(f"{name}={amount:g}" for name, amount in sorted(node.extra.items()))]
-    return f"{node.name or 'node'} with {', '.join(parts)}"

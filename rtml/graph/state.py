@@ -255,6 +255,9 @@ class NodeState:
         self.blocked_max = 64
         self.can_grow = False
         self.workers: dict[int, WorkerState] = {}
+        #: executors in a row that died before they said Hello; none is started before `start_after`
+        self.start_failures = 0
+        self.start_after = 0.0
 
     def fits(self, shape: Shape) -> bool:
         """Whether the shape can be taken now."""

@@ -183,5 +183,9 @@ class Tables:
         return [Results(r.serial, r.results) for r in session.unacked]
 
 
+def wake(_: None, now: float) -> None:
+    """Timer without an action of its own: the scheduling pass that follows every wake-up does the work."""
+
+
 def _values(options: Options) -> list[Any]:
     return [getattr(options, field) for field in options.__struct_fields__]

@@ -1,0 +1,274 @@
+"""The dispatcher process: sockets and a clock around `rtml.graph.core.Core`; it decides nothing.
+
+    python -m rtml.dispatcher --listen unix:/run/rtml/dispatcher.sock [--listen tcp://127.0.0.1:7411]
+
+One thread, one loop, no event library: a wake-up drains every link (bounded), decodes, calls the core once with one
+`now`, sends one frame to each peer it has something for, and sleeps until the next frame or timer. It never unpickles
+anything and never looks into payloads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import random
+import signal
+import time
+from collections import Counter, deque
+from types import FrameType
+from typing import Any, Final
+
+import msgspec
+
+from rtml.graph.core import Core
+from rtml.graph.tables import Answer, Close, Effect, Ended, Limits, Send, Unlink
+from rtml.link import Hub
+from rtml.messages import OUTCOMES, Message, ObjectRef, Query, Reply, Timing, decode, encode
+from rtml.metrics import DispatcherMetrics
+
+log = logging.getLogger("rtml.dispatcher")
+
+#: Ended tasks that `rtml trace` can look back on.
+TRACE_TASKS_MAX: Final = 50_000
+
+#: Ended tasks are counted into the metrics in bulk, off the path of a request.
+_COUNT_AT: Final = 2_048
+
+#: Bytes of garbage quoted in a log line.
+_QUOTE: Final = 60
+
+
+class Dispatcher:
+    """The loop.
+
+    Args:
+        hub: listening links; owned and closed by the dispatcher.
+        core: the brain.
+        metrics: where ended tasks are counted.
+        shm_dir: directory of shared-memory segments, to remove those of dead owners; "" if there is none.
+    """
+
+    def __init__(self, hub: Hub, core: Core, metrics: DispatcherMetrics, shm_dir: str = "") -> None:
+        self.hub = hub
+        self.core = core
+        self.metrics = metrics
+        self.shm_dir = shm_dir
+        self.history: deque[Ended] = deque(maxlen=TRACE_TASKS_MAX)
+        self._uncounted: list[Ended] = []
+        self._garbage: Counter[str] = Counter()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Leave `run` after the current wake-up."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        core, hub = self.core, self.hub
+        clock = time.monotonic
+        arrived_frames = self.metrics.frames.labels("in")
+        arrived_bytes = self.metrics.bytes.labels("in")
+        turn = self.metrics.turn.labels()
+        while not self._stopping:
+            wakeup = core.next_wakeup()
+            frames = hub.poll(None if wakeup is None else max(0.0, wakeup - clock()))
+            now = clock()
+            arrivals: list[tuple[int, list[Message] | None]] = []
+            for peer, frame in frames:
+                if frame is None:
+                    arrivals.append((peer, None))
+                    continue
+                arrived_frames.value += 1
+                arrived_bytes.value += len(frame)
+                try:
+                    arrivals.append((peer, decode(frame)))
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    self._reject(peer, frame, error)
+            self._execute(core.handle(arrivals, now))
+            if core.tables.ended:
+                self._remember(core.take_ended())
+            turn.observe(clock() - now)
+
+    def _reject(self, peer: int, frame: bytes, error: Exception) -> None:
+        """Garbage: counted, and logged the first time this kind comes."""
+        reason = type(error).__name__
+        self.metrics.rejected.labels(reason).value += 1
+        self._garbage[reason] += 1
+        if self._garbage[reason] == 1:
+            who = self.hub.credentials(peer)
+            sender = f"pid {who[0]}" if who else f"link {peer}"
+            log.warning(
+                "dropped a frame of %d bytes from %s that is no message (%s): %r; more are only counted",
+                len(frame),
+                sender,
+                error,
+                frame[:_QUOTE],
+            )
+
+    def _execute(self, effects: list[Effect]) -> None:
+        hub = self.hub
+        sent_frames = self.metrics.frames.labels("out")
+        sent_bytes = self.metrics.bytes.labels("out")
+        for effect in effects:
+            if effect.__class__ is Send:
+                frame = encode(effect.messages)
+                sent_frames.value += 1
+                sent_bytes.value += len(frame)
+                hub.send(effect.peer, frame)
+            elif isinstance(effect, Answer):
+                hub.send(effect.peer, encode([Reply(effect.query.id, self._answer(effect.query))]))
+            elif isinstance(effect, Close):
+                hub.close_peer(effect.peer)
+            elif isinstance(effect, Unlink):
+                self._unlink(effect.ref)
+
+    def _unlink(self, ref: ObjectRef) -> None:
+        """Remove a segment whose owner is dead. The name was checked to be one file of our directory."""
+        if self.shm_dir and os.path.basename(ref.segment) == ref.segment:
+            try:
+                os.unlink(os.path.join(self.shm_dir, ref.segment))
+            except OSError:
+                pass  # swept with its dead owner's other segments
+
+    # --- what operators ask
+
+    def _remember(self, ended: list[Ended]) -> None:
+        self.history.extend(ended)
+        self._uncounted += ended
+        if len(self._uncounted) >= _COUNT_AT:
+            self._count()
+
+    def _count(self) -> None:
+        """Move ended tasks into the metrics."""
+        uncounted, self._uncounted = self._uncounted, []
+        meter = self.metrics.meter
+        for end in uncounted:
+            ran = end.assigned and end.finished
+            timing = None
+            if ran:
+                total = end.finished - end.assigned
+                timing = Timing(
+                    end.ready - end.submitted,
+                    end.assigned - end.ready,
+                    max(0.0, total - end.run),
+                    end.run,
+                    end.batch,
+                    end.attempts,
+                    end.slack,
+                )
+            meter(end.function).ended(end.outcome, timing, not end.parent)
+
+    def _answer(self, query: Query) -> str:
+        if query.what == "metrics":
+            self._count()
+            snapshot = self.core.snapshot()
+            for state, count in snapshot["tasks"].items():
+                self.metrics.live.labels(state).value = count
+            executors: Counter[tuple[str, str]] = Counter()
+            for node in snapshot["nodes"]:
+                for worker in node["executors"]:
+                    state = "blocked" if worker["blocked"] else "busy" if worker["queued"] else "idle"
+                    executors[worker["role"], state] += 1
+            for role in ("executor", "async"):
+                for state in ("idle", "busy", "blocked"):
+                    self.metrics.executors.labels(role, state).value = executors[role, state]
+            return self.metrics.render()
+        if query.what == "status":
+            snapshot = self.core.snapshot()
+            snapshot["pid"] = os.getpid()
+            snapshot["rejected_frames"] = sum(self._garbage.values())
+            return _json(snapshot)
+        if query.what == "trace":
+            return _json(self._trace(query.argument))
+        return _json({"error": f"unknown question {query.what!r}; ask for status, metrics or trace"})
+
+    def _trace(self, argument: str) -> dict[str, Any]:
+        """The ended tasks of one graph (by its id or trace id; the last one if empty), times relative to its start."""
+        wanted = argument.strip()
+        records: list[Ended] = []
+        if wanted:
+            records = [end for end in self.history if wanted in (str(end.graph), end.trace)]
+        elif self.history:
+            last = self.history[-1].graph
+            records = [end for end in self.history if end.graph == last]
+        if not records:
+            return {"graph": wanted, "tasks": []}
+        start = min(end.submitted for end in records)
+        tasks = [
+            {
+                "id": end.task,
+                "parent": end.parent,
+                "function": end.function,
+                "outcome": OUTCOMES[end.outcome],
+                "attempts": end.attempts,
+                "submitted": end.submitted - start,
+                "ready": end.ready - start if end.ready else None,
+                "assigned": end.assigned - start if end.assigned else None,
+                "finished": end.finished - start,
+                "run": end.run,
+                "worker": end.worker,
+                "batch": end.batch,
+            }
+            for end in sorted(records, key=lambda end: end.submitted)
+        ]
+        return {"graph": str(records[0].graph), "trace": records[0].trace, "tasks": tasks}
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rtml dispatcher", description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--listen",
+        action="append",
+        required=True,
+        metavar="ADDRESS",
+        help="unix:/path, ipc:///path or tcp://host:port; may be given several times",
+    )
+    parser.add_argument("--shm-dir", default="", help="directory of this node's shared-memory segments")
+    defaults = Limits()
+    for name, value in defaults._asdict().items():
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=type(value), default=value, help=f"limit (default {value:g})"
+        )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    limits = Limits(**{name: getattr(options, name) for name in Limits._fields})
+    # Not a matter of security, and the only randomness: two dispatchers of the same peers must differ.
+    epoch = random.SystemRandom().getrandbits(62) | 1
+    metrics = DispatcherMetrics()
+    hub = Hub()
+    dispatcher = Dispatcher(hub, Core(epoch, limits), metrics, options.shm_dir)
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        dispatcher.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    signal.set_wakeup_fd(writable)
+    hub.add_fd(readable)
+    try:
+        for address in options.listen:
+            hub.listen(address)
+        # Start-up objects are never garbage, and reference counting frees tasks: the collector is for accidents.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
+        metrics.watch_gc(metrics.gc_pause.labels())
+        dispatcher.run()
+    finally:
+        hub.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How many executors there are, and what they can ever offer.
+
+A pool starts with one sync executor per cpu. It grows while there is work and room but no process for it (tasks that
+block in `get` lend their cpu out, tasks may ask for fractions of a cpu), up to `blocked_max` more, and shrinks when
+idle.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rtml.graph.queues import Lane
+from rtml.graph.state import NodeState, TaskState, WorkerState, failure
+from rtml.graph.tables import Tables, wake
+from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, StartExecutor
+
+#: Longest wait in seconds before another executor is started after several died at their start.
+START_BACKOFF_MAX: Final = 5.0
+
+
+class Pools:
+    """Decides when an executor is started, and which requests are hopeless."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        #: executors asked for and not yet there, by role
+        self.starting: dict[int, str] = {}
+        #: tasks found to be hopeless during a scheduling pass
+        self.doomed: list[tuple[TaskState, ErrorInfo]] = []
+        self._last_worker_id = 0
+
+    def sync_workers(self, node: NodeState) -> list[WorkerState]:
+        """The node's sync executors that are there to stay."""
+        return [worker for worker in node.workers.values() if worker.role == EXECUTOR and not worker.leaving]
+
+    def surplus(self, node: NodeState) -> bool:
+        """Whether the node has more sync executors than cpus."""
+        return len(self.sync_workers(node)) > max(1.0, node.cpu)
+
+    def infeasible(self, task: TaskState) -> ErrorInfo | None:
+        """Why no worker can ever run the task; None if one can, now or when its pool grows."""
+        shape = task.profile.shape
+        nodes = self.tables.nodes.values()
+        if not shape.extra and shape.cpu <= 1.0:
+            return None
+        if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):
+            return None
+        if not any(node.could_fit(shape) for node in nodes):
+            offers = "; ".join(_offer(node) for node in nodes)
+            message = (
+                f"task {task.profile.name!r} asks for {shape}, which no worker can ever offer (there is: {offers})"
+            )
+            return failure("Unschedulable", message, task)
+        return self.deadlock(task) if shape.extra else None
+
+    def deadlock(self, task: TaskState) -> ErrorInfo | None:
+        """Whether the task needs what only its own blocked ancestors hold."""
+        held: dict[str, float] = {}
+        owner = task.owner
+        while isinstance(owner, TaskState):
+            if owner.blocked:
+                for name, amount in owner.profile.shape.extra.items():
+                    held[name] = held.get(name, 0.0) + amount
+            owner = owner.owner
+        if not held:
+            return None
+        for node in self.tables.nodes.values():
+            if all(
+                amount <= node.extra.get(name, 0.0) - held.get(name, 0.0) + 1e-9
+                for name, amount in task.profile.shape.extra.items()
+            ):
+                return None
+        what = ", ".join(f"{name}={amount:g}" for name, amount in held.items())
+        message = (
+            f"task {task.profile.name!r} asks for {task.profile.shape}, but its own ancestors hold {what} while they "
+            "wait for it; make the parent an async function, or give it less"
+        )
+        return failure("ResourceDeadlock", message, task)
+
+    def grow(self, lane: Lane, now: float) -> None:
+        """Ask a supervisor for one more executor: there is work and room, but no process for it."""
+        role = lane.profile.role
+        if role in self.starting.values():
+            return
+        for node in self.tables.nodes.values():
+            supervisor = node.supervisor
+            if supervisor is None or supervisor.peer is None or not node.fits(lane.profile.shape):
+                continue
+            if now < node.start_after:
+                continue  # a timer is set for that moment
+            workers = [worker for worker in node.workers.values() if worker.role == role and not worker.dying]
+            if role == EXECUTOR and len(workers) >= node.cpu + node.blocked_max:
+                if all(worker.stack for worker in workers):
+                    self._nesting_limit(lane, len(workers))
+                continue
+            if role == ASYNC_EXECUTOR and any(not worker.lagging for worker in workers):
+                continue
+            if role == ASYNC_EXECUTOR and len(workers) > node.cpu:
+                continue
+            self._start(node, role)
+            return
+
+    def _start(self, node: NodeState, role: str) -> None:
+        self._last_worker_id = max(self._last_worker_id, *self.tables.workers, 0) + 1
+        worker = WorkerState(self._last_worker_id, role, node)
+        self.tables.workers[worker.id] = node.workers[worker.id] = worker
+        self.starting[worker.id] = role
+        assert node.supervisor is not None
+        self.tables.tell(node.supervisor, StartExecutor(role, worker.id))
+
+    def replace(self, worker: WorkerState, now: float) -> None:
+        """An executor died: keep as many warm ones as the node has cpus, but do not start dying ones in a loop."""
+        node = worker.node
+        if worker.session is None:
+            node.start_failures += 1
+            node.start_after = now + min(START_BACKOFF_MAX, 0.05 * 2**node.start_failures)
+            self.tables.at(node.start_after, wake, None)
+            return
+        connected = node.supervisor is not None and node.supervisor.peer is not None
+        missed = worker.role == EXECUTOR and not worker.leaving
+        if connected and missed and len(self.sync_workers(node)) < node.cpu:
+            self._start(node, EXECUTOR)
+
+    def _nesting_limit(self, lane: Lane, executors: int) -> None:
+        head = lane.head()
+        message = (
+            f"all {executors} executors of the node are blocked in get(); use async functions for tasks that wait, "
+            "or raise blocked_max"
+        )
+        root = self.tables.tasks.get(head.graph.id, head)
+        self.doomed.append((root, failure("NestingLimit", message, head)))
+
+
+def _offer(node: NodeState) -> str:
+    parts = [f"cpu={node.cpu:g}", *(f"{name}={amount:g}" for name, amount in sorted(node.extra.items()))]
+    return f"{node.name or 'node'} with {', '.join(parts)}"
