@@ -1,0 +1,390 @@
+"""ONNX models as tasks: ``classify = rtml.model("classifier.onnx", batch=8)``, then ``classify.submit(array)``.
+
+Only the description of a model travels: its path (or its bytes) and a few settings. Each executor that gets such a
+task opens the model once (`__rtml_load__`), warms it up, and keeps it. With `batch`, calls whose arrays agree in
+everything but the first dimension run as one; the dispatcher decides which (see D5 in ARCHITECTURE.md), this module
+joins and splits the arrays. A call that fails does not fail those that share its batch.
+
+Threads: onnxruntime would start one per core in every executor, and idle ones spin. Here a model runs in the
+executor's main thread alone unless asked otherwise, so that as many executors as there are cores do not fight for
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rtml.client.functions import RETRY_ON, RemoteFunction, task
+from rtml.errors import InvalidInput
+from rtml.onnxfile import ModelInfo, TensorInfo, describe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+_log = logging.getLogger(__name__)
+
+#: Tried in this order, as far as the executor's onnxruntime has them.
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+class Settings(NamedTuple):
+    """How executors run a model; see `model` for what each means."""
+
+    name: str
+    batched: bool = False
+    outputs: tuple[str, ...] | None = None
+    warmup: bool | dict[str, tuple[int, ...]] = True
+    threads: int = 1
+    providers: tuple[str, ...] | None = None
+    after: Callable[[Any], Any] | None = None
+
+
+class Model:
+    """A model that can be called: arrays in, arrays out. Opened at the first call, or by `__rtml_load__`.
+
+    Args:
+        source: The path of an ONNX file as the executors see it, or its content.
+        settings: How to run it.
+    """
+
+    def __init__(self, source: str | bytes, settings: Settings) -> None:
+        self._source = source
+        self._settings = settings
+        # What a task is called in logs and metrics.
+        self.__name__ = self.__qualname__ = settings.name
+        self._session: Any = None
+        self._info: ModelInfo | None = None
+
+    def __repr__(self) -> str:
+        source = self._source if isinstance(self._source, str) else f"{len(self._source)} bytes"
+        return f"<Model {self._settings.name!r} of {source}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kept = {name: value for name, value in vars(self).items() if name == RETRY_ON}
+        return Model, (self._source, self._settings), kept or None
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Run the model.
+
+        In a batch every argument is a list with one entry per call, and so is the result; an entry that is an
+        exception is that call's error.
+
+        Returns:
+            The array, if the model has one output, else a dict of arrays by name; what `after` made of it, if given.
+
+        Raises:
+            InvalidInput: an input is missing or unknown, or its type or shape does not fit.
+            RuntimeError: onnxruntime could not run the model on these inputs.
+        """
+        if self._session is None:
+            self.__rtml_load__()
+        given = self._named(args, inputs)
+        if self._settings.batched and all(isinstance(value, list) for value in given.values()):
+            return self._run_calls(given)
+        (result,) = self._run_group([self._checked(given)])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def __rtml_load__(self) -> None:
+        """Open the model and run it once. Executors call this before the first task.
+
+        Raises:
+            RuntimeError: onnxruntime is missing, or refuses the model or the warm-up shape that was asked for.
+        """
+        if self._session is not None:
+            return
+        session = self._open()
+        self._session, self._info = session, self._described(session)
+        self._warm_up()
+
+    def metadata(self) -> ModelInfo:
+        """The model's inputs, outputs and properties, read from the file without loading the model.
+
+        Raises:
+            OSError: the file is not on this machine.
+            ValueError: this is no ONNX model.
+        """
+        if self._info is None:
+            info = describe(self._source)
+            wanted = self._settings.outputs
+            if wanted is not None:
+                by_name = {output.name: output for output in info.outputs}
+                info = info._replace(outputs=tuple(by_name[name] for name in wanted if name in by_name))
+            self._info = info
+        return self._info
+
+    def _open(self) -> Any:
+        try:
+            import onnxruntime
+        except ImportError as missing:
+            raise RuntimeError("running ONNX models needs onnxruntime: pip install 'rtml[onnx]'") from missing
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._settings.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # errors are raised
+        # A waiting thread that spins takes the core from another executor.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        available = onnxruntime.get_available_providers()
+        providers = self._settings.providers or [name for name in _PROVIDERS if name in available]
+        try:
+            return onnxruntime.InferenceSession(self._source, options, providers=providers)
+        except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions exist only where it is installed
+            raise RuntimeError(f"cannot open {self!r}: {error}") from None
+
+    def _described(self, session: Any) -> ModelInfo:
+        info = self.metadata()
+        known = {node.name for node in session.get_outputs()}
+        unknown = [name for name in self._settings.outputs or () if name not in known]
+        if unknown:
+            raise RuntimeError(f"{self!r} has no outputs {unknown}; it has {sorted(known)}")
+        return info
+
+    def _warm_up(self) -> None:
+        warmup = self._settings.warmup
+        if warmup is False:
+            return
+        asked = warmup if isinstance(warmup, dict) else {}
+        import numpy as np
+
+        feed: dict[str, Array] = {}
+        for tensor in self.metadata().inputs:
+            shape = asked.get(tensor.name)
+            if shape is None:
+                shape = tuple(1 if size < 0 else size for size in tensor.shape or ())
+            dtype = _numpy_dtype(tensor)
+            if dtype is None:
+                return
+            feed[tensor.name] = np.full(shape, "", dtype) if dtype == np.dtype(object) else np.zeros(shape, dtype)
+        result = self._run(feed)
+        if isinstance(result, Exception):
+            if asked:
+                raise RuntimeError(f"{self!r} does not run on its warm-up shape: {result}")
+            # Without a given shape, ones stand for what the file leaves open, and not every model takes such an input.
+            _log.debug("%r does not warm up on %s: %s", self, {k: v.shape for k, v in feed.items()}, result)
+
+    def _named(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+        names = [tensor.name for tensor in self.metadata().inputs]
+        if len(args) > len(names):
+            raise InvalidInput(f"model {self._settings.name!r} takes {len(names)} inputs {names}, not {len(args)}")
+        given = dict(zip(names, args, strict=False))
+        double = given.keys() & inputs.keys()
+        given |= inputs
+        missing = [name for name in names if name not in given]
+        unknown = [name for name in given if name not in names]
+        if double or missing or unknown:
+            said = ((double, "given twice"), (missing, "missing"), (unknown, "unknown"))
+            what = ", ".join(f"{', '.join(sorted(which))} {word}" for which, word in said if which)
+            raise InvalidInput(f"model {self._settings.name!r} takes the inputs {', '.join(names)}: {what}")
+        return given
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Array]:
+        return {tensor.name: self._checked_input(tensor, given[tensor.name]) for tensor in self.metadata().inputs}
+
+    def _checked_input(self, tensor: TensorInfo, value: Any) -> Array:
+        import numpy as np
+
+        array = np.asarray(value)
+        want = _numpy_dtype(tensor)
+        if want is not None and array.dtype != want:
+            # Python's and numpy's wider defaults are meant; a float where a whole number belongs is a mistake.
+            if not np.can_cast(array.dtype, want, "same_kind"):
+                raise InvalidInput(f"{self._where(tensor)} takes {want}, not {array.dtype}")
+            array = array.astype(want)
+        shape = tensor.shape
+        fits = shape is None or (
+            len(shape) == array.ndim
+            and all(asked in (-1, size) for asked, size in zip(shape, array.shape, strict=True))
+        )
+        if not fits:
+            raise InvalidInput(f"{self._where(tensor)} has the shape {_shown(shape)}, not {_shown(array.shape)}")
+        return array
+
+    def _where(self, tensor: TensorInfo) -> str:
+        return f"input {tensor.name!r} of model {self._settings.name!r}"
+
+    def _run_calls(self, given: dict[str, list[Any]]) -> list[Any]:
+        """The results of a batch of calls; those that fit together run together."""
+        calls = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+        results: list[Any] = [None] * len(calls)
+        feeds: dict[int, dict[str, Array]] = {}
+        groups: dict[Any, list[int]] = {}
+        for index, call in enumerate(calls):
+            try:
+                feeds[index] = feed = self._checked(call)
+            except InvalidInput as error:
+                results[index] = error
+                continue
+            key = tuple(array.shape[1:] for array in feed.values()) if self._joins(feed) else index
+            groups.setdefault(key, []).append(index)
+        for indices in groups.values():
+            for index, result in zip(indices, self._run_group([feeds[i] for i in indices]), strict=True):
+                results[index] = result
+        return results
+
+    def _joins(self, feed: dict[str, Array]) -> bool:
+        """Whether this call can share a run: every input counts the same rows in a first dimension of any size."""
+        return (
+            all(tensor.shape is None or tensor.shape[:1] == (-1,) for tensor in self.metadata().inputs)
+            and all(array.ndim > 0 for array in feed.values())
+            and len({len(array) for array in feed.values()}) == 1
+        )
+
+    def _run_group(self, feeds: list[dict[str, Array]]) -> list[Any]:
+        """The results of calls that fit together: from one run, or if that fails, each from its own."""
+        if len(feeds) == 1:
+            return [self._finish(self._run(feeds[0]))]
+        import numpy as np
+
+        joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+        rows = [len(next(iter(feed.values()))) for feed in feeds]
+        outputs = self._run(joined)
+        if not isinstance(outputs, Exception) and _has_rows(outputs, sum(rows)):
+            value = self._finish(outputs)
+            if not isinstance(value, Exception) and _has_rows(value, sum(rows)):
+                return _split(value, rows)
+        return [self._finish(self._run(feed)) for feed in feeds]
+
+    def _run(self, feed: dict[str, Array]) -> dict[str, Array] | Exception:
+        names = [output.name for output in self.metadata().outputs]
+        try:
+            return dict(zip(names, self._session.run(names, feed), strict=True))
+        except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions cannot be carried to where it is missing
+            shapes = ", ".join(f"{name} {_shown(array.shape)}" for name, array in feed.items())
+            return RuntimeError(f"model {self._settings.name!r} failed on {shapes}: {error}")
+
+    def _finish(self, outputs: dict[str, Array] | Exception) -> Any:
+        """What callers get of a run's outputs."""
+        if isinstance(outputs, Exception):
+            return outputs
+        value = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        if self._settings.after is None:
+            return value
+        try:
+            return self._settings.after(value)
+        except Exception as error:  # noqa: BLE001  # user code; its error belongs to the call, not to its batch-mates
+            return error
+
+
+class ModelFunction(RemoteFunction[..., Any]):
+    """What `model` returns: a remote function that knows its inputs and outputs. Called directly, it runs here."""
+
+    def metadata(self) -> ModelInfo:
+        """The model's inputs, outputs and properties, read from the file without loading the model.
+
+        Raises:
+            OSError: the file is not on this machine.
+            ValueError: this is no ONNX model.
+        """
+        info: ModelInfo = self.__wrapped__.metadata()  # type: ignore[attr-defined]  # set by functools.update_wrapper
+        return info
+
+    def options(self, **changes: Any) -> ModelFunction:
+        """The same model with other options for its calls: deadline, priority, timeout, ...
+
+        Raises:
+            SubmitError: an option is unknown or makes no sense.
+        """
+        other = super().options(**changes)
+        changed = ModelFunction(other.function, other.defaults, other.overrides)
+        changed._described = other._described
+        return changed
+
+
+def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
+    source: str | os.PathLike[str] | bytes,
+    *,
+    batch: int = 0,
+    batch_delay: float = 0.0,
+    name: str | None = None,
+    outputs: Sequence[str] | None = None,
+    warmup: bool | Sequence[int] | Mapping[str, Sequence[int]] = True,
+    threads: int = 1,
+    providers: Sequence[str] | None = None,
+    after: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> ModelFunction:
+    """An ONNX model as a remote function: ``m.submit(array)`` or ``m.submit(ids=a, mask=b)``.
+
+    Args:
+        source: The path of an ONNX file (which the executors must be able to read), or its content.
+        batch: Most rows (of the first dimension, over all calls) of one run; 0: each call runs alone.
+        batch_delay: Seconds that a run may wait to become fuller; 0 takes what is there.
+        name: What it is called in metrics and logs; the file's name without it.
+        outputs: The outputs to compute, in this order; all of them without it.
+        warmup: Run once on zeros when an executor opens the model; a shape (or shapes by input name) says of what
+            size, else dimensions that the file leaves open are 1. False: don't.
+        threads: Threads within one run. More than one makes executors compete for cores.
+        providers: onnxruntime's execution providers in order of preference; without it CUDA where there is one, else
+            the CPU.
+        after: Applied in the executor to the outputs of a whole run (one array, or a dict of arrays by name), so that
+            less has to travel. It returns arrays with the same first dimension, or a list with one entry per row.
+        **options: As in `rtml.task`: cpu, gpu, memory, resources, retries, timeout, priority, ...
+
+    Raises:
+        ValueError: a negative `batch`, or no threads.
+    """
+    if batch < 0 or threads < 1:
+        raise ValueError(f"batch must be 0 or more and threads 1 or more, not {batch} and {threads}")
+    content = source if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
+    if name is None:
+        name = "model" if isinstance(content, bytes) else os.path.splitext(os.path.basename(content))[0]
+    settings = Settings(
+        name,
+        batch > 0,
+        None if outputs is None else tuple(outputs),
+        _warmup_shapes(warmup, content),
+        threads,
+        None if providers is None else tuple(providers),
+        after,
+    )
+    if batch:
+        options |= {"batch": batch, "batch_delay": batch_delay}
+    remote = task(**options, name=name)(Model(content, settings))
+    return ModelFunction(remote.function, remote.defaults)
+
+
+def _warmup_shapes(
+    warmup: bool | Sequence[int] | Mapping[str, Sequence[int]], source: str | bytes
+) -> bool | dict[str, tuple[int, ...]]:
+    if isinstance(warmup, bool):
+        return warmup
+    if isinstance(warmup, Mapping):
+        return {name: tuple(shape) for name, shape in warmup.items()}
+    inputs = describe(source).inputs
+    if len(inputs) != 1:
+        raise ValueError(f"the model has inputs {[i.name for i in inputs]}: give warm-up shapes by name")
+    return {inputs[0].name: tuple(warmup)}
+
+
+def _numpy_dtype(tensor: TensorInfo) -> np.dtype[Any] | None:
+    """The type of arrays for this input; None where numpy has none (then onnxruntime is the judge)."""
+    import numpy as np
+
+    return None if tensor.dtype in ("", "bfloat16") else np.dtype(tensor.dtype)
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    """Whether a value of a joint run can be split among its calls."""
+    parts = value.values() if isinstance(value, dict) else (value,)
+    return all(hasattr(part, "__len__") and len(part) == rows for part in parts)
+
+
+def _split(value: Any, rows: list[int]) -> list[Any]:
+    """The part of each call, which has `rows[i]` rows of the value of a joint run."""
+    ends = [sum(rows[: index + 1]) for index in range(len(rows))]
+    places = [slice(end - count, end) for end, count in zip(ends, rows, strict=True)]
+    if isinstance(value, dict):
+        return [{name: part[place] for name, part in value.items()} for place in places]
+    return [value[place] for place in places]
+
+
+def _shown(shape: Sequence[int] | None) -> str:
+    return "?" if shape is None else f"[{', '.join('any' if size < 0 else str(size) for size in shape)}]"
