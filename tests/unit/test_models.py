@@ -1,4 +1,4 @@
-"""rtml.model: ONNX models as remote functions. Called directly they run here, and that is how they are tested."""
+"""rtml.models: ONNX models as remote functions. Called directly they run here, and that is how they are tested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rtml.errors import InvalidInput, SubmitError
-from rtml.model import Model, model
+from rtml.models import Model, model
 from tests.unit import tiny_onnx
 
 pytest.importorskip("onnxruntime")
@@ -166,9 +166,10 @@ def test_options() -> None:
     assert (run.defaults.cpu, run.defaults.retries) == (2, 0)
     with pytest.raises(SubmitError, match="unknown option 'colour'"):
         model(tiny_onnx.doubler(), colour=1)
-    for wrong in ({"batch": -1}, {"threads": 0}):
-        with pytest.raises(ValueError, match="must be"):
-            model(tiny_onnx.doubler(), **wrong)
+    with pytest.raises(ValueError, match="must be"):
+        model(tiny_onnx.doubler(), batch=-1)
+    with pytest.raises(ValueError, match="must be"):
+        model(tiny_onnx.doubler(), threads=0)
 
 
 def test_warm_up_shapes() -> None:

@@ -8,6 +8,8 @@ joins and splits the arrays. A call that fails does not fail those that share it
 Threads: onnxruntime would start one per core in every executor, and idle ones spin. Here a model runs in the
 executor's main thread alone unless asked otherwise, so that as many executors as there are cores do not fight for
 them.
+
+(The module is not called `rtml.model`: importing it would hide the function of that name.)
 """
 
 from __future__ import annotations
