@@ -17,7 +17,7 @@ import gc
 import resource
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from rtml.messages import OUTCOMES, Timing
@@ -178,8 +178,8 @@ class Metrics:
         registry.register(self)
         return generate_latest(registry).decode()
 
-    def watch_gc(self, pauses: Buckets) -> None:
-        """Observe every pause of the garbage collector from now on, until the process ends."""
+    def watch_gc(self, pauses: Buckets) -> Callable[[], None]:
+        """Observe every pause of the garbage collector, until the returned function is called."""
         started = 0.0
 
         def callback(phase: str, info: dict[str, int]) -> None:
@@ -190,6 +190,7 @@ class Metrics:
                 pauses.observe(time.perf_counter() - started)
 
         gc.callbacks.append(callback)
+        return lambda: gc.callbacks.remove(callback)
 
 
 class Target:
@@ -249,6 +250,7 @@ class GatewayMetrics(Metrics):
         )
         self.loop_lag = Histogram("rtml_gateway_event_loop_lag_seconds", "How late the event loop runs its timers.")
         self.gc_pause = Histogram("rtml_gateway_gc_pause_seconds", "Pauses of the garbage collector.")
+        self.dispatcher_up = Gauge("rtml_gateway_dispatcher_up", "Whether the dispatcher gave its metrics.")
 
     def target(self, app: str, name: str) -> Target:
         """The counters of one model or endpoint."""

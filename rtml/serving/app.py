@@ -32,8 +32,8 @@ class TensorSpec(NamedTuple):
     name: str
     #: An Open Inference Protocol datatype: "FP32", "INT64", "BYTES", ...
     datatype: str
-    #: -1 is a dimension of any size.
-    shape: tuple[int, ...]
+    #: -1 is a dimension of any size; None: even their number is open.
+    shape: tuple[int, ...] | None
 
 
 class ServedModel(NamedTuple):

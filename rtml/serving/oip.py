@@ -140,7 +140,8 @@ def _decode_raw(body: Buffer, specs: Sequence[TensorSpec]) -> Request:
         raise InvalidInput(
             f"a raw request ({HEADER_LENGTH}: 0) needs a model with one input; this one has {len(specs)}"
         )
-    name, datatype, shape = specs[0]
+    name, datatype, declared = specs[0]
+    shape = (-1,) if declared is None else declared
     if datatype == "BYTES":  # the body is the one element itself, without a length before it
         array: Array = np.empty(1, object)
         array[0] = bytes(body)
@@ -202,16 +203,20 @@ def _fit(arrays: dict[str, Array], given: list[RequestInput], specs: Sequence[Te
             raise InvalidInput(f"input {name!r} is missing; the model takes {_names(specs)}")
         if datatypes[name] != datatype:
             raise InvalidInput(f"input {name!r} is {datatypes[name]}; the model takes {datatype}")
-        wrong = len(shape) != array.ndim or any(
-            expected >= 0 and expected != found for expected, found in zip(shape, array.shape, strict=True)
-        )
-        if wrong:
+        if shape is not None and not _matches(array.shape, shape):
             raise InvalidInput(f"input {name!r} has shape {list(array.shape)}; the model takes {list(shape)}")
         fitting[name] = array
     if len(arrays) != len(specs):
         unknown = next(name for name in arrays if name not in fitting)
         raise InvalidInput(f"input {unknown!r} is unknown; the model takes {_names(specs)}")
     return fitting
+
+
+def _matches(found: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether a shape is the expected one, in which -1 is any size."""
+    return len(found) == len(expected) and all(
+        size in (-1, actual) for size, actual in zip(expected, found, strict=True)
+    )
 
 
 def _names(specs: Sequence[TensorSpec]) -> str:
@@ -298,9 +303,17 @@ def describe_model(
         "name": name,
         "versions": [version],
         "platform": platform,
-        "inputs": [spec._asdict() for spec in inputs],
-        "outputs": [spec._asdict() for spec in outputs],
+        "inputs": [_described(spec) for spec in inputs],
+        "outputs": [_described(spec) for spec in outputs],
     }
+
+
+def _described(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": _shape(spec)}
+
+
+def _shape(spec: TensorSpec) -> list[int]:
+    return [-1] if spec.shape is None else list(spec.shape)
 
 
 def describe_config(
@@ -318,7 +331,7 @@ def describe_config(
     """
 
     def dims(spec: TensorSpec) -> list[int]:
-        return list(spec.shape[1:] if batch_max else spec.shape)
+        return _shape(spec)[1:] if batch_max else _shape(spec)
 
     def data_type(spec: TensorSpec) -> str:
         return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"

@@ -1,5 +1,7 @@
 """Metrics: what is counted arrives in the exposition, and the exposition is one that Prometheus can read."""
 
+import gc
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -84,14 +86,12 @@ def test_gateway_and_dispatcher_share_no_name() -> None:
 
 
 def test_pauses_of_the_garbage_collector_are_seen() -> None:
-    import gc
-
     gateway = metrics.GatewayMetrics()
     pauses = gateway.gc_pause.labels()
-    before = list(gc.callbacks)
-    gateway.watch_gc(pauses)
-    try:
-        gc.collect()
-    finally:
-        gc.callbacks[:] = before
-    assert sum(pauses.counts) >= 1
+    stop = gateway.watch_gc(pauses)
+    gc.collect()
+    stop()
+    seen = sum(pauses.counts)
+    assert seen >= 1
+    gc.collect()
+    assert sum(pauses.counts) == seen

@@ -255,5 +255,12 @@ def test_the_configuration_leaves_the_batch_dimension_out() -> None:
 
 def test_the_metadata_keeps_it() -> None:
     assert oip.describe_model("m", "1", "onnx", ROWS, [])["inputs"] == [
-        {"name": "x", "datatype": "FP32", "shape": (-1, 2)}
+        {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
     ]
+
+
+def test_a_model_may_leave_the_rank_open() -> None:
+    specs = [TensorSpec("x", "FP32", None)]
+    assert oip.decode_request(body(tensor(shape=[1, 1, 2], data=[1, 2])), None, specs).inputs["x"].shape == (1, 1, 2)
+    assert oip.decode_request(b"12345678", 0, specs).inputs["x"].shape == (2,)
+    assert oip.describe_model("m", "1", "", specs, [])["inputs"][0]["shape"] == [-1]

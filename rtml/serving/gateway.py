@@ -1,0 +1,172 @@
+"""The gateway process: apps and an engine behind an HTTP server, until it is told to stop.
+
+Beside the apps' own routes it answers `/v2...` (the server's part of the Open Inference Protocol), `/metrics`, and the
+two questions of an orchestrator: `/healthz` (is the process alive) and `/readyz` (should it get requests).
+
+Stopping is a drain: the gateway says that it is not ready, closes its listeners and idle connections, lets the requests
+that it has end, and cancels what is left after `drain_timeout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from aiohttp import web
+
+from rtml.errors import RtmlError
+from rtml.metrics import GatewayMetrics
+from rtml.serving import http, oip
+from rtml.serving.app import App
+from rtml.serving.engine import Engine
+from rtml.serving.routes import ModelRoute, ProgramRoute
+
+_logger = logging.getLogger("rtml.serving")
+
+#: Seconds between two looks at how late the event loop is.
+_LAG_PERIOD: Final = 0.25
+#: Seconds that the dispatcher may take for its metrics.
+_SCRAPE_TIMEOUT: Final = 2.0
+
+
+class Gateway:
+    """Serves apps.
+
+    Args:
+        engine: Runs what they name.
+        apps: What to serve; the names of their models and their paths must differ.
+        body_max: Largest request body, decompressed, in bytes.
+        drain_timeout: Seconds that running requests get when the gateway stops.
+    """
+
+    def __init__(
+        self, engine: Engine, apps: Sequence[App], *, body_max: int = 64 * 1024 * 1024, drain_timeout: float = 30.0
+    ) -> None:
+        self.metrics = GatewayMetrics()
+        self._engine = engine
+        self._apps = apps
+        self._body_max = body_max
+        self._drain_timeout = drain_timeout
+        self._draining = False
+        self._runner: web.ServerRunner | None = None
+        self._lag_timer: asyncio.TimerHandle | None = None
+        self._stop_gc_watch: Any = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen.
+
+        Args:
+            host: Address to listen on.
+            port: 0 picks a free one.
+
+        Returns:
+            The port.
+
+        Raises:
+            ValueError: two apps serve the same path, or a model does not say what it takes.
+            TypeError: a program has a signature that cannot be served.
+            OSError: the address cannot be used.
+        """
+        routes = self.routes()
+        loop = asyncio.get_running_loop()
+
+        def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+            return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._body_max)
+
+        server = web.Server(routes.answer, request_factory=make_request, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=self._drain_timeout)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True).start()
+        self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
+        self._watch_loop(loop)
+        # What start-up has made stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        """Drain, then close. Idempotent."""
+        self._draining = True
+        if self._lag_timer is not None:
+            self._lag_timer.cancel()
+            self._lag_timer = None
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+            self._stop_gc_watch()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self._engine.ready and not self._draining
+
+    # --- routes -------------------------------------------------------------------------------------------------------
+
+    def routes(self) -> http.Routes:
+        """Everything that is served. Raises as `start`."""
+        routes = http.Routes()
+        ids = http.RequestIds()
+        models: list[str] = []
+        for app in self._apps:
+            for model in app.models.values():
+                if model.name in models:
+                    raise ValueError(f"two apps have a model {model.name!r}")
+                ModelRoute(self._engine, model, self.metrics.target(app.name, model.name), ids).add_to(routes)
+                models.append(model.name)
+            for path, endpoint in app.endpoints.items():
+                target = self.metrics.target(app.name, path)
+                routes.add("POST", path, ProgramRoute(self._engine, endpoint, target, ids))
+        server = {"name": "rtml", "version": _version(), "extensions": oip.EXTENSIONS}
+        routes.add("GET", "/v2", http.constant(server))
+        routes.add("GET", "/v2/models", http.constant({"models": models}))
+        routes.add("GET", "/v2/health/live", self._health)
+        routes.add("GET", "/v2/health/ready", self._readiness)
+        routes.add("GET", "/healthz", self._health)
+        routes.add("GET", "/readyz", self._readiness)
+        routes.add("GET", "/metrics", self._scrape)
+        return routes
+
+    async def _health(self, request: web.BaseRequest) -> web.Response:
+        return http.json_response({"live": True, "ready": self.ready})
+
+    async def _readiness(self, request: web.BaseRequest) -> web.Response:
+        return http.json_response({"live": True, "ready": self.ready}, 200 if self.ready else 503)
+
+    async def _scrape(self, request: web.BaseRequest) -> web.Response:
+        try:
+            async with asyncio.timeout(_SCRAPE_TIMEOUT):
+                dispatcher = await self._engine.query("metrics")
+        except (RtmlError, TimeoutError) as error:
+            # What the gateway itself knows is worth more than an error, all the more when the dispatcher is gone.
+            _logger.warning("no metrics of the dispatcher: %r", error)
+            dispatcher = ""
+        self.metrics.dispatcher_up.labels().value = float(bool(dispatcher))
+        text = self.metrics.render() + dispatcher
+        return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    def _watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Measure how late timers run, until `stop`."""
+        lag = self.metrics.loop_lag.labels()
+        due = loop.time() + _LAG_PERIOD
+
+        def tick() -> None:
+            nonlocal due
+            lag.observe(max(0.0, loop.time() - due))
+            due = loop.time() + _LAG_PERIOD
+            self._lag_timer = loop.call_at(due, tick)
+
+        self._lag_timer = loop.call_at(due, tick)
+
+
+def _version() -> str:
+    try:
+        return version("rtml")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"

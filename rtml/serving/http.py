@@ -1,0 +1,218 @@
+"""What all routes of the gateway have in common: answers, errors, request ids, deadlines, counting.
+
+A route is a coroutine function of a request; `Routes.answer` finds it, and turns what it raises into JSON. Everything
+here is on the path of every request, so there is no framework between the server's protocol and the route: aiohttp's
+low-level server calls `Routes.answer` directly (10 us of 95 less than with its router; measured with a no-op).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from rtml.errors import InvalidInput, RtmlError, SubmitError
+from rtml.messages import Timing
+from rtml.serving.engine import RemoteError
+
+_logger = logging.getLogger("rtml.serving")
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+#: A request's budget in milliseconds.
+DEADLINE: Final = "x-rtml-deadline-ms"
+REQUEST_ID: Final = "x-request-id"
+#: nginx's code for a client that has gone; nobody reads it but the metrics.
+CLIENT_GONE: Final = 499
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MESSAGE_MAX: Final = 2000
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class HttpError(Exception):
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, message: str, kind: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind or "HttpError"
+        self.headers = headers
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """`value` as JSON."""
+    return web.Response(body=_encode_json(value), status=status, headers=headers, content_type="application/json")
+
+
+def constant(value: Any) -> Handler:
+    """A handler that always answers `value`."""
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        return json_response(value)
+
+    return handler
+
+
+def error_response(error: BaseException) -> web.Response:
+    """The answer for an error: its message and type, never a traceback."""
+    if isinstance(error, HttpError):
+        status, kind, headers = error.status, error.kind, error.headers
+    else:
+        status, kind, headers = status_of(error), kind_of(error), None
+    # Whoever reports nothing better than an unknown exception's text at least says what it was.
+    message = str(error)[:_MESSAGE_MAX] or kind
+    if status == 503:
+        headers = {"Retry-After": "1", **(headers or {})}
+    return json_response({"error": message, "type": kind}, status, headers)
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status for an error of a graph."""
+    if isinstance(error, InvalidInput):
+        return error.http_status
+    # What is a bad request between a program and the engine is the program's fault here, not the client's.
+    if isinstance(error, SubmitError) or not isinstance(error, RtmlError):
+        return 500
+    # Cancelled with the client still there: by an operator, or because the engine stops.
+    return 503 if error.http_status == CLIENT_GONE else error.http_status
+
+
+def kind_of(error: BaseException) -> str:
+    """The name of an error's type."""
+    if isinstance(error, RemoteError):
+        return error.info.type
+    return type(error).__name__
+
+
+def log_error(where: str, request_id: str, error: BaseException) -> None:
+    """Tell the operator what clients are not told."""
+    if isinstance(error, RemoteError):
+        _logger.error("%s: request %s failed: %s\n%s", where, request_id, error.info.type, error.info.traceback)
+    elif status_of(error) == 500:
+        _logger.error("%s: request %s failed", where, request_id, exc_info=error)
+
+
+class RequestIds:
+    """Names for requests that bring none."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def of(self, request: web.BaseRequest) -> str:
+        """The request's own id if it is a decent one, else a new one."""
+        given = request.headers.get(REQUEST_ID)
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+def deadline_of(request: web.BaseRequest) -> float | None:
+    """The budget in seconds that the request's header gives it.
+
+    Raises:
+        InvalidInput: it is no positive number of milliseconds.
+    """
+    text = request.headers.get(DEADLINE)
+    if text is None:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < math.inf:
+        raise InvalidInput(f"header {DEADLINE} must be a positive number of milliseconds, not {text[:40]!r}")
+    return milliseconds / 1e3
+
+
+def tightest(*budgets: float | None) -> float | None:
+    """The smallest of those that are given."""
+    given = [budget for budget in budgets if budget is not None]
+    return min(given) if given else None
+
+
+def server_timing(timing: Timing | None, total: float) -> str:
+    """The header `Server-Timing`, in milliseconds: the graph program's own times, and the whole."""
+    if timing is None:
+        return f"total;dur={total * 1e3:.3f}"
+    return (
+        f"wait;dur={timing.waiting * 1e3:.3f}, queue;dur={timing.queued * 1e3:.3f}, "
+        f"xfer;dur={timing.transfer * 1e3:.3f}, run;dur={timing.run * 1e3:.3f}, total;dur={total * 1e3:.3f}"
+    )
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """The whole body.
+
+    Raises:
+        HttpError: it is larger than the gateway allows, or compressed wrongly.
+    """
+    limit = request.client_max_size
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(limit) from None
+    except (web.RequestPayloadError, HttpProcessingError):
+        raise HttpError(400, "the body cannot be read: wrong compression or length", "InvalidInput") from None
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit} bytes", "TooLarge")
+
+
+class Routes:
+    """Paths and methods -> handlers."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[str, Handler]] = {}
+
+    def add(self, method: str, path: str, handler: Handler) -> None:
+        """Serve exactly `path`.
+
+        Raises:
+            ValueError: it is served already.
+        """
+        methods = self._exact.setdefault(path, {})
+        if method in methods:
+            raise ValueError(f"{method} {path} is served twice")
+        methods[method] = handler
+        if method == "GET":
+            methods["HEAD"] = handler
+
+    def paths(self) -> Iterable[str]:
+        """The exact paths."""
+        return self._exact
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Handle a request; every error becomes an answer, except that the client has gone."""
+        methods = self._exact.get(request.path)
+        if methods is None:
+            return error_response(HttpError(404, f"there is nothing at {request.path[:200]}", "NotFound"))
+        handler = methods.get(request.method)
+        if handler is None:
+            allowed = ", ".join(methods)
+            message = f"{request.path[:200]} takes {allowed}"
+            return error_response(HttpError(405, message, "MethodNotAllowed", {"Allow": allowed}))
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary between handlers and clients
+            log_error(request.path, request.headers.get(REQUEST_ID, "?"), error)
+            return error_response(error)

@@ -1,0 +1,97 @@
+"""What a graph program returns, as the body of an HTTP answer: made in the executor that ran it.
+
+A gateway unpickles nothing and has one core for everybody, so a program is served through a thin callable around it
+(`served`) that encodes its result where it was made. The gateway forwards the bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from rtml import codec
+from rtml.client.functions import RemoteFunction
+from rtml.codec.functions import import_path
+from rtml.messages import Function
+
+JSON = "application/json"
+BYTES = "application/octet-stream"
+
+
+class Content(NamedTuple):
+    """A program's result that is a body already: ``return Content(png, "image/png")``."""
+
+    body: bytes
+    #: A media type.
+    type: str = BYTES
+
+
+def to_content(value: Any) -> tuple[bytes, str]:
+    """The body and media type for a result: bytes as they are, everything else as JSON (arrays as nested lists).
+
+    Raises:
+        TypeError: the value, or something in it, has no JSON form.
+    """
+    if isinstance(value, Content):
+        return bytes(value.body), value.type
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value), BYTES
+    return _encode(value), JSON
+
+
+def _encode_other(value: Any) -> Any:
+    """The hook of msgspec for what it does not know: numpy's arrays and scalars."""
+    to_list = getattr(value, "tolist", None)
+    if to_list is None:
+        raise TypeError(f"a result with a {type(value).__name__} in it cannot be answered as JSON")
+    return to_list()
+
+
+_encode = msgspec.json.Encoder(enc_hook=_encode_other).encode
+
+
+class Served:
+    """A program whose result is encoded for HTTP. Pickles to the program's import path where it has one.
+
+    Args:
+        program: The plain function.
+    """
+
+    def __init__(self, program: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, program)
+        self.program = program
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        return to_content(self.program(*args, **kwargs))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        path = import_path(self.program)
+        return (_load, (type(self), path)) if path else (type(self), (self.program,))
+
+
+class ServedAsync(Served):
+    """The same for an async program."""
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        return to_content(await self.program(*args, **kwargs))
+
+
+def _load(kind: type[Served], path: str) -> Served:
+    return kind(codec.load_function(Function(0, path, path), None))
+
+
+def served(program: RemoteFunction[..., Any]) -> RemoteFunction[..., Any]:
+    """The remote function to submit for a request to `program`: same options, result as body and media type.
+
+    Raises:
+        TypeError: it is a batch function, which takes and returns lists.
+    """
+    if program.defaults.batch or (program.overrides is not None and program.overrides.batch):
+        raise TypeError(f"{program!r} is a batch function; serve a program that submits to it")
+    kind = ServedAsync if codec.is_async(program.function) else Served
+    return RemoteFunction(kind(program.function), program.defaults, program.overrides)

@@ -1,0 +1,231 @@
+"""Requests that open a graph: graph programs under their paths, and models by the Open Inference Protocol.
+
+The way of a request: body and deadline are read, the arguments are made from them, the graph is opened with what is left
+of the budget, its value is awaited and becomes the answer. `GraphRoute` holds what both kinds share: counting, errors,
+the deadline, the response's headers. When the client goes away, aiohttp cancels the handler, and with it the await: that
+cancels the graph.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from rtml.errors import DeadlineExceeded, RtmlError
+from rtml.metrics import Target
+from rtml.serving import http, oip, tensors
+from rtml.serving.app import Endpoint, ServedModel, TensorSpec
+from rtml.serving.engine import Engine, Prepared
+from rtml.serving.inputs import ProgramInput
+from rtml.serving.results import served
+
+#: Seconds that the engine may be late with its own answer to a deadline, which knows more about it than the gateway.
+_GRACE: Final = 0.005
+
+
+class Progress:
+    """One request on its way."""
+
+    __slots__ = ("budget", "id", "started", "timing")
+
+    def __init__(self, request_id: str, budget: float | None) -> None:
+        self.id = request_id
+        self.started = time.perf_counter()
+        #: Seconds from `started` in which the answer is wanted.
+        self.budget = budget
+        #: Of the graph's root, once that has ended.
+        self.timing: Any = None
+
+    def remaining(self) -> float | None:
+        """Seconds left.
+
+        Raises:
+            DeadlineExceeded: none.
+        """
+        if self.budget is None:
+            return None
+        left = self.budget - (time.perf_counter() - self.started)
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        return left
+
+
+class GraphRoute:
+    """A handler that opens one graph per request.
+
+    Args:
+        engine: Runs the graph.
+        prepared: The function to submit.
+        target: Counts.
+        ids: Names requests.
+        deadline: Seconds for requests without a deadline of their own.
+    """
+
+    def __init__(
+        self, engine: Engine, prepared: Prepared, target: Target, ids: http.RequestIds, deadline: float | None
+    ) -> None:
+        self._engine = engine
+        self._prepared = prepared
+        self._target = target
+        self._ids = ids
+        self._deadline = deadline
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        """Answer a request."""
+        progress = Progress(self._ids.of(request), self._deadline)
+        target = self._target
+        target.in_flight.value += 1
+        status = http.CLIENT_GONE
+        try:
+            response = await self._answer(request, progress)
+            status = response.status
+        finally:
+            seconds = time.perf_counter() - progress.started
+            target.in_flight.value -= 1
+            target.ended(status, seconds, progress.budget)
+        response.headers[http.REQUEST_ID] = progress.id
+        response.headers["Server-Timing"] = http.server_timing(progress.timing, seconds)
+        return response
+
+    async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        try:
+            own = http.deadline_of(request)
+            if own is not None:
+                progress.budget = own
+            return await self.answer(request, await http.read_body(request), progress)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary between programs and clients
+            http.log_error(request.path, progress.id, error)
+            return http.error_response(error)
+
+    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
+        """The response to a request whose body has been read. Raises what `http.error_response` understands."""
+        raise NotImplementedError
+
+    async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress) -> Any:
+        """The value of the graph, within the request's budget.
+
+        Raises:
+            DeadlineExceeded: it is not there in time.
+            RtmlError: it ended in another way.
+        """
+        options = self._prepared.options
+        remaining = progress.remaining()
+        if remaining is not None:
+            options = msgspec.structs.replace(options, deadline=remaining)
+        pending = self._engine.submit(self._prepared, args, kwargs, options)
+        try:
+            if remaining is None:
+                return await pending
+            async with asyncio.timeout(remaining + _GRACE):
+                return await pending
+        except TimeoutError as error:
+            if isinstance(error, RtmlError):
+                raise
+            raise DeadlineExceeded("the deadline passed before the graph ended") from None
+        finally:
+            progress.timing = pending.timing
+
+
+class ProgramRoute(GraphRoute):
+    """`POST` of a graph program's endpoint."""
+
+    def __init__(self, engine: Engine, endpoint: Endpoint, target: Target, ids: http.RequestIds) -> None:
+        super().__init__(engine, engine.prepare(served(endpoint.function)), target, ids, endpoint.deadline)
+        self._input = ProgramInput(endpoint.function)
+
+    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
+        """The program's result, which the executor has encoded (`rtml.serving.results`)."""
+        query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
+        args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)
+        content, content_type = await self.call(args, kwargs, progress)
+        return web.Response(body=content, content_type=content_type)
+
+
+class ModelRoute(GraphRoute):
+    """A model's paths; calling it is `POST .../infer`."""
+
+    def __init__(self, engine: Engine, model: ServedModel, target: Target, ids: http.RequestIds) -> None:
+        super().__init__(engine, engine.prepare(model.function), target, ids, model.deadline)
+        self._name = model.name
+        self._version = model.version
+        self.inputs, self.outputs, self._platform = describe(model)
+        self._batch_max = int(getattr(model.function, "defaults", self._prepared.options).batch or 0)
+
+    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
+        """The model's outputs, in the form that the request asks for."""
+        header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
+        inference = oip.decode_request(body, header_length, self.inputs)
+        own = oip.budget_of(inference.parameters)
+        if own is not None:
+            progress.budget = own if progress.budget is None else min(own, progress.budget)
+        arrays = inference.inputs
+        args, kwargs = ((), arrays) if len(arrays) > 1 else (tuple(arrays.values()), {})
+        value = await self.call(args, kwargs, progress)
+        reply = oip.Reply(self._name, self._version, self._named(value), self.outputs)
+        head, data = oip.encode_reply(reply, inference)
+        if not data:
+            return web.Response(body=head, content_type="application/json")
+        return web.Response(
+            body=b"".join([head, *data]),
+            content_type="application/octet-stream",
+            headers={oip.HEADER_LENGTH: str(len(head))},
+        )
+
+    def _named(self, value: Any) -> dict[str, tensors.Array]:
+        """A model's result as arrays by name."""
+        if isinstance(value, dict):
+            return {name: np.asarray(array) for name, array in value.items()}
+        if len(self.outputs) != 1:
+            raise TypeError(f"model {self._name!r} returned one {type(value).__name__}, not {len(self.outputs)} arrays")
+        return {self.outputs[0].name: np.asarray(value)}
+
+    def add_to(self, routes: http.Routes) -> None:
+        """Serve the model's paths, with and without its version."""
+        metadata = oip.describe_model(self._name, self._version, self._platform, self.inputs, self.outputs)
+        config = oip.describe_config(self._name, self._platform, self._batch_max, self.inputs, self.outputs)
+        for base in (f"/v2/models/{self._name}", f"/v2/models/{self._name}/versions/{self._version}"):
+            routes.add("GET", base, http.constant(metadata))
+            routes.add("GET", f"{base}/config", http.constant(config))
+            routes.add("GET", f"{base}/ready", self._ready)
+            routes.add("POST", f"{base}/infer", self)
+
+    async def _ready(self, request: web.BaseRequest) -> web.Response:
+        ready = self._engine.ready
+        return http.json_response({"name": self._name, "ready": ready}, 200 if ready else 503)
+
+
+def describe(model: ServedModel) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec], str]:
+    """A model's inputs and outputs, and its platform: as the app says, else as the model itself does.
+
+    Raises:
+        ValueError: neither says it.
+        OSError: the model's file is not there.
+    """
+    ask = getattr(model.function, "metadata", None)
+    platform = "python" if ask is None else "onnx"
+    if model.inputs is not None and model.outputs is not None:
+        return model.inputs, model.outputs, platform
+    if ask is None:
+        raise ValueError(f"model {model.name!r}: give its inputs and outputs to app.model(), it does not know them")
+    info = ask()
+    inputs = model.inputs or [_spec(tensor) for tensor in info.inputs]
+    outputs = model.outputs or [_spec(tensor) for tensor in info.outputs]
+    return inputs, outputs, platform
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    """The protocol's view of a model's tensor (`rtml.onnxfile.TensorInfo`)."""
+    if tensor.dtype == "bfloat16":
+        return TensorSpec(tensor.name, "BF16", tensor.shape)
+    try:
+        return TensorSpec(tensor.name, tensors.datatype_of(np.dtype(tensor.dtype)), tensor.shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"{tensor.name!r} is no tensor of a datatype that can be served: {tensor.dtype!r}") from None
