@@ -1,16 +1,18 @@
 """The submitter's side of the protocol as a pure state machine.
 
-Used by clients, by the gateway and by executors (a running task submits too), and by the simulator: no clock, no socket,
-no pickle, no lock. The caller holds one lock around every call and sends what `flush` returns, as one frame, in order.
+Used by clients, by the gateway and by executors (a running task submits too), and by the simulator: no clock, no
+socket, no pickle, no lock. The caller holds one lock around every call and sends what `flush` returns, as one frame,
+in order.
 
 Theory of operation. The submitter owns its tasks: it keeps every spec until the task's result has arrived, so that a
 restarted dispatcher can be told again. The dispatcher keeps every result until the submitter acknowledges it, so that a
 broken link loses nothing. Both meet in three rules:
 
-1. Whether a dependency is already resolved here is looked up when a task enters the buffer (`submit`), because from then on
-   the dispatcher may have forgotten it; what is resolved travels by value.
-2. An acknowledgement covers no result that a still unsent task depends on. Tasks are sent in the order of submission, so it
-   is enough to remember, per unsent task with unresolved dependencies, the newest serial at its submission (`_holds`).
+1. Whether a dependency is already resolved here is looked up when a task enters the buffer (`submit`), because from
+   then on the dispatcher may have forgotten it; what is resolved travels by value.
+2. An acknowledgement covers no result that a still unsent task depends on. Tasks are sent in the order of submission,
+   so it is enough to remember, per unsent task with unresolved dependencies, the newest serial at its submission
+   (`_holds`).
 3. Results are idempotent: the first one for a task counts, later ones are dropped.
 
 At most `WINDOW` unresolved tasks are with the dispatcher; the rest waits here (a million submissions are normal).
@@ -34,6 +36,7 @@ from rtml.messages import (
     Hello,
     Message,
     Options,
+    Query,
     Rehello,
     Release,
     Results,
@@ -86,6 +89,7 @@ class ClientCore:
         self._unwatch: list[int] = []
         self._cancel: list[int] = []
         self._release: list[int] = []
+        self._queries: list[Query] = []
         #: The newest `Results.serial` that was applied, and the newest acknowledged; `_acked <= _applied`.
         self._applied = 0
         self._acked = 0
@@ -148,6 +152,10 @@ class ClientCore:
         """These results in shared memory are not needed by this submitter any more."""
         self._release.extend(objects)
 
+    def query(self, number: int, what: str, argument: str = "") -> None:
+        """Ask the dispatcher; not repeated after a lost connection."""
+        self._queries.append(Query(number, what, argument))
+
     # --- what the caller of `flush` wants to know ---------------------------------------------------------------------
 
     @property
@@ -162,7 +170,7 @@ class ClientCore:
 
     @property
     def idle(self) -> bool:
-        """Everything submitted and not sent is all there is: nothing is on its way, so waiting to coalesce gains nothing."""
+        """Nothing is on its way, so nothing can be gained by waiting for more to send."""
         return len(self._buffer) == len(self._tasks)
 
     @property
@@ -172,6 +180,7 @@ class ClientCore:
             self._buffer
             or self._cancel
             or self._watch
+            or self._queries
             or self._returning
             or self._unacked_results >= ACK_EVERY
             or (self._queue and self._room() > 0)
@@ -255,6 +264,9 @@ class ClientCore:
         if self._release:
             out.append(Release(self._release))
             self._release = []
+        if self._queries:
+            out += self._queries
+            self._queries = []
         return out
 
     def hello(self, pid: int = 0, name: str = "", python: str = "", token: str = "", role: str = CLIENT) -> Hello:
@@ -285,8 +297,7 @@ class ClientCore:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _apply(self, message: Results) -> list[TaskResult]:
-        if message.serial > self._applied:
-            self._applied = message.serial
+        self._applied = max(self._applied, message.serial)
         self._unacked_results += len(message.results)
         pop = self._tasks.pop
         new = [result for result in message.results if pop(result.id, None) is not None]

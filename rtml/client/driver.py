@@ -1,7 +1,8 @@
 """What a client needs from whatever moves its messages.
 
-Three drivers exist: `ThreadDriver` (ordinary programs), `AsyncDriver` (programs and executors that live on an asyncio loop)
-and the sync executor's own (`rtml.workers`), in which a blocked `get` drives the executor's link and may run other tasks.
+Three drivers exist: `ThreadDriver` (ordinary programs), `AsyncDriver` (programs and executors that live on an asyncio
+loop) and the sync executor's own (`rtml.workers`), in which a blocked `get` drives the executor's link and may run
+other tasks.
 
 A driver owns a link and a lock. Under the lock lie the client's core and the state of its futures; it is held for
 microseconds, never while sending, receiving, decoding values or running callbacks, and it is not reentrant.

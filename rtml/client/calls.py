@@ -1,0 +1,81 @@
+"""How the many kinds of Python callables become plain functions with arguments, and helpers that run on workers."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rtml.messages import Options
+
+if TYPE_CHECKING:
+    from rtml.client.future import Future
+
+#: Callables that are what they are: their definition does not change after the first submission, so it is sent once.
+_CONSTANT = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+def has_identity(fn: Any) -> bool:
+    """Whether the definition of `fn` may be cached by the object itself: it is constant, and weakly referenceable."""
+    return isinstance(fn, _CONSTANT)
+
+
+def flatten(
+    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any], Options | None]:
+    """`fn` as a function that can be sent once, what it is called with, and options that keep its name.
+
+    Bound methods, partials and callable objects carry state, which travels as an argument: as it is now, with every
+    call.
+    """
+    if isinstance(fn, _CONSTANT):
+        owner = getattr(fn, "__self__", None)
+        if owner is None or isinstance(owner, types.ModuleType):
+            return fn, args, kwargs, None
+        return call_method, (owner, fn.__name__, *args), kwargs, Options(name=fn.__qualname__)
+    if isinstance(fn, functools.partial):
+        inner, args, kwargs, options = flatten(fn.func, (*fn.args, *args), {**fn.keywords, **kwargs})
+        return inner, args, kwargs, options
+    if isinstance(fn, types.MethodType):
+        owner = fn.__self__
+        if isinstance(owner, type) or fn.__func__ is getattr(type(owner), fn.__name__, None):
+            return call_method, (owner, fn.__name__, *args), kwargs, Options(name=fn.__qualname__)
+    if not callable(fn):
+        raise TypeError(f"expected something callable, got {type(fn).__name__}")
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)
+    return call_object, (fn, *args), kwargs, Options(name=str(name))
+
+
+def call_method(owner: Any, method: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Runs on the worker: a bound method."""
+    return getattr(owner, method)(*args, **kwargs)
+
+
+def call_object(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Runs on the worker: any other callable object."""
+    return fn(*args, **kwargs)
+
+
+def run_chunk(fn: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
+    """Runs on the worker: several calls of `map` in one task."""
+    return [fn(*row) for row in rows]
+
+
+def ordered(futures: list[Future[Any]], deadline: float | None) -> Iterator[Any]:
+    """The results in order, forgetting each future as it is used; cancels what is left when abandoned."""
+    futures.reverse()
+    return _ordered(futures, deadline)
+
+
+def _ordered(futures: list[Future[Any]], deadline: float | None) -> Iterator[Any]:
+    try:
+        while futures:
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            yield futures.pop().result(timeout)
+    finally:
+        for _, group in itertools.groupby(futures, key=lambda future: future._client):
+            members = list(group)
+            members[0]._client.cancel_all(members)

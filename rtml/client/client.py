@@ -1,0 +1,555 @@
+"""One submitter: turns calls into tasks, results into values, and keeps alive what tasks in flight refer to.
+
+The way of a call: `RemoteFunction.submit` -> `Client.call` (encode, a future, the core's buffer) -> the driver sends
+the buffer when its flush rule says so -> `Client.receive` (the core's results settle futures) -> whoever waits is
+told.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from rtml import codec
+from rtml.client import calls, logs
+from rtml.client.context import current_task
+from rtml.client.core import ClientCore
+from rtml.client.driver import Driver, Waiter
+from rtml.client.functions import RemoteFunction
+from rtml.client.future import PENDING, Future, Gathered, Group, error_of, outcome_of, remaining
+from rtml.errors import ConnectionLost, TaskCancelled
+from rtml.messages import (
+    CANCELLED,
+    ERROR,
+    OK,
+    ErrorInfo,
+    Function,
+    Logs,
+    Message,
+    ObjectRef,
+    Options,
+    Reply,
+    Results,
+    Task,
+    TaskResult,
+    WatchResults,
+    session_of,
+    task_id,
+)
+from rtml.store import Store
+
+T = TypeVar("T")
+
+#: Seconds that `shutdown` gives a driver program's last messages.
+_QUERY_TIMEOUT: Final = 10.0
+
+
+class Resource(Protocol):
+    """What a client closes after itself (the embedded process tree)."""
+
+    def close(self) -> None:
+        """End it, idempotently."""
+
+
+class Client(concurrent.futures.Executor):
+    """A connection to an engine. Use `rtml.connect()` to get one; it is a `concurrent.futures.Executor` too.
+
+    Args:
+        core: the protocol's state, with this process's session.
+        driver: moves the messages; started here by `open`.
+        store: this process's hand on shared memory.
+        show_logs: print what tasks print.
+        resource: closed by `shutdown`.
+    """
+
+    def __init__(
+        self,
+        core: ClientCore,
+        driver: Driver,
+        store: Store,
+        *,
+        show_logs: bool = True,
+        resource: Resource | None = None,
+    ) -> None:
+        self.core = core
+        self.driver = driver
+        self.lock = driver.lock
+        self.store = store
+        self.show_logs = show_logs
+        self._resource = resource
+        self._pid = os.getpid()
+        self._closed = False
+        self._sequence = itertools.count(1)
+        #: Unresolved futures by id. Strong: a task whose future was dropped still runs and is still accounted for.
+        self._pending: dict[int, Future[Any]] = {}
+        #: What unresolved tasks refer to: futures (dependencies, handles), and objects in our shared memory.
+        self._kept: dict[int, list[Any]] = {}
+        #: Futures of ours that travelled as handles, so that a returning handle is the same future again.
+        self._escaped: weakref.WeakValueDictionary[int, Future[Any]] = weakref.WeakValueDictionary()
+        #: Handles of foreign futures, by id.
+        self._handles: weakref.WeakValueDictionary[int, Future[Any]] = weakref.WeakValueDictionary()
+        #: Filled by finalisers, which may run anywhere: ("release" | "unwatch", id).
+        self._dropped: deque[tuple[str, int]] = deque()
+        #: Definitions by function object, as long as that lives.
+        self._described: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+        self._groups: list[Group] = []
+        self._queries: dict[int, tuple[Waiter, list[str]]] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether `shutdown` was called, or the process was forked from the client's."""
+        return self._closed or self._pid != os.getpid()
+
+    def open(self) -> Client:
+        """Start the driver. Raises what the driver raises when it cannot connect."""
+        self.driver.start(self)
+        return self
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn(*args, **kwargs)` on a worker.
+
+        Args:
+            fn: a function, a `@rtml.task`, a bound method, a partial: anything callable that can be pickled.
+            *args: values or futures; futures at any depth of lists, tuples and dicts become their values.
+            **kwargs: likewise. Options are set by `rtml.task(...)` or `.options(...)`, never here.
+
+        Raises:
+            SubmitError: the function or the arguments cannot be sent.
+            RuntimeError: the client was shut down, or belongs to the process that this one was forked from.
+        """
+        if isinstance(fn, RemoteFunction):
+            return fn.submit_to(self, args, kwargs)
+        plain, args, kwargs, options = calls.flatten(fn, args, kwargs)
+        return self.call(self.describe(plain), args, kwargs, options)
+
+    def call(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None
+    ) -> Future[Any]:
+        """Submit one call of a function that `describe` returned; `options` override the function's."""
+        if self._closed or self._pid != os.getpid():
+            self._check_usable()
+        encoded = codec.encode_call(args, kwargs, self.store, Future)
+        parent = current_task()
+        budget = options.deadline if options is not None and options.deadline is not None else function.options.deadline
+        task = Task(
+            0, function.id, encoded.payload, 0 if parent is None else parent.id,
+            None, None, options, encoded.batch_key, encoded.items,
+        )  # fmt: skip
+        failure = None
+        with self.lock:
+            number = task.id = task_id(self.core.session, next(self._sequence))
+            future: Future[Any] = Future(self, number)
+            if encoded.deps or encoded.handles or encoded.payload.__class__ is not bytes:
+                failure = self._link(task, encoded.deps, encoded.handles)
+            if failure is None:
+                self._pending[number] = future
+                self.core.submit(task, None if budget is None else time.monotonic() + budget)
+        if failure is not None:
+            return self._failed(future, failure)
+        self.driver.submitted()
+        return future
+
+    def describe(self, fn: Any, options: Options | None = None) -> Function:
+        """The definition of a plain callable, known to the core from now on. Cached while functions live."""
+        cacheable = calls.has_identity(fn)
+        function = self._described.get(fn) if cacheable else None
+        if function is None:
+            function = codec.describe_function(fn, options or Options())
+            if cacheable:
+                self._described[fn] = function
+        if not self.core.knows(function.id):
+            with self.lock:
+                self.core.define(function)
+        return function
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Like the built-in `map`, on the workers: all calls are submitted now, results come in order.
+
+        Args:
+            fn: as for `submit`.
+            *iterables: one per parameter of `fn`; ends with the shortest.
+            timeout: seconds from now until which results may be waited for.
+            chunksize: calls that form one task; raise it for long lists of short calls.
+
+        Raises:
+            TimeoutError: while iterating, when a result is not there in time.
+            ValueError: chunksize is below one.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be at least 1")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if chunksize == 1:
+            futures = [self.submit(fn, *args) for args in zip(*iterables)]
+            return calls.ordered(futures, deadline)
+        plain = fn.function if isinstance(fn, RemoteFunction) else fn
+        rows = zip(*iterables)
+        chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
+        return itertools.chain.from_iterable(
+            calls.ordered([self.submit(calls.run_chunk, plain, chunk) for chunk in chunks], deadline)
+        )
+
+    def put(self, value: T) -> Future[T]:
+        """Store `value` once, for use in many tasks: returns a future that has ended already."""
+        self._check_usable()
+        encoded = codec.encode_value(value, self.store, Future)
+        with self.lock:
+            future: Future[T] = Future(self, task_id(self.core.session, next(self._sequence)))
+            future._settle(encoded.payload, None, OK)
+        held: list[Any] = list(encoded.handles)
+        if isinstance(encoded.payload, ObjectRef):
+            held.append(_Lease(self, "free", encoded.payload.id))
+        future._held = held or None
+        return future
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def gather(self, *futures: Future[Any], return_exceptions: bool = False) -> Gathered:
+        """One future of the list of all results, to be awaited or blocked on.
+
+        Args:
+            *futures: in the order wanted.
+            return_exceptions: put errors into the list instead of ending with the first one.
+        """
+        gathered = Gathered(self, [as_future(future) for future in futures], return_exceptions)
+        gathered.start()
+        return gathered
+
+    def cancel_all(self, futures: Iterable[Future[Any]]) -> list[Future[Any]]:
+        """Cancel those of this client's futures that have not ended, and return them."""
+        told = []
+        with self.lock:
+            chosen = [future for future in futures if future._state is PENDING]
+            self.core.cancel([future.id for future in chosen])
+            for future in chosen:
+                self._pending.pop(future.id, None)
+                if future._settle(None, TaskCancelled("the task was cancelled by its submitter"), CANCELLED):
+                    told.append(future)
+        for future in told:
+            future._announce(CANCELLED)
+        if chosen:
+            self._offer(chosen)
+            self.driver.flush()
+        return chosen
+
+    def sent(self, future: Future[Any]) -> bool:
+        """Whether the future's task has been handed to the dispatcher."""
+        return session_of(future.id) != self.core.session or self.core.sent(future.id)
+
+    def register(self, group: Group) -> None:
+        """Offer this client's futures to `group`, those that have ended and those that will."""
+        with self.lock:
+            self._groups.append(group)
+            ended = [future for future in group.wanted if future._state is not PENDING and future._client is self]
+        if ended:
+            group.offer(ended)
+
+    def unregister(self, group: Group) -> None:
+        """The opposite of `register`."""
+        with self.lock:
+            if group in self._groups:
+                self._groups.remove(group)
+
+    def query(self, what: str, argument: str = "", timeout: float = _QUERY_TIMEOUT) -> str:
+        """Ask the dispatcher (see `rtml.messages.Query`).
+
+        Raises:
+            TimeoutError: no answer within `timeout` seconds.
+        """
+        self._check_usable()
+        waiter, body = Waiter(), []  # type: Waiter, list[str]
+        with self.lock:
+            number = next(self._sequence)
+            self._queries[number] = (waiter, body)
+            self.core.query(number, what, argument)
+        if not self.driver.wait(waiter, timeout):
+            self._queries.pop(number, None)
+            raise TimeoutError(f"the dispatcher did not answer {what!r} within {timeout} s")
+        return body[0]
+
+    # --- the driver's side --------------------------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> bool:
+        """Apply a message of the dispatcher; False if it is not for a submitter. Called by one thread at a time."""
+        if isinstance(message, Results | WatchResults):
+            self._resolve(message)
+            return True
+        if isinstance(message, Logs):
+            if self.show_logs:
+                logs.show(message.lines)
+            return True
+        if isinstance(message, Reply):
+            asked = self._queries.pop(message.id, None)
+            if asked is not None:
+                asked[1].append(message.body)
+                asked[0].notify(None)
+            return True
+        with self.lock:
+            self.core.receive(message, time.monotonic())
+        return False
+
+    def collect(self) -> list[Message]:
+        """What to send now, in this order. The caller sends it before it calls again."""
+        now = time.monotonic()
+        with self.lock:
+            self._drain_dropped()
+            if self.core.returning:
+                self._refresh_dependencies()
+            return self.core.flush(now)
+
+    def resume(self) -> list[Message]:
+        """After a `Hello` on a new connection: everything that has to be said again."""
+        now = time.monotonic()
+        with self.lock:
+            self._drain_dropped()
+            self._refresh_dependencies()
+            return self.core.resume(now)
+
+    def fail_all(self, error: BaseException) -> None:
+        """The connection is lost for good: all futures end with `error`."""
+        with self.lock:
+            futures = list(self._pending.values())
+            self.core.cancel(list(self._pending))
+            self._pending.clear()
+            watched = [future for future in self._handles.values() if future._state is PENDING]
+            futures += [future for future in watched if future not in futures]
+            told = [future for future in futures if future._settle(None, error, ERROR)]
+        for future in told:
+            future._announce(ERROR)
+        self._offer(futures)
+        for waiter, body in list(self._queries.values()):
+            body.append("")
+            waiter.notify(None)
+
+    def drop(self, kind: str, number: int) -> None:
+        """A lease is gone. Called by finalisers in any thread: takes no lock."""
+        if self._pid == os.getpid() and not self._closed:
+            if kind == "free":
+                self.store.free(number)
+            else:
+                self._dropped.append((kind, number))
+                self.driver.nudge()
+
+    # --- values -------------------------------------------------------------------------------------------------------
+
+    def decode(self, payload: bytes | ObjectRef, owner: Future[Any] | None = None) -> Any:
+        """The value of a payload; the futures in it become handles."""
+        return codec.decode_value(payload, self.store, self.handle)
+
+    def decode_error(self, info: ErrorInfo) -> BaseException:
+        """The exception that an `ErrorInfo` describes."""
+        return codec.decode_error(info)
+
+    def handle(self, task: int) -> Future[Any]:
+        """The future of a task of anybody's, by its id."""
+        with self.lock:
+            return self._handle(task)
+
+    def ended_handle(self, task: int, payload: bytes | ObjectRef | None, failure: Any) -> Future[Any]:
+        """The future of a task that had ended when its handle was sent."""
+        with self.lock:
+            future = self._known(task)
+            if future is None:
+                future = self._handles[task] = Future(self, task)
+                cancelled = isinstance(failure, concurrent.futures.CancelledError)
+                future._settle(payload, failure, OK if failure is None else CANCELLED if cancelled else ERROR)
+        return future
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept no more calls, and end.
+
+        Args:
+            wait: first wait for everything that was submitted. Otherwise the connection stays until the program ends.
+            cancel_futures: cancel what has not ended; with `wait` as well.
+        """
+        if self._pid != os.getpid():
+            return
+        already, self._closed = self._closed, True
+        if cancel_futures:
+            self.cancel_all(list(self._pending.values()))
+        if wait:
+            self.wait_idle()
+        if wait or cancel_futures or not self._pending:
+            self._close()
+        elif not already:
+            self.driver.expect()
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._pending:
+            with self.lock:
+                futures = set(self._pending.values())
+            group = Group(futures, len(futures))
+            self.register(group)
+            try:
+                if not self.driver.wait(group, remaining(deadline)):
+                    return False
+            finally:
+                self.unregister(group)
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Client session {self.core.session:#x}{' closed' if self._closed else ''}>"
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this rtml client belongs to process {self._pid}, from which this one was forked; "
+                "call rtml.connect() in the child to get its own, or use multiprocessing's 'spawn'"
+            )
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _link(self, task: Task, deps: Sequence[Future[Any]], handles: Sequence[Future[Any]]) -> Future[Any] | None:
+        """Fill in what a task refers to, and keep it alive. Under the lock. Returns a dependency that has failed."""
+        kept: list[Any] = []
+        if deps:
+            task.deps = []
+            for dep in deps:
+                if dep._failure is not None and dep._state is not PENDING:
+                    return dep
+                task.deps.append((dep.id, dep._payload if dep._state is not PENDING else None))
+            kept += deps
+        if handles:
+            task.handles = [future.id for future in handles]
+            for future in handles:
+                self._escaped[future.id] = future
+            kept += handles
+        if isinstance(task.args, ObjectRef):
+            kept.append(_Lease(self, "free", task.args.id))
+        self._kept[task.id] = kept
+        return None
+
+    def _failed(self, future: Future[Any], dependency: Future[Any]) -> Future[Any]:
+        """The end of a call whose argument has no value: the argument's own."""
+        error = dependency._error()
+        with self.lock:
+            future._settle(None, error, CANCELLED if dependency.cancelled() else ERROR)
+        return future
+
+    def _resolve(self, message: Results | WatchResults) -> None:
+        told: list[tuple[Future[Any], int]] = []
+        resolved: list[Future[Any]] = []
+        freed: list[list[Any] | None] = []
+        with self.lock:
+            for result in self.core.receive(message, 0.0):
+                future = self._pending.pop(result.id, None)
+                if future is None:
+                    future = self._handles.get(result.id)
+                    if future is None or future._state is not PENDING:
+                        continue
+                future._timing = result.timing
+                if result.handles or result.payload.__class__ is not bytes:
+                    self._hold(future, result)
+                failure = None if result.outcome == OK else outcome_of(result)
+                if future._settle(result.payload if failure is None else None, failure, result.outcome):
+                    told.append((future, result.outcome))
+                resolved.append(future)
+            if self._kept:
+                freed = [self._kept.pop(result.id, None) for result in message.results]
+        for future, outcome in told:
+            future._announce(outcome)
+        if self._groups:
+            self._offer(resolved)
+        # Dropped here, without the lock: finalisers of what was kept may do anything.
+        del freed
+
+    def _known(self, task: int) -> Future[Any] | None:
+        return self._pending.get(task) or self._escaped.get(task) or self._handles.get(task)
+
+    def _handle(self, task: int) -> Future[Any]:
+        """See `handle`. Under the lock."""
+        future = self._known(task)
+        if future is None:
+            future = self._handles[task] = Future(self, task)
+            future._held = [_Lease(self, "unwatch", task)]
+            self.core.watch(task)
+        return future
+
+    def _hold(self, future: Future[Any], result: TaskResult) -> None:
+        """Keep alive what the result refers to: its shared memory, the futures in it. Under the lock."""
+        held: list[Any] = [] if future._held is None else future._held
+        if isinstance(result.payload, ObjectRef):
+            held.append(_Lease(self, "release", result.payload.id))
+        # Watched before the result is acknowledged, else the dispatcher might forget them.
+        held += [self._handle(task) for task in result.handles or ()]
+        future._held = held
+
+    def _offer(self, resolved: Sequence[Future[Any]]) -> None:
+        with self.lock:
+            groups = list(self._groups)
+        for group in groups:
+            group.offer(resolved)
+
+    def _drain_dropped(self) -> None:
+        while self._dropped:
+            kind, number = self._dropped.popleft()
+            if kind == "release":
+                self.core.release([number])
+            elif number not in self._handles:
+                self.core.unwatch(number)
+
+    def _refresh_dependencies(self) -> None:
+        """Before a resume: a new dispatcher knows only what comes with the tasks. Under the lock."""
+        for task in self.core.unresolved_tasks():
+            if task.deps is not None:
+                ended = {
+                    kept.id: kept._payload
+                    for kept in self._kept.get(task.id, ())
+                    if isinstance(kept, Future) and kept._state is not PENDING and kept._payload is not None
+                }
+                task.deps = [(dep, payload if payload is not None else ended.get(dep)) for dep, payload in task.deps]
+
+    def _close(self) -> None:
+        self.driver.close()
+        if self._pending:
+            self.fail_all(ConnectionLost("the client was closed"))
+        self._groups.clear()
+        self.store.close()
+        resource, self._resource = self._resource, None
+        if resource is not None:
+            resource.close()
+
+
+class _Lease:
+    """A claim that ends with its holder: on shared memory ("free" own, "release" results), or a watched task."""
+
+    __slots__ = ("_client", "_kind", "_number")
+
+    def __init__(self, client: Client, kind: str, number: int) -> None:
+        self._client = client
+        self._kind = kind
+        self._number = number
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self._client.drop(self._kind, self._number)
+
+
+def as_future(thing: Any) -> Future[Any]:
+    """`thing` if it is a future of ours.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(thing, Future):
+        return thing
+    raise TypeError(f"expected an rtml future, got {type(thing).__name__}")
+
+
+__all__ = ["Client", "as_future", "error_of"]

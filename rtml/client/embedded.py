@@ -1,0 +1,223 @@
+"""`rtml.connect()`: a client of a dispatcher, or of a private process tree that it starts and ends.
+
+The tree is one child, the supervisor (`rtml.workers.supervisor`), which starts the rest and watches this process: when
+it ends in whatever way, all processes, sockets, files and shared memory of the tree vanish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rtml.client.client import Client, Resource
+from rtml.client.context import current_client, install, is_executor
+from rtml.client.core import ClientCore
+from rtml.client.threads import ThreadDriver
+from rtml.errors import ConnectionLost
+from rtml.messages import SESSION_MAX
+from rtml.store import Store
+
+#: Seconds that the process tree may take to appear, and to end before it is killed.
+START_TIMEOUT: Final = 30.0
+STOP_TIMEOUT: Final = 10.0
+
+_SHARED_MEMORY: Final = "/dev/shm"
+_SOCKET: Final = "dispatcher.sock"
+
+
+class Embedded:
+    """A process tree of this process's own.
+
+    Args:
+        arguments: for the supervisor, beside the directories and the driver's pid.
+        link: "unix" or "zmq": what this client and the executors use.
+    """
+
+    def __init__(self, arguments: list[str], link: str) -> None:
+        self._arguments = arguments
+        self._link = link
+        self._process: subprocess.Popen[bytes] | None = None
+        self.session_dir = ""
+        self.shm_dir = ""
+
+    @property
+    def address(self) -> str:
+        """Where the dispatcher listens for the driver."""
+        return (
+            f"unix:{self.session_dir}/{_SOCKET}" if self._link == "unix" else f"ipc://{self.session_dir}/dispatcher.zmq"
+        )
+
+    def start(self) -> None:
+        """Start the supervisor; does not wait for it."""
+        self.session_dir = tempfile.mkdtemp(prefix="rtml-")
+        # The same name, so that a client that is given the socket's path finds the memory too.
+        self.shm_dir = shared_memory_of(self.session_dir)
+        Store.make(self.shm_dir)
+        command = [sys.executable, "-m", "rtml.workers.supervisor"]
+        command += ["--session-dir", self.session_dir, "--shm-dir", self.shm_dir, "--driver-pid", str(os.getpid())]
+        command += ["--link", self._link, *self._arguments]
+        for path in sys.path:
+            command += ["--path", os.path.abspath(path)]
+        environment = dict(os.environ)
+        # The children must find this very package, however the driver found it.
+        package = str(Path(__file__).parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        # A session of its own: Ctrl-C is the driver's business, which then ends the tree.
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+
+    def close(self) -> None:
+        """End the tree and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        # The supervisor removes both; this is for one that was killed.
+        shutil.rmtree(self.session_dir, ignore_errors=True)
+        Store.remove(self.shm_dir)
+
+    @property
+    def failure(self) -> str:
+        """Why the tree is not there, or ""."""
+        code = None if self._process is None else self._process.poll()
+        return "" if code is None else f"; the supervisor ended with code {code}, see its output above"
+
+
+class _PrivateMemory:
+    """Shared memory of a client whose engine is elsewhere."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def close(self) -> None:
+        """Remove it."""
+        Store.remove(self.directory)
+
+
+def shared_memory_of(session_dir: str) -> str:
+    """The directory of shared memory that belongs to a session directory."""
+    return f"{_SHARED_MEMORY}/{Path(session_dir).name}"
+
+
+def connect(
+    address: str | None = None,
+    *,
+    workers: int | None = None,
+    link: Literal["unix", "zmq"] = "unix",
+    logs: bool = True,
+    token: str = "",
+    reconnect_timeout: float = 30.0,
+    **settings: Any,
+) -> Client:
+    """Connect to an engine, by default to a new one of this program's own, and make it the current client.
+
+    Use it as a context manager, or call `shutdown()`; what is left is closed when the program ends.
+
+    Args:
+        address: of a running dispatcher ("unix:/path", "tcp://host:port"); None starts dispatcher and workers here.
+        workers: sync executors to start; by default one per usable cpu.
+        link: what the started processes talk through; "zmq" is what machines use between them.
+        logs: show here what tasks print and log.
+        token: the shared secret of a remote engine, if it asks for one.
+        reconnect_timeout: seconds without a dispatcher after which all futures end with `ConnectionLost`.
+        **settings: further settings of the started node: `async_executors`, `cpu`, `gpu`, `memory` (bytes),
+            `resources` (labels), `blocked_max`, `preimport` (module names), `listen` (further addresses), `drain`
+            (seconds).
+
+    Raises:
+        ConnectionLost: nobody answers.
+        ProtocolError: the dispatcher refuses.
+        TypeError: a setting is unknown, or one of the node's is given together with an address.
+    """
+    current = current_client()
+    if is_executor() and current is not None:
+        return current
+    embedded: Embedded | None = None
+    resource: Resource | None = None
+    if address is None:
+        embedded = Embedded(_arguments(workers, logs, settings), link)
+        resource = embedded
+        embedded.start()
+        address, shm_dir = embedded.address, embedded.shm_dir
+    else:
+        if settings or workers is not None:
+            raise TypeError("workers and the node's settings belong to a new engine, not to one that is running")
+        shm_dir = _shm_dir_for(address)
+        if not shm_dir:
+            resource = private = _PrivateMemory(tempfile.mkdtemp(prefix="rtml-client-", dir=_SHARED_MEMORY))
+            shm_dir = private.directory
+    session = secrets.randbelow(SESSION_MAX) + 1
+    driver = ThreadDriver(address, token=token, connect_timeout=START_TIMEOUT, reconnect_timeout=reconnect_timeout)
+    client = Client(ClientCore(session), driver, Store(shm_dir, session), show_logs=logs, resource=resource)
+    try:
+        client.open()
+    except BaseException as error:
+        failure = "" if embedded is None else embedded.failure
+        if resource is not None:
+            resource.close()
+        if failure and isinstance(error, ConnectionLost):
+            raise ConnectionLost(f"{error}{failure}") from error
+        raise
+    install(client)
+    return client
+
+
+def _shm_dir_for(address: str) -> str:
+    """The shared memory of the node whose dispatcher has this address, if it is on this machine; else ""."""
+    scheme, _, path = address.partition(":")
+    if scheme in ("unix", "ipc"):
+        found = shared_memory_of(str(Path(path.removeprefix("//")).parent))
+        if Path(found).is_dir():
+            return found
+    return ""
+
+
+def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> list[str]:
+    """The supervisor's command line for what `connect` was asked."""
+    known = {
+        "async_executors",
+        "cpu",
+        "gpu",
+        "memory",
+        "resources",
+        "blocked_max",
+        "preimport",
+        "listen",
+        "drain",
+        "name",
+    }
+    unknown = set(settings) - known
+    if unknown:
+        raise TypeError(f"connect() has no setting {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}")
+    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    if count < 0:
+        raise ValueError("workers cannot be negative")
+    arguments = ["--workers", str(count)]
+    if not logs:
+        arguments.append("--no-logs")
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "listen":
+            for one in [value] if isinstance(value, str) else value:
+                arguments += [option, one]
+        elif name == "preimport":
+            arguments += [option, value if isinstance(value, str) else ",".join(value)]
+        elif name == "resources":
+            import json
+
+            arguments += [option, json.dumps(value)]
+        else:
+            arguments += [option, str(value)]
+    return arguments

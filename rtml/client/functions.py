@@ -1,0 +1,201 @@
+"""Remote functions: what `@rtml.task` makes of a function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
+
+import msgspec
+
+from rtml.errors import SubmitError
+from rtml.messages import Function, Options
+
+if TYPE_CHECKING:
+    from rtml.client.client import Client
+    from rtml.client.future import Future
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Attribute of a plain function with the exception types that it may be retried on, read by executors.
+RETRY_ON: Final = "__rtml_retry_on__"
+
+_OPTIONS: Final = frozenset(Options.__struct_fields__)
+_COUNTS: Final = frozenset({"memory", "retries", "priority", "batch"})
+_SECONDS: Final = frozenset({"timeout", "deadline", "batch_delay"})
+
+
+class RemoteFunction(Generic[P, R]):
+    """A function that can run on workers. Calling it runs it here, as if it were not decorated.
+
+    Args:
+        function: the plain function; stays reachable as `.function` and `.__wrapped__`.
+        defaults: its own options, sent with its definition.
+        overrides: what `.options(...)` asked for, sent with each call.
+    """
+
+    def __init__(self, function: Callable[P, Any], defaults: Options, overrides: Options | None = None) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.defaults = defaults
+        self.overrides = overrides
+        #: The definition, and the client it was made for.
+        self._described: tuple[Client, Function] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run it here, as if it were not decorated."""
+        return self.function(*args, **kwargs)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[R]:
+        """Run it on a worker, see `Client.submit`. Arguments may be futures of what the function takes."""
+        from rtml.client.api import client
+
+        return self.submit_to(client(), args, kwargs)
+
+    def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
+        """Run it on a worker of this client's engine."""
+        described = self._described
+        if described is None or described[0] is not client:
+            described = self._described = (client, client.describe(self.function, self.defaults))
+        return client.call(described[1], args, kwargs, self.overrides)
+
+    def map(self, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[R]:
+        """Call it for each row of the iterables on the workers, see `Client.map`."""
+        from rtml.client.api import client
+
+        return client().map(self, *iterables, timeout=timeout, chunksize=chunksize)
+
+    def options(self, **changes: Any) -> RemoteFunction[P, R]:
+        """The same function with other options for its calls: cpu, timeout, deadline, priority, ...
+
+        Raises:
+            SubmitError: an option is unknown or makes no sense.
+        """
+        if "retry_on" in changes:
+            raise SubmitError("retry_on belongs to the function: give it to @rtml.task")
+        base = {} if self.overrides is None else msgspec.structs.asdict(self.overrides)
+        changed = make_options({**base, **changes})
+        other: RemoteFunction[P, R] = RemoteFunction(self.function, self.defaults, changed)
+        other._described = self._described
+        return other
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else BoundRemoteFunction(self, instance)
+
+    def __reduce__(self) -> Any:
+        if self.overrides is None and _importable(self):
+            return self.function.__qualname__
+        return _rebuild, (self.function, self.defaults, self.overrides)
+
+    def __repr__(self) -> str:
+        return f"<rtml task {self.function.__qualname__}>"
+
+
+class BoundRemoteFunction(Generic[P, R]):
+    """A `@rtml.task` in a class, looked up on an instance: the instance travels as the first argument."""
+
+    def __init__(self, remote: RemoteFunction[P, R], instance: object) -> None:
+        self.remote = remote
+        self.instance = instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it here, as if it were not decorated."""
+        return self.remote.function(self.instance, *args, **kwargs)  # type: ignore[arg-type]
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[R]:
+        """Run it on a worker, see `Client.submit`."""
+        return self.remote.submit(self.instance, *args, **kwargs)
+
+    def map(self, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[R]:
+        """Call it for each row of the iterables on the workers, see `Client.map`."""
+        from rtml.client.api import client
+
+        function: Callable[..., Any] = self.remote.function
+        call = functools.partial(function, self.instance)
+        return client().map(call, *iterables, timeout=timeout, chunksize=chunksize)
+
+    def options(self, **changes: Any) -> BoundRemoteFunction[P, R]:
+        """The same with other options for its calls."""
+        return BoundRemoteFunction(self.remote.options(**changes), self.instance)
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> RemoteFunction[P, R]: ...
+@overload
+def task(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+@overload
+def task(**options: Any) -> Callable[[Callable[..., Any]], RemoteFunction[..., Any]]: ...
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function (sync or async) a remote one: `@rtml.task` or `@rtml.task(retries=2, ...)`.
+
+    Args:
+        function: the function to decorate.
+        **options: `cpu`, `gpu` (fractions allowed), `memory` in bytes, `resources` (custom labels), `retries` and
+            `retry_on` (exception types; the death of a worker always counts), `timeout` of one attempt in seconds,
+            `deadline` of the graph in seconds, `priority`, `batch` (most items of one call: the function takes and
+            returns lists), `batch_delay` in seconds, `detached`, `name`.
+
+    Raises:
+        SubmitError: an option is unknown or makes no sense.
+    """
+    if function is None:
+        return lambda decorated: _decorate(decorated, options)
+    return _decorate(function, options)
+
+
+def make_options(values: Mapping[str, Any]) -> Options:
+    """Validated options.
+
+    Raises:
+        SubmitError: one is unknown, of a wrong type, or out of range; the message names it.
+    """
+    unknown = set(values) - _OPTIONS
+    if unknown:
+        raise SubmitError(f"unknown option {sorted(unknown)[0]!r}; there are {', '.join(sorted(_OPTIONS))}, retry_on")
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
+            raise SubmitError(f"option {name} is a whole number, not {value!r}")
+        if name in _SECONDS | {"cpu", "gpu"} and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise SubmitError(f"option {name} is a number, not {value!r}")
+        if name != "priority" and isinstance(value, int | float) and not value >= 0:
+            raise SubmitError(f"option {name} cannot be negative: {value!r}")
+    try:
+        # In the order of the fields: on the wire the options are an array.
+        return msgspec.convert([values.get(name) for name in Options.__struct_fields__], Options)
+    except msgspec.ValidationError as error:
+        raise SubmitError(f"wrong option: {error}") from None
+
+
+def _decorate(function: Callable[..., Any], options: dict[str, Any]) -> RemoteFunction[..., Any]:
+    if isinstance(function, RemoteFunction):
+        raise SubmitError(f"{function!r} is a task already; use .options(...)")
+    if not callable(function):
+        raise SubmitError(f"@rtml.task decorates functions, not {type(function).__name__}")
+    options = dict(options)
+    retry_on = options.pop("retry_on", ())
+    if isinstance(retry_on, type):
+        retry_on = (retry_on,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
+        raise SubmitError("retry_on is a tuple of exception types")
+    if retry_on:
+        setattr(function, RETRY_ON, tuple(retry_on))
+    return RemoteFunction(function, make_options(options))
+
+
+def _importable(remote: RemoteFunction[Any, Any]) -> bool:
+    import sys
+
+    module = getattr(remote.function, "__module__", None)
+    if module is None or module == "__main__":
+        return False
+    found: Any = sys.modules.get(module)
+    for part in remote.function.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is remote
+
+
+def _rebuild(function: Callable[..., Any], defaults: Options, overrides: Options | None) -> RemoteFunction[..., Any]:
+    return RemoteFunction(function, defaults, overrides)

@@ -1,0 +1,526 @@
+"""The handle of a task's result.
+
+A `Future` is a `concurrent.futures.Future` in every observable way, without its price: the standard one makes a
+`Condition` (some 2 us and 1 KiB). Here the state is guarded by the driver's lock, and a real condition is made only
+when `concurrent.futures.wait` or `as_completed` ask for one (`_condition`). The rule that makes both agree:
+
+* a future without a condition changes its state under the driver's lock; making the condition takes the same lock;
+* a future with a condition changes its state under that condition (taken first) and the driver's lock.
+
+So the lock order is condition, then driver's lock; the driver's lock is never held while a condition is taken.
+
+The value stays encoded until somebody asks for it: a dropped or forwarded result is never decoded.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from rtml.client.driver import Waiter
+from rtml.errors import RtmlError, TaskCancelled
+from rtml.messages import CANCELLED, OK, ErrorInfo, ObjectRef, TaskResult, Timing
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from rtml.client.client import Client
+
+T = TypeVar("T")
+
+PENDING: Final = "PENDING"
+FINISHED: Final = "FINISHED"
+#: The standard library counts a cancelled future as done only in this state.
+CANCELLED_STATE: Final = "CANCELLED_AND_NOTIFIED"
+
+_UNSET: Final = object()
+_logger = logging.getLogger("rtml.client")
+
+
+class _Standard:
+    """What `concurrent.futures.wait` and `as_completed` need of a future."""
+
+    __slots__ = ("condition", "waiters")
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.waiters: list[Any] = []
+
+
+class Future(concurrent.futures.Future[T]):
+    """The result of a submitted task: can be blocked on, awaited, passed on as an argument, cancelled.
+
+    Made by `submit` and its like, never directly. Wherever a future stands among the arguments of a task, at any depth
+    of lists, tuples and dicts, the task gets its value; inside other objects it stays a future (see `rtml.ref`).
+    """
+
+    __slots__ = (
+        "_callbacks", "_client", "_failure", "_held", "_payload", "_standard", "_state", "_timing", "_value",
+        "_watchers", "id",
+    )  # fmt: skip
+
+    _state: str
+
+    def __init__(self, client: Client, task: int) -> None:
+        # The base class is deliberately not initialised: all of its attributes are replaced here.
+        self.id = task
+        self._client = client
+        self._state = PENDING
+        self._payload: bytes | ObjectRef | None = None
+        self._failure: ErrorInfo | BaseException | None = None
+        self._value: Any = _UNSET
+        self._timing: Timing | None = None
+        #: Waiters to notify and user callbacks to call at the end; None instead of an empty list.
+        self._watchers: list[Waiter] | None = None
+        self._callbacks: list[Callable[[Any], object]] | None = None
+        self._standard: _Standard | None = None
+        #: Whatever must live as long as this future: leases of shared memory, contained futures.
+        self._held: Any = None
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Whether the task has ended: with a value, with an error, or cancelled."""
+        return self._state is not PENDING
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled, here or elsewhere."""
+        return self._state is CANCELLED_STATE
+
+    def running(self) -> bool:
+        """Whether the task was handed over for execution and has not ended.
+
+        Where exactly a task is, only the dispatcher knows; unlike in the standard library such a task can be cancelled.
+        """
+        return self._state is PENDING and self._client.sent(self)
+
+    @property
+    def timing(self) -> Timing | None:
+        """Where the task's time went, in seconds; None before its end."""
+        return self._timing
+
+    def result(self, timeout: float | None = None) -> T:
+        """The task's value; waits for it.
+
+        Args:
+            timeout: seconds to wait at most; None for ever.
+
+        Raises:
+            TimeoutError: not done in time.
+            TaskCancelled: the task was cancelled (also a `concurrent.futures.CancelledError`).
+            Exception: what the task raised, with the remote traceback attached.
+        """
+        if self._state is PENDING:
+            self._wait(timeout)
+        value = self._value
+        if value is not _UNSET:
+            return cast(T, value)
+        if self._failure is not None:
+            try:
+                raise self._error()
+            finally:
+                self = None  # type: ignore[assignment]  # noqa: PLW0642 - no cycle of future, traceback and frame
+        return cast(T, self._decode())
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the task raised, or None if it has a value; waits for the end like `result`.
+
+        Raises:
+            TimeoutError: not done in time.
+            TaskCancelled: the task was cancelled.
+        """
+        if self._state is PENDING:
+            self._wait(timeout)
+        if self._failure is None:
+            return None
+        error = self._error()
+        if self._state is CANCELLED_STATE:
+            raise error
+        return error
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` once the task has ended; at once if it has. Errors of `fn` are logged."""
+        client = self._client
+        with client.lock:
+            pending = self._state is PENDING
+            if pending:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(fn)
+        if pending:
+            client.driver.expect()
+        else:
+            self._call(fn)
+
+    def cancel(self) -> bool:
+        """Give the task up, running or not, with all its descendants: the future ends now, the process is told.
+
+        Returns:
+            False if the task had ended before.
+        """
+        return self._state is PENDING and bool(self._client.cancel_all([self]))
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._state is PENDING:
+            yield from self._suspend()
+        return self.result()
+
+    def __repr__(self) -> str:
+        state = self._state.lower().removesuffix("_and_notified")
+        return f"<{type(self).__name__} {self.id:#x} {state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an rtml future can only travel inside the arguments, closures and results of rtml tasks, "
+            "not through plain pickle or copy"
+        )
+
+    # --- the standard library's side ----------------------------------------------------------------------------------
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        return self._standardise().condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        return self._standardise().waiters
+
+    def _standardise(self) -> _Standard:
+        standard = self._standard
+        if standard is None:
+            with self._client.lock:
+                if self._standard is None:
+                    self._standard = _Standard()
+                standard = self._standard
+            self._client.driver.expect()
+        return standard
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Not for rtml's futures: only the engine resolves them."""
+        raise concurrent.futures.InvalidStateError("rtml resolves its futures itself")
+
+    def set_result(self, result: T) -> None:
+        """Not for rtml's futures: only the engine resolves them."""
+        raise concurrent.futures.InvalidStateError("rtml resolves its futures itself")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Not for rtml's futures: only the engine resolves them."""
+        raise concurrent.futures.InvalidStateError("rtml resolves its futures itself")
+
+    # --- the engine's side --------------------------------------------------------------------------------------------
+
+    def _settle(
+        self, payload: bytes | ObjectRef | None, failure: ErrorInfo | BaseException | None, outcome: int
+    ) -> bool:
+        """Store the end. Under the driver's lock, once; True: `_announce` has to be called after releasing it."""
+        self._payload = payload
+        self._failure = failure
+        if self._standard is None:
+            self._state = CANCELLED_STATE if outcome == CANCELLED else FINISHED
+            return self._watchers is not None or self._callbacks is not None
+        return True
+
+    def _announce(self, outcome: int) -> None:
+        """Tell everybody who waits. Without the driver's lock, once."""
+        standard = self._standard
+        if standard is not None and self._state is PENDING:
+            with standard.condition:
+                with self._client.lock:
+                    self._state = CANCELLED_STATE if outcome == CANCELLED else FINISHED
+                for waiter in standard.waiters:
+                    if outcome == CANCELLED:
+                        waiter.add_cancelled(self)
+                    elif self._failure is not None:
+                        waiter.add_exception(self)
+                    else:
+                        waiter.add_result(self)
+                standard.condition.notify_all()
+        watchers, self._watchers = self._watchers, None
+        callbacks, self._callbacks = self._callbacks, None
+        for watcher in watchers or ():
+            watcher.notify(self)
+        if callbacks:
+            self._client.driver.call([lambda fn=fn: self._call(fn) for fn in callbacks])  # type: ignore[misc]
+
+    def _attach(self, waiter: Waiter) -> bool:
+        """Have `waiter.notify` called at the end; False if that is past."""
+        with self._client.lock:
+            if self._state is not PENDING:
+                return False
+            if self._watchers is None:
+                self._watchers = [waiter]
+            else:
+                self._watchers.append(waiter)
+            return True
+
+    def _detach(self, waiter: Waiter) -> None:
+        with self._client.lock:
+            watchers = self._watchers
+            if watchers is not None and waiter in watchers:
+                watchers.remove(waiter)
+                if not watchers:
+                    self._watchers = None
+
+    def _wait(self, timeout: float | None) -> None:
+        waiter = Waiter()
+        if not self._attach(waiter):
+            return
+        try:
+            if not self._client.driver.wait(waiter, timeout):
+                raise TimeoutError(f"{self!r} has not ended within {timeout} s")
+        finally:
+            if not waiter.ready:
+                self._detach(waiter)
+
+    def _suspend(self) -> Generator[Any, None, None]:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        bridge = _Bridge(loop)
+        if not self._attach(bridge):
+            return
+        self._client.driver.awaiting(loop)
+        try:
+            yield from bridge.future.__await__()
+        except asyncio.CancelledError:
+            self._detach(bridge)
+            # As with any awaitable: who cancels the awaiting task gives up what it waits for.
+            self.cancel()
+            raise
+
+    def _decode(self) -> Any:
+        payload = self._payload
+        assert payload is not None, "a future without an error has a payload"
+        value = self._client.decode(payload, self)
+        with self._client.lock:
+            # Two threads may have decoded at once; all must see the same object.
+            if self._value is _UNSET:
+                self._value = value
+            return self._value
+
+    def _error(self) -> BaseException:
+        failure = self._failure
+        if isinstance(failure, ErrorInfo):
+            decoded = self._client.decode_error(failure)
+            with self._client.lock:
+                if self._failure is failure:
+                    self._failure = decoded
+                failure = self._failure
+        assert isinstance(failure, BaseException)
+        return failure
+
+    def reduce_ended(self) -> Any:
+        """How an ended future is pickled: with its value, as the dispatcher may have forgotten it. Else None."""
+        if self._state is PENDING or not self.id:
+            return None
+        return ended_handle, (self.id, self._payload, self._failure)
+
+    def _call(self, fn: Callable[[Any], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            _logger.exception("exception calling callback for %r", self)
+
+
+class _Bridge(Waiter):
+    """Lets a future of ours wake a coroutine."""
+
+    __slots__ = ("future", "loop", "thread")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.thread = threading.get_ident()
+
+    def notify(self, future: Any) -> None:
+        """Resume the coroutine; from the loop's own thread without a system call."""
+        self.ready = True
+        if threading.get_ident() == self.thread:
+            self._resume()
+        else:
+            try:
+                self.loop.call_soon_threadsafe(self._resume)
+            except RuntimeError:
+                return  # The loop was closed: nobody is left to be resumed.
+
+    def _resume(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class Gathered(Future[list[Any]]):
+    """The results of many futures, as one. Ends with the first error, or when all have values."""
+
+    __slots__ = ("_collector", "_return_exceptions", "members")
+
+    def __init__(self, client: Client, members: Sequence[Future[Any]], return_exceptions: bool) -> None:
+        super().__init__(client, 0)
+        self.members = members
+        self._return_exceptions = return_exceptions
+        self._collector: _Collector | None = None
+
+    def start(self) -> None:
+        """Begin to listen; called once by `gather`."""
+        self._collector = collector = _Collector(self, len(self.members))
+        for member in self.members:
+            if not member._attach(collector):
+                collector.notify(member)
+
+    def running(self) -> bool:
+        """Whether any member is."""
+        return self._state is PENDING and any(member.running() for member in self.members)
+
+    def cancel(self) -> bool:
+        """Cancel all members that have not ended."""
+        by_client: dict[Client, list[Future[Any]]] = {}
+        for member in self.members:
+            if isinstance(member, Gathered):
+                member.cancel()
+            elif not member.done():
+                by_client.setdefault(member._client, []).append(member)
+        return self._state is PENDING and bool(sum(len(client.cancel_all(some)) for client, some in by_client.items()))
+
+    def _detach_all(self) -> None:
+        if self._collector is not None:
+            for member in self.members:
+                member._detach(self._collector)
+
+    def _decode(self) -> Any:
+        if self._return_exceptions:
+            value = [member.result() if (error := error_of(member)) is None else error for member in self.members]
+        else:
+            value = [member.result() for member in self.members]
+        with self._client.lock:
+            if self._value is _UNSET:
+                self._value = value
+            return self._value
+
+
+class _Collector(Waiter):
+    """Counts the members of a `Gathered`. `notify` may come from several threads, so the count is under the lock."""
+
+    __slots__ = ("gathered",)
+
+    def __init__(self, gathered: Gathered, needed: int) -> None:
+        super().__init__(needed)
+        self.gathered: Gathered | None = gathered
+        if not needed:
+            self._finish(None)
+
+    def notify(self, future: Any) -> None:
+        gathered = self.gathered
+        if gathered is None:
+            return
+        failed = None if gathered._return_exceptions or future._failure is None else error_of(future)
+        with gathered._client.lock:
+            self.needed -= 1
+            ended = not self.ready and (failed is not None or self.needed == 0)
+            self.ready = self.ready or ended
+        if ended:
+            self._finish(failed)
+
+    def _finish(self, failed: BaseException | None) -> None:
+        gathered, self.gathered = self.gathered, None
+        assert gathered is not None
+        outcome = CANCELLED if isinstance(failed, concurrent.futures.CancelledError) else OK
+        with gathered._client.lock:
+            told = gathered._settle(None, failed, outcome)
+        if told:
+            gathered._announce(outcome)
+        if failed is not None:
+            gathered._detach_all()
+
+
+class Ref:
+    """A future that stays a future when it is passed to a task: made by `rtml.ref`."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The future's value, see `Future.result`."""
+        return self.future.result(timeout)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.future.__await__()
+
+    def __repr__(self) -> str:
+        return f"Ref({self.future!r})"
+
+    def __reduce__(self) -> Any:
+        return Ref, (self.future,)
+
+
+class Group(Waiter):
+    """Waits for `needed` of many futures of one or several clients, at a cost per call that stays in C.
+
+    Registered with the clients, not with every future: a loop that waits for one of a thousand, a thousand times, would
+    otherwise attach and detach a million times.
+    """
+
+    __slots__ = ("_lock", "finished", "stop_on_error", "wanted")
+
+    def __init__(self, wanted: set[Future[Any]], needed: int, *, stop_on_error: bool = False) -> None:
+        super().__init__(needed)
+        #: Not resolved yet, as far as was offered.
+        self.wanted = set(wanted)
+        self.stop_on_error = stop_on_error
+        #: The wanted futures that were resolved since, in that order.
+        self.finished: list[Future[Any]] = []
+        self._lock = threading.Lock()
+
+    def offer(self, resolved: Sequence[Future[Any]]) -> None:
+        """These have been resolved; what was offered before is ignored."""
+        with self._lock:
+            hits = [future for future in resolved if future in self.wanted]
+            if not hits:
+                return
+            self.wanted.difference_update(hits)
+            self.finished.extend(hits)
+            failed = self.stop_on_error and any(future._failure is not None for future in hits)
+            if not failed and len(self.finished) < self.needed:
+                return
+            self.ready = True
+        self.wake()
+
+    def expect(self, needed: int) -> None:
+        """Become ready again, when `needed` have been resolved in all. By the thread that waits."""
+        with self._lock:
+            self.needed = needed
+            self.ready = len(self.finished) >= needed
+
+
+def ended_handle(task: int, payload: bytes | ObjectRef | None, failure: Any) -> Future[Any]:
+    """Unpickles a handle of a future that had ended."""
+    from rtml.client.context import current_client
+
+    client = current_client()
+    if client is None:
+        raise RtmlError("a future can only be unpickled in a process that has an rtml client")
+    return client.ended_handle(task, payload, failure)
+
+
+def error_of(future: Future[Any]) -> BaseException | None:
+    """The error of an ended future, cancellation included, or None."""
+    return None if future._failure is None else future._error()
+
+
+def outcome_of(result: TaskResult) -> ErrorInfo | BaseException | None:
+    """What a future keeps of a result that is no value."""
+    if result.outcome == OK:
+        return None
+    if result.error is not None:
+        return result.error
+    return TaskCancelled("the task was cancelled") if result.outcome == CANCELLED else RtmlError("no reason was given")
+
+
+def remaining(deadline: float | None) -> float | None:
+    """Seconds until `deadline` on the monotonic clock, not below zero; None for ever."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
