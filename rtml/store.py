@@ -103,10 +103,8 @@ class Store:
     @staticmethod
     def remove_session(directory: str, session: int) -> None:
         """Remove what a dead process left. Its objects are lost to those who have not mapped them yet."""
-        prefix = f"{session:08x}-"
-        for name in os.listdir(directory):
-            if name.startswith(prefix):
-                Path(directory, name).unlink(missing_ok=True)
+        for path in Path(directory).glob(f"{session:08x}-*"):
+            path.unlink(missing_ok=True)
         Path(presence_path(directory, session)).unlink(missing_ok=True)
 
     @property
@@ -124,8 +122,8 @@ class Store:
 
     @property
     def objects(self) -> int:
-        """Objects of this owner that are not freed."""
-        return len(self._live) - len(self._freed)
+        """Objects of this owner that are not freed, as of the last `put`, `free` or `sweep`."""
+        return len(self._live)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -376,11 +374,7 @@ class Store:
         if os.getpid() != self._pid:
             return
         if unlink:
-            with self._lock:
-                self._settle(0)
-                self._drop_idle(0)
-                for segment in (*self._live.values(), *self._pinned):
-                    Path(self.directory, segment.name).unlink(missing_ok=True)
+            self.remove_session(self.directory, self.session)
         self._live.clear()
         self._pinned.clear()
         self._idle.clear()

@@ -111,7 +111,7 @@ def encode_call(
         return EncodedCall(store.put([payload]))
     walk = _Walk(future_type)
     try:
-        replaced = walk.replace(args), walk.replace(kwargs)
+        replaced = walk.replace(args), walk.replace(kwargs) if kwargs else kwargs
     except RecursionError:
         raise SerializationError("the arguments are nested too deeply") from None
     if walk.cyclic and walk.deps:
