@@ -1,9 +1,9 @@
 """Requests that open a graph: graph programs under their paths, and models by the Open Inference Protocol.
 
-The way of a request: body and deadline are read, the arguments are made from them, the graph is opened with what is left
-of the budget, its value is awaited and becomes the answer. `GraphRoute` holds what both kinds share: counting, errors,
-the deadline, the response's headers. When the client goes away, aiohttp cancels the handler, and with it the await: that
-cancels the graph.
+The way of a request: body and deadline are read, the arguments are made from them, the graph is opened with what is
+left of the budget, its value is awaited and becomes the answer. `GraphRoute` holds what both kinds share: counting,
+errors, the deadline, the response's headers. When the client goes away, aiohttp cancels the handler, and with it the
+await: that cancels the graph.
 """
 
 from __future__ import annotations
