@@ -81,8 +81,8 @@ class WorkerCore:
         self.running: dict[Key, Attempt] = {}
         #: Running attempts that the dispatcher wants to end. The shell interrupts them.
         self.revoked: set[Key] = set()
-        #: Blocked attempts, outermost first, each with the first task id that it or tasks above it can have submitted.
-        self._blocked: list[tuple[Key, int, bool]] = []
+        #: Blocked attempts, outermost first, and whether descendants may run on top of each.
+        self._blocked: list[tuple[Key, bool]] = []
         #: Absolute end of the budget of queued and running attempts that have one.
         self._deadlines: dict[Key, float] = {}
         #: Results not yet put into a `Finished`.
@@ -144,11 +144,9 @@ class WorkerCore:
             self.queue.extend(attempts)
 
     def _may_run_inline(self, attempt: Attempt) -> bool:
-        """Whether it descends from the innermost blocked task: the dispatcher says so, or we submitted it since."""
-        (task, _), first_child, inline = self._blocked[-1]
-        if not inline:
-            return False
-        return attempt.under == task or (attempt.id >> 32 == self.session and attempt.id >= first_child > 0)
+        """Whether the dispatcher chose it to run on top of the innermost blocked task."""
+        (task, _), inline = self._blocked[-1]
+        return inline and attempt.under == task
 
     def _revoke(self, keys: Iterable[Key]) -> None:
         wanted = set(keys)
@@ -235,16 +233,15 @@ class WorkerCore:
         if self._blocked and self._blocked[-1][0] == key:  # a thread that the task left behind still waits
             self._blocked.pop()
 
-    def block(self, attempt: Attempt, first_child: int = 0, *, inline: bool = True) -> None:
+    def block(self, attempt: Attempt, *, inline: bool = True) -> None:
         """The innermost running attempt begins to wait for other tasks: what is unstarted goes back.
 
         Args:
             attempt: the waiting one.
-            first_child: the least task id that it can have submitted; 0 if unknown.
-            inline: the waiting thread can run descendants itself. False for a thread beside the main thread.
+            inline: descendants may be run on top of it.
         """
         key = (attempt.id, attempt.attempt)
-        self._blocked.append((key, first_child, inline))
+        self._blocked.append((key, inline))
         returned = self._keys(list(self.queue))
         self.queue.clear()
         self.relay([Blocked(task=attempt.id, attempt=attempt.attempt, returned=returned, inline=inline)])
@@ -327,7 +324,7 @@ class WorkerCore:
             self._seal()
         self._outbox = []
         again: list[Message] = list(self._unsafe)
-        again.extend(Blocked(task=task, attempt=number, inline=inline) for (task, number), _, inline in self._blocked)
+        again.extend(Blocked(task=task, attempt=number, inline=inline) for (task, number), inline in self._blocked)
         if self.leaving:
             again.append(Returned(attempts=[], leaving=True))
         return again

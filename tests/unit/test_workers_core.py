@@ -28,14 +28,13 @@ from rtml.messages import (
     Safe,
     TaskResult,
     Welcome,
-    task_id,
 )
 from rtml.workers.core import WorkerCore
 
 SESSION = 77
 
 
-def make(**options: object) -> WorkerCore:
+def make() -> WorkerCore:
     return WorkerCore(worker=1, session=SESSION)
 
 
@@ -157,17 +156,16 @@ def test_block_gives_back_the_rest_and_lets_only_descendants_in() -> None:
     core = make()
     core.receive(Assign([attempt(1), attempt(2)]), 0.0)
     (outer,) = core.take(0.0)
-    core.block(outer, first_child=task_id(SESSION, 3))
+    core.block(outer)
     assert core.flush() == [Blocked(1, 1, returned=[(2, 1)])]
-    own, older, marked, stranger = task_id(SESSION, 3), task_id(SESSION, 2), task_id(4, 4), task_id(5, 5)
-    core.receive(Assign([attempt(own), attempt(older), attempt(marked, under=1), attempt(stranger)]), 0.0)
-    assert core.flush() == [Returned([(older, 1), (stranger, 1)])]
-    assert take_ids(core) == [own]
-    core.finish(done(own))
+    core.receive(Assign([attempt(3, under=1), attempt(4), attempt(5, under=1), attempt(6, under=7)]), 0.0)
+    assert core.flush() == [Returned([(4, 1), (6, 1)])]
+    assert take_ids(core) == [3]
+    core.finish(done(3))
     core.resume(outer)
-    assert core.flush() == [Finished(1, [done(own)]), Resumed(1, 1), Returned([(marked, 1)])]
-    core.receive(Assign([attempt(stranger)]), 0.0)
-    assert take_ids(core) == [stranger]
+    assert core.flush() == [Finished(1, [done(3)]), Resumed(1, 1), Returned([(5, 1)])]
+    core.receive(Assign([attempt(4)]), 0.0)
+    assert take_ids(core) == [4]
 
 
 def test_nested_blocks_look_at_the_innermost() -> None:
@@ -192,10 +190,9 @@ def test_a_wait_beside_the_main_thread_takes_nothing_in() -> None:
     core = make()
     core.receive(Assign([attempt(1)]), 0.0)
     (outer,) = core.take(0.0)
-    core.block(outer, first_child=task_id(SESSION, 1), inline=False)
-    child = task_id(SESSION, 2)
-    core.receive(Assign([attempt(child), attempt(9, under=1)]), 0.0)
-    assert core.flush() == [Blocked(1, 1, inline=False), Returned([(child, 1), (9, 1)])]
+    core.block(outer, inline=False)
+    core.receive(Assign([attempt(9, under=1)]), 0.0)
+    assert core.flush() == [Blocked(1, 1, inline=False), Returned([(9, 1)])]
 
 
 def test_a_task_that_ends_while_a_thread_of_it_waits_is_not_blocked_any_more() -> None:

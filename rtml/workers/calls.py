@@ -1,0 +1,199 @@
+"""From an attempt to a result, without any idea of links: functions, arguments, batches, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from rtml import codec
+from rtml.client.client import Client
+from rtml.client.context import TaskInfo
+from rtml.client.functions import RETRY_ON, RemoteFunction
+from rtml.client.future import Future
+from rtml.errors import ProtocolError, RtmlError
+from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, TaskResult
+from rtml.workers.core import WorkerCore
+
+#: Seconds that a function may have run in the past to be called quick.
+QUICK: Final = 100e-6
+
+#: One call's arguments.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class BatchError(RtmlError):
+    """A batch function did not return what batch functions return."""
+
+
+class Loaded:
+    """A function that is ready to be called here."""
+
+    __slots__ = ("batch", "call", "name", "retry_on", "slow")
+
+    def __init__(self, definition: Function, call: Callable[..., Any]) -> None:
+        self.call = call
+        self.name = definition.options.name or definition.name
+        self.batch = bool(definition.options.batch)
+        self.retry_on: tuple[type[BaseException], ...] = getattr(call, RETRY_ON, ())
+        #: An upper estimate of its run time in seconds; a fresh function is not quick.
+        self.slow = QUICK * 2
+
+    def ran(self, run: float) -> None:
+        """Learn from one run."""
+        self.slow = run if run > self.slow else 0.9 * self.slow + 0.1 * run
+
+
+class Calls:
+    """Functions by id, and how attempts become results.
+
+    Args:
+        core: knows the definitions.
+        client: its store holds arguments and results; its futures are the handles.
+    """
+
+    def __init__(self, core: WorkerCore, client: Client) -> None:
+        self._core = core
+        self._store = client.store
+        self._handle = client.handle
+        self._loaded: dict[int, Loaded] = {}
+
+    def function(self, attempt: Attempt) -> Loaded:
+        """The function of an attempt; imported or unpickled, and its model loaded, the first time.
+
+        Raises:
+            BaseException: whatever that raises; it is the attempt's error.
+        """
+        loaded = self._loaded.get(attempt.function)
+        if loaded is None:
+            definition = self._core.functions.get(attempt.function)
+            if definition is None:
+                raise ProtocolError(f"function {attempt.function:x} was not defined before its first use")
+            call: Any = codec.load_function(definition, self._store, self._handle)
+            if isinstance(call, RemoteFunction):
+                call = call.function
+            load = getattr(call, "__rtml_load__", None)
+            if load is not None:
+                load()
+            loaded = self._loaded[attempt.function] = Loaded(definition, call)
+        return loaded
+
+    def arguments(self, attempt: Attempt) -> Call:
+        """The arguments, dependencies filled in."""
+        deps = attempt.deps
+        if not deps:
+            return codec.decode_call(attempt.args, (), self._store, self._handle)
+        values = [codec.decode_value(payload, self._store, self._handle) for payload in deps]
+        return codec.decode_call(attempt.args, values, self._store, self._handle)
+
+    def info(self, attempt: Attempt, loaded: Loaded) -> TaskInfo:
+        """The task as the code inside it sees it."""
+        chain = attempt.chain
+        return TaskInfo(
+            attempt.id,
+            attempt.attempt,
+            loaded.name,
+            [loaded.name] if chain is None else [*chain, loaded.name],
+            self._core.deadline(attempt),
+            attempt.graph,
+        )
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    def success(self, attempt: Attempt, value: Any, run: float, loaded: Loaded) -> TaskResult:
+        """The result of a call that returned `value`, or the error that it cannot be sent."""
+        try:
+            encoded = codec.encode_value(value, self._store, Future)
+        except BaseException as error:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
+            return self.failure(attempt, error, run, loaded)
+        if encoded.handles or encoded.batch_key:
+            return TaskResult(
+                attempt.id,
+                attempt.attempt,
+                OK,
+                encoded.payload,
+                None,
+                run,
+                handles=list(encoded.handles) or None,
+                batch_key=encoded.batch_key,
+                items=encoded.items,
+            )
+        return TaskResult(attempt.id, attempt.attempt, OK, encoded.payload, None, run)
+
+    def failure(
+        self, attempt: Attempt, error: BaseException, run: float = 0.0, loaded: Loaded | None = None
+    ) -> TaskResult:
+        """The result of a call that raised."""
+        if loaded is None:
+            definition = self._core.functions.get(attempt.function)
+            name = definition.name if definition is not None else f"{attempt.function:x}"
+        else:
+            name = loaded.name
+        chain = [*(attempt.chain or ()), name]
+        retryable = loaded is not None and bool(loaded.retry_on) and isinstance(error, loaded.retry_on)
+        try:
+            info = codec.encode_error(error, chain)
+        except BaseException as problem:  # noqa: BLE001 - MemoryError, RecursionError, a class that fights back
+            info = ErrorInfo(type(error).__name__, f"(details are lost: {type(problem).__name__})", chain=chain)
+        return TaskResult(attempt.id, attempt.attempt, ERROR, b"", info, run, retryable)
+
+    def cancelled(self, attempt: Attempt, run: float, loaded: Loaded) -> TaskResult:
+        """The result of a call that was interrupted because nobody wants it any more."""
+        chain = [*(attempt.chain or ()), loaded.name]
+        info = ErrorInfo("TaskCancelled", "the task was cancelled while it ran", chain=chain)
+        return TaskResult(attempt.id, attempt.attempt, CANCELLED, b"", info, run)
+
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    def batch(self, group: list[Attempt]) -> tuple[Loaded | None, list[tuple[list[Attempt], Call]], list[TaskResult]]:
+        """Joins the calls of a batch.
+
+        Returns:
+            The function, the joined calls (one for each shape of call: usually a single one), and the errors of those
+            whose function or arguments cannot be read.
+        """
+        failed: list[TaskResult] = []
+        loaded: Loaded | None = None
+        shapes: dict[tuple[Any, ...], tuple[list[Attempt], list[Call]]] = {}
+        for attempt in group:
+            try:
+                loaded = self.function(attempt)
+                args, kwargs = self.arguments(attempt)
+            except BaseException as error:  # noqa: BLE001 - user code: this call's error
+                failed.append(self.failure(attempt, error, 0.0, loaded))
+                continue
+            members, calls = shapes.setdefault((len(args), *sorted(kwargs)), ([], []))
+            members.append(attempt)
+            calls.append((args, kwargs))
+        return loaded, [(members, _columns(calls)) for members, calls in shapes.values()], failed
+
+    def batch_results(self, group: list[Attempt], values: Any, run: float, loaded: Loaded) -> list[TaskResult]:
+        """One result per call out of what the batch function returned."""
+        if isinstance(values, str | bytes | dict) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+            return self._wrong(group, f"not {type(values).__name__}", run, loaded)
+        if len(values) != len(group):
+            return self._wrong(group, f"not {len(values)} of them", run, loaded)
+        return [
+            self.failure(attempt, value, run, loaded)
+            if isinstance(value, BaseException)
+            else self.success(attempt, value, run, loaded)
+            for attempt, value in zip(group, values)
+        ]
+
+    def _wrong(self, group: list[Attempt], what: str, run: float, loaded: Loaded) -> list[TaskResult]:
+        error = BatchError(
+            f"{loaded.name} is a batch function: called with lists of {len(group)} it must return a list of "
+            f"{len(group)} results, {what}"
+        )
+        return [self.failure(attempt, error, run, loaded) for attempt in group]
+
+
+def _columns(calls: list[Call]) -> Call:
+    """Calls of one shape as one call with lists: one entry per call in each parameter."""
+    args = tuple([call[0][index] for call in calls] for index in range(len(calls[0][0])))
+    kwargs = {name: [call[1][name] for call in calls] for name in calls[0][1]}
+    return args, kwargs
+
+
+def holds_futures(result: TaskResult) -> bool:
+    """Whether the result must be sent before the futures in it may be dropped here."""
+    return result.handles is not None or result.payload.__class__ is not bytes

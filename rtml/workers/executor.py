@@ -1,0 +1,390 @@
+"""The sync executor: one process that runs one task at a time, inline in its main thread (D7).
+
+The way of an attempt: `receive` (driver) -> `WorkerCore.take` -> `_run` (decode, call, encode) -> `WorkerCore.finish` -> `transmit`.
+
+Results are sent when the queue is empty, when enough have come together, or before a function is begun that is not known to
+be quick. So a result never waits behind a long task, except one that was quick until then; for that case the dispatcher
+recalls what it prefetched, and the signal that comes with it sends the results too.
+
+Interruption. SIGUSR1 means: look at your messages. Its handler acts only while the main thread is inside user code and not in
+code of ours that user code called (the client's, the codec's): it applies what has arrived, returns unstarted work, and if
+the running attempt was revoked it raises `Interrupted` there. A task that blocks in `get` runs assigned descendants on
+top of itself; these nest. Revoking an attempt ends what runs on top of it too, innermost first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any, Final
+
+from rtml.client.context import enter_process_task
+from rtml.client.driver import Waiter
+from rtml.messages import EXECUTOR, Attempt, TaskResult
+from rtml.workers import setup
+from rtml.workers.calls import QUICK, Calls, Loaded, holds_futures
+from rtml.workers.core import WorkerCore
+from rtml.workers.driver import ExecutorDriver, RefusedError
+from rtml.workers.page import COUNT, FIRST, IDS_MAX, LEFT, STATE
+from rtml.workers.setup import Child, ExecutorSettings
+
+#: Results that are worth a frame while there is more to run.
+RESULTS_MAX: Final = 64
+#: Seconds that the oldest unsent result may wait while quick tasks follow each other.
+RESULT_AGE_MAX: Final = 200e-6
+#: Tasks that may run on top of each other in one process; beyond it a blocked task's children run elsewhere.
+NESTED_MAX: Final = 32
+#: Stack frames of ours between two nested tasks, for the recursion limit.
+_FRAMES_PER_LEVEL: Final = 12
+
+#: Code of ours that must not be interrupted although user code called it. Not `calls` and `functions`: these call user code.
+_CRITICAL: Final = (
+    "rtml.client.client",
+    "rtml.client.api",
+    "rtml.client.future",
+    "rtml.client.core",
+    "rtml.client.context",
+    "rtml.codec",
+    "rtml.link",
+    "rtml.messages",
+    "rtml.segment",
+    "rtml.store",
+    "rtml.workers",
+)
+
+
+class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt: no error, and not for `except Exception`
+    """Raised inside a running task that nobody wants any more."""
+
+
+class Executor:
+    """Runs what the dispatcher assigns.
+
+    Args:
+        settings: from the supervisor.
+        core: the protocol's state.
+        driver: the link.
+        calls: decodes, encodes, knows the functions.
+    """
+
+    def __init__(self, settings: ExecutorSettings, core: WorkerCore, driver: ExecutorDriver, calls: Calls) -> None:
+        self.core = core
+        self.driver = driver
+        self.calls = calls
+        self.child = Child()
+        self._page = settings.page
+        #: Ids in the running page, those of all nested levels.
+        self._shown = 0
+        #: Attempts of each level that has begun, outermost first.
+        self._levels: list[list[Attempt]] = []
+        #: The main thread is inside user code, where `Interrupted` may be raised. The handler resets it before it raises.
+        self._user = False
+        #: A signal came; look at the link before anything else is begun.
+        self._look = False
+        #: SIGTERM came.
+        self._ending = False
+        #: Groups that `Interrupted` was raised in, or that end because of one.
+        self._told: set[tuple[int, int]] = set()
+        self._oldest_unsent = 0.0
+        self._stdout = sys.stdout
+        self._stderr = sys.stderr
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to leave."""
+        core, driver = self.core, self.driver
+        while True:
+            try:
+                group = core.take(time.monotonic())
+                if group:
+                    self._run(group)
+                    if self._look:
+                        self._look_at_messages()
+                    continue
+                if self._ending:
+                    core.leave()
+                driver.transmit()
+                if core.leaving and not core.running:
+                    return
+                self._look = False
+                driver.receive(None)
+            except Interrupted:
+                # Raised in the last moment of a task, caught between two lines of ours.
+                self._settle_interrupted()
+
+    def leave(self) -> None:
+        """Announce the end in the running page."""
+        self._page[STATE] = LEFT
+
+    def _look_at_messages(self) -> None:
+        self._look = False
+        self.driver.receive(0)
+
+    def _settle_interrupted(self) -> None:
+        self._user = False
+        self.driver.leave()
+        for attempt in self._levels.pop() if self._levels else ():
+            if (attempt.id, attempt.attempt) in self.core.running:
+                self.core.finish(self.calls.cancelled(attempt, 0.0, self.calls.function(attempt)))
+        self._shown = 0
+        self._page[COUNT] = 0
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def _run(self, group: list[Attempt]) -> None:
+        """Runs one call to its results."""
+        attempt = group[0]
+        core = self.core
+        try:
+            loaded = self.calls.function(attempt)
+            if not attempt.batch and not loaded.batch:
+                args, kwargs = self.calls.arguments(attempt)
+        except BaseException as error:  # noqa: BLE001 - user code: imports, __setstate__, __rtml_load__; the task's error
+            for member in group:
+                self._finish(member, self.calls.failure(member, error))
+            return
+        if core.unsent and (loaded.slow > QUICK or time.monotonic() - self._oldest_unsent > RESULT_AGE_MAX):
+            self.driver.transmit()
+        if attempt.batch or loaded.batch:
+            self._run_batch(group)
+            return
+        value, raised, run = self._call([attempt], loaded, args, kwargs)
+        del args, kwargs
+        loaded.ran(run)
+        if raised is None:
+            result = self.calls.success(attempt, value, run, loaded)
+        elif isinstance(raised, Interrupted):
+            result = self.calls.cancelled(attempt, run, loaded)
+        else:
+            result = self.calls.failure(attempt, raised, run, loaded)
+        self._finish(attempt, result)
+
+    def _run_batch(self, group: list[Attempt]) -> None:
+        calls = self.calls
+        loaded, joined, failed = calls.batch(group)
+        by_key = {(attempt.id, attempt.attempt): attempt for attempt in group}
+        for result in failed:
+            self._finish(by_key[result.id, result.attempt], result)
+        for members, (args, kwargs) in joined:
+            assert loaded is not None
+            values, raised, run = self._call(members, loaded, args, kwargs)
+            loaded.ran(run)
+            if raised is None:
+                results = calls.batch_results(members, values, run, loaded)
+            elif isinstance(raised, Interrupted):
+                results = [calls.cancelled(member, run, loaded) for member in members]
+            else:
+                results = [calls.failure(member, raised, run, loaded) for member in members]
+            for member, result in zip(members, results):
+                self._finish(member, result)
+
+    def _call(
+        self, group: list[Attempt], loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, BaseException | None, float]:
+        """Calls user code. Returns its value, or what it raised, and the seconds that it took."""
+        attempt = group[0]
+        driver = self.driver
+        shown = self._show(group)
+        self._levels.append(group)
+        before = enter_process_task(self.calls.info(attempt, loaded))
+        outer = driver.current
+        driver.enter(attempt)
+        value: Any = None
+        raised: BaseException | None = None
+        start = time.perf_counter()
+        try:
+            self._user = True
+            value = loaded.call(*args, **kwargs)
+            self._user = False
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit and KeyboardInterrupt included
+            self._user = False
+            # Without our own frame, which refers to the error: a cycle would keep the arguments alive.
+            trace = error.__traceback__
+            raised = error.with_traceback(None if trace is None else trace.tb_next)
+        run = time.perf_counter() - start
+        if self.child.forked:
+            # User code forked and its child came out here. It is not the executor.
+            os._exit(0 if raised is None else 1)
+        driver.leave()
+        driver.current = outer
+        enter_process_task(before)
+        self._levels.pop()
+        self._shown = shown
+        self._page[COUNT] = shown
+        if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
+            sys.stdout, sys.stderr = self._stdout, self._stderr
+        return value, raised, run
+
+    def _show(self, group: list[Attempt]) -> int:
+        """Enters the attempts into the running page; returns how many were there before."""
+        page, before = self._page, self._shown
+        shown = before
+        for attempt in group:
+            if shown >= IDS_MAX:
+                break
+            page[FIRST + shown] = attempt.id
+            shown += 1
+        page[COUNT] = self._shown = shown
+        return before
+
+    def _finish(self, attempt: Attempt, result: TaskResult) -> None:
+        core, driver = self.core, self.driver
+        if driver.touched:
+            driver.touched = False
+            driver.ended(attempt)
+            if driver.urgent:
+                driver.transmit()  # what the task submitted comes before its end
+        logs = driver.logs
+        if logs is not None:
+            logs.end_lines(attempt.id)
+            if logs.dirty:
+                core.relay(logs.take())
+        if not core.unsent:
+            self._oldest_unsent = time.monotonic()
+        core.finish(result)
+        if self._told:
+            self._told.discard((attempt.id, attempt.attempt))
+        if core.unsent >= RESULTS_MAX or holds_futures(result):
+            driver.transmit()
+
+    # --- a task that waits --------------------------------------------------------------------------------------------
+
+    def block(self, waiter: Waiter, timeout: float | None) -> bool:
+        """`get` in the main thread: waits, and runs assigned descendants meanwhile."""
+        user, self._user = self._user, False
+        driver = self.driver
+        driver.leave()
+        try:
+            return self._block(waiter, None if timeout is None else time.monotonic() + timeout)
+        finally:
+            if self._levels:
+                driver.enter(self._levels[-1][0])
+            self._user = user
+
+    def _block(self, waiter: Waiter, deadline: float | None) -> bool:
+        core, driver = self.core, self.driver
+        driver.receive(0)
+        if waiter.ready or not self._levels or (deadline is not None and time.monotonic() >= deadline):
+            driver.transmit()
+            return self._without_block(waiter, deadline)
+        attempt = self._levels[-1][0]
+        core.block(attempt, inline=len(self._levels) < NESTED_MAX)
+        try:
+            while not waiter.ready and not self._unwanted():
+                group = core.take(time.monotonic())
+                if group:
+                    self._run(group)
+                    continue
+                driver.transmit()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                driver.receive(left)
+        finally:
+            core.resume(attempt)
+            driver.transmit()
+        self._raise_if_unwanted()
+        return waiter.ready
+
+    def _without_block(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Waiting outside of any task (a leftover of one) runs nothing."""
+        while not waiter.ready and not self._levels:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self.driver.receive(left)
+            self.driver.transmit()
+        return waiter.ready
+
+    # --- interruption -------------------------------------------------------------------------------------------------
+
+    def on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """SIGUSR1: look at the messages now."""
+        self._look = True
+        if not self._user or self.child.forked:
+            return
+        if _in_our_code(frame):
+            self.driver.signal_soon()
+            return
+        self._user = False
+        try:
+            while self._look:
+                self._look = False
+                if not self.driver.try_receive():
+                    self.driver.signal_soon()
+            if self._ending:
+                self.core.leave()
+            self.driver.transmit()
+        finally:
+            self._user = True
+        if self._unwanted():
+            self._user = False
+            self._raise_if_unwanted()
+
+    def on_leave(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM: finish what runs, then end."""
+        if self.child.forked:
+            os._exit(128 + number)
+        self._ending = True
+        self.driver.wake()
+        self.on_interrupt(number, frame)
+
+    def _unwanted(self) -> bool:
+        """Whether all attempts of some level are revoked, and that level was not told yet."""
+        revoked = self.core.revoked
+        if not revoked:
+            return False
+        return any(all(self._is_revoked(attempt) for attempt in level) for level in self._levels)
+
+    def _is_revoked(self, attempt: Attempt) -> bool:
+        key = (attempt.id, attempt.attempt)
+        return key in self.core.revoked and key not in self._told
+
+    def _raise_if_unwanted(self) -> None:
+        """Ends the innermost level if it, or one below it, is revoked. Each level is told once."""
+        if not self._unwanted():
+            return
+        for attempt in self._levels[-1]:
+            self._told.add((attempt.id, attempt.attempt))
+        raise Interrupted
+
+
+def _in_our_code(frame: FrameType | None) -> bool:
+    """Whether user code, at this moment, is inside a function of ours that must not be interrupted."""
+    call = Executor._call.__code__
+    while frame is not None and frame.f_code is not call:
+        if frame.f_globals.get("__name__", "").startswith(_CRITICAL):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def run_executor(settings: ExecutorSettings) -> int:
+    """Body of a sync executor's process. Returns its exit code."""
+    setup.settle_process()
+    session = setup.new_session()
+    core = WorkerCore(settings.worker, session, EXECUTOR, os.getpid())
+    driver = ExecutorDriver(core, settings.address)
+    if settings.logs:
+        driver.logs, _, _ = setup.capture_output(driver.logs_soon)
+    else:
+        setup.discard_output()
+    client = setup.make_client(core, driver, settings.shm_dir)
+    executor = Executor(settings, core, driver, Calls(core, client))
+    driver.blocker = executor.block
+    executor.child.watch()
+    sys.setrecursionlimit(sys.getrecursionlimit() + NESTED_MAX * _FRAMES_PER_LEVEL)
+    signal.signal(signal.SIGUSR1, executor.on_interrupt)
+    signal.signal(signal.SIGTERM, executor.on_leave)
+    try:
+        executor.run()
+    except RefusedError as refused:
+        os.write(2, f"rtml executor {settings.worker}: refused: {refused}\n".encode())
+        return 1
+    executor.leave()
+    client.store.close(unlink=not client.store.objects)
+    return 0

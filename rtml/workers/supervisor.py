@@ -1,0 +1,630 @@
+"""The parent of a node's processes: fork server, watcher, and the one who ends and cleans up.
+
+    python -m rtml.workers.supervisor --session-dir D --shm-dir S --workers N [...]
+
+It starts the dispatcher by exec, imports what executors share, freezes the garbage collector and forks executors from there.
+It stays single-threaded, without zmq, event loops or models, because a fork copies only the forking thread. All
+it does between events is sleep in one `poll`.
+
+Who notices what:
+
+* an executor died: its pidfd; reported as `ExecutorDied` with the tasks it was inside of (from the running page);
+* the dispatcher died: its pidfd; a new one is started, everybody reconnects by path and says what they hold (D9);
+* the driver died: its pidfd; everything is ended at once, nobody wants the results;
+* the supervisor died: PR_SET_PDEATHSIG ends executors and dispatcher, the janitor the rest (`rtml.workers.janitor`).
+
+The dispatcher decides how many executors there are; only the first ones are started unasked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from rtml.link import Link, LinkClosed, connect
+from rtml.messages import (
+    ASYNC_EXECUTOR,
+    EXECUTOR,
+    SUPERVISOR,
+    ExecutorDied,
+    ExecutorStarted,
+    Hello,
+    Interrupt,
+    KillExecutor,
+    Message,
+    Node,
+    Refused,
+    Rehello,
+    StartExecutor,
+    Welcome,
+    decode,
+    encode,
+)
+from rtml.workers import janitor
+from rtml.workers.page import PID, SLOTS_MAX, RunningPage
+
+#: Threads of numerical libraries per executor: several executors must not fight for the same cores.
+_ONE_THREAD: Final = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+#: Executors share these imports; together about 100 ms and 20 MiB that are paid once.
+_PREIMPORTS: Final = ("numpy", "rtml.workers.executor", "cloudpickle")
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_NICE: Final = {EXECUTOR: 19, ASYNC_EXECUTOR: 5}
+#: A dispatcher that dies within this many seconds of its start did not come up.
+_DISPATCHER_UP_S: Final = 2.0
+_DISPATCHER_FAILURES_MAX: Final = 5
+_RECONNECT_S: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a supervisor is told on its command line. Directories are absolute."""
+
+    session_dir: str
+    shm_dir: str
+    workers: int
+    async_executors: int = 1
+    driver_pid: int = 0
+    listen: tuple[str, ...] = ()
+    link: str = "unix"
+    name: str = "local"
+    cpu: float | None = None
+    gpu: float = 0.0
+    memory: int = 0
+    resources: dict[str, float] = field(default_factory=dict)
+    blocked_max: int = 64
+    preimport: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    logs: bool = True
+    drain: float = 2.0
+    dispatcher_args: tuple[str, ...] = ()
+
+    @property
+    def unix_address(self) -> str:
+        """Where the dispatcher listens for the processes of this node."""
+        return f"unix:{self.session_dir}/dispatcher.sock"
+
+    @property
+    def executor_address(self) -> str:
+        """Where executors connect."""
+        return self.unix_address if self.link == "unix" else f"ipc://{self.session_dir}/dispatcher.zmq"
+
+    @property
+    def listen_addresses(self) -> list[str]:
+        """All addresses of the dispatcher."""
+        addresses = [self.unix_address]
+        if self.executor_address not in addresses:
+            addresses.append(self.executor_address)
+        return addresses + [address for address in self.listen if address not in addresses]
+
+
+@dataclass
+class Child:
+    """One executor process."""
+
+    worker: int
+    role: str
+    pid: int
+    pidfd: int
+    #: Its slot in the running page.
+    slot: int
+    #: Why we killed it; "" while we did not.
+    killed: str = ""
+
+
+class Supervisor:
+    """Runs one node until its driver is gone or it is told to stop.
+
+    Args:
+        settings: the command line.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._page = RunningPage()
+        self._poll = select.poll()
+        self._children: dict[int, Child] = {}  # by pidfd
+        self._slots = list(range(SLOTS_MAX - 1, 0, -1))  # slot 0 is the dispatcher's
+        self._link: Link | None = None
+        self._link_fd = -1
+        self._dispatcher = -1  # pidfd; -1 while there is none
+        self._dispatcher_pid = 0
+        self._dispatcher_started = 0.0
+        self._dispatcher_failures = 0
+        self._driver = -1
+        self._janitor = 0
+        self._janitor_fd = -1
+        self._wake_read = self._wake_write = -1
+        #: Signals to stop that came: the first drains, the second kills.
+        self._stops = 0
+        self._session = int.from_bytes(os.urandom(4), "big") >> 1
+        #: Told to the next dispatcher, so that it knows us as the one it (or its predecessor) spoke to.
+        self._epoch = 0
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Starts everything, serves until the end, cleans up. Returns the exit code."""
+        code = 1
+        try:
+            self._prepare()
+            self._start_dispatcher()
+            self._import_shared()
+            for worker in range(1, self.settings.workers + 1):
+                self._fork_executor(worker, EXECUTOR)
+            for worker in range(self.settings.async_executors):
+                self._fork_executor(self.settings.workers + 1 + worker, ASYNC_EXECUTOR)
+            code = self._serve()
+        finally:
+            self._end(drain=self.settings.drain if code == 0 and self._stops == 1 else 0.0)
+        return code
+
+    def _prepare(self) -> None:
+        # A process group of our own, so that Ctrl-C in the driver's terminal is the driver's alone. Not a session of our
+        # own: with autogroups the kernel compares nice values only within a session (D13 needs them compared).
+        with contextlib.suppress(PermissionError):
+            os.setpgid(0, 0)
+        for directory in (self.settings.session_dir, self.settings.shm_dir):
+            janitor.own(directory)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        os.set_blocking(self._wake_read, False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_stop)
+        # Inherited by executors until they have a handler: an early `Interrupt` must not end them.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self._start_janitor()
+        self._poll.register(self._wake_read, select.POLLIN)
+        if self.settings.driver_pid:
+            try:
+                self._driver = os.pidfd_open(self.settings.driver_pid)
+            except ProcessLookupError:
+                raise SystemExit("rtml: the driver process is gone already") from None
+            self._poll.register(self._driver, select.POLLIN)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stops += 1
+
+    def _import_shared(self) -> None:
+        for path in reversed(self.settings.path):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        if self.settings.async_executors:
+            importlib.import_module("rtml.workers.async_executor")
+        for module in _PREIMPORTS:
+            importlib.import_module(module)
+        for module in self.settings.preimport:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # noqa: BLE001 - user code; executors meet the same error where it can be reported
+                _say(f"cannot pre-import {module}: {type(error).__name__}: {error}")
+        # What is shared with the children stays shared: no collection ever touches (and so copies) these pages.
+        gc.collect()
+        gc.freeze()
+
+    def _serve(self) -> int:
+        while True:
+            if self._stops:
+                return 0
+            if self._link is None and self._dispatcher >= 0:
+                self._try_connect()
+            timeout = None if self._link is not None else _RECONNECT_S * 1000
+            for fd, _ in self._poll.poll(timeout):
+                if fd == self._wake_read:
+                    self._read_wake()
+                elif fd == self._driver:
+                    return 0
+                elif fd == self._dispatcher:
+                    if not self._dispatcher_died():
+                        return 1
+                elif fd == self._janitor_fd:
+                    self._reap_janitor()
+                    self._start_janitor()
+                elif fd in self._children:
+                    self._child_died(self._children[fd])
+                elif fd == self._link_fd:
+                    self._receive()
+
+    # --- dispatcher -------------------------------------------------------------------------------------------------
+
+    def _start_dispatcher(self) -> None:
+        arguments = [sys.executable, "-P", "-m", "rtml.dispatcher", "--shm-dir", self.settings.shm_dir]
+        for address in self.settings.listen_addresses:
+            arguments += ["--listen", address]
+        arguments += self.settings.dispatcher_args
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+
+        def run() -> int:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            os.execve(sys.executable, arguments, environment)
+
+        self._dispatcher_started = time.monotonic()
+        self._dispatcher_pid = self._fork(run, "rtml-dispatcher")
+        self._page.slot(0)[PID] = self._dispatcher_pid
+        self._dispatcher = os.pidfd_open(self._dispatcher_pid)
+        self._poll.register(self._dispatcher, select.POLLIN)
+
+    def _dispatcher_died(self) -> bool:
+        """Starts another one. Returns False if that is hopeless."""
+        self._poll.unregister(self._dispatcher)
+        os.close(self._dispatcher)
+        self._dispatcher = -1
+        _, status = os.waitpid(self._dispatcher_pid, 0)
+        self._page.slot(0)[PID] = 0
+        self._lose_link()
+        up = time.monotonic() - self._dispatcher_started > _DISPATCHER_UP_S
+        self._dispatcher_failures = 0 if up else self._dispatcher_failures + 1
+        _say(f"the dispatcher died ({_reason(status)})")
+        if self._dispatcher_failures >= _DISPATCHER_FAILURES_MAX:
+            _say(f"giving up: the dispatcher died {self._dispatcher_failures} times at its start")
+            return False
+        self._start_dispatcher()
+        return True
+
+    def _try_connect(self) -> None:
+        try:
+            self._link = connect(self.settings.unix_address, timeout=0.0)
+        except LinkClosed:
+            return
+        self._link_fd = self._link.fileno()
+        self._poll.register(self._link_fd, select.POLLIN)
+        again = self._epoch != 0
+        self._send(self._introduction())
+        if again:
+            # Executors in the middle of a task are to notice that their link broke, and to say what they hold.
+            for child in self._children.values():
+                self._signal(child, signal.SIGUSR1)
+
+    def _introduction(self) -> list[Message]:
+        hello = Hello(
+            role=SUPERVISOR,
+            session=self._session,
+            pid=os.getpid(),
+            name=self.settings.name,
+            python=".".join(map(str, sys.version_info[:3])),
+            epoch=self._epoch,
+        )
+        executors = [(child.worker, child.role, child.pid) for child in self._children.values()]
+        settings = self.settings
+        node = Node(
+            name=settings.name,
+            cpu=float(settings.workers) if settings.cpu is None else settings.cpu,
+            gpu=settings.gpu,
+            memory=settings.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            resources=settings.resources,
+            executors=executors,
+            blocked_max=settings.blocked_max,
+        )
+        return [hello, node]
+
+    def _lose_link(self) -> None:
+        if self._link is not None:
+            self._poll.unregister(self._link_fd)
+            self._link.close()
+            self._link, self._link_fd = None, -1
+
+    def _send(self, messages: list[Message]) -> None:
+        """To the dispatcher. If there is none, the next introduction says the same by listing who is alive."""
+        if self._link is not None:
+            try:
+                self._link.send(encode(messages))
+            except LinkClosed:
+                self._lose_link()
+
+    def _receive(self) -> None:
+        assert self._link is not None
+        try:
+            frames = self._link.recv(0)
+        except LinkClosed:
+            self._lose_link()
+            return
+        for frame in frames:
+            for message in decode(frame):
+                self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case StartExecutor():
+                self._fork_executor(message.worker, message.role)
+            case KillExecutor():
+                for child in self._find(message.worker):
+                    child.killed = message.reason
+                    janitor.kill_group(child.pid)
+            case Interrupt():
+                for child in self._find(message.worker):
+                    self._signal(child, signal.SIGUSR1)
+            case Welcome():
+                self._epoch = message.epoch
+            case Rehello():
+                self._epoch = message.epoch
+                self._send(self._introduction())
+            case Refused():
+                _say(f"the dispatcher refuses this node: {message.reason}")
+                self._stops = 2
+            case _:
+                pass  # nothing else is for a supervisor
+
+    @staticmethod
+    def _signal(child: Child, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child.pidfd, number)
+
+    def _find(self, worker: int) -> list[Child]:
+        return [child for child in self._children.values() if child.worker == worker]
+
+    # --- children ---------------------------------------------------------------------------------------------------
+
+    def _fork(self, body: Callable[[], int], name: str, end: signal.Signals = signal.SIGKILL) -> int:
+        """Forks a process that dies with us and runs `body` to its exit code. Returns its pid."""
+        assert len(os.listdir("/proc/self/task")) == 1, "a fork copies only the forking thread"
+        us = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        _end_process(lambda: self._in_child(us, body, name, end))
+
+    def _in_child(self, parent: int, body: Callable[[], int], name: str, end: signal.Signals) -> int:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # A group of its own: what user code forks ends with it.
+        os.setpgid(0, 0)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, int(end), 0, 0, 0)
+        libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+        if os.getppid() != parent:
+            return 1  # it died before we asked to be told
+        for fd in (self._wake_read, self._wake_write, self._dispatcher, self._driver, self._janitor_fd):
+            if fd >= 0:
+                os.close(fd)
+        for child in self._children.values():
+            os.close(child.pidfd)
+        if self._link is not None:
+            self._link.close()
+        return body()
+
+    def _fork_executor(self, worker: int, role: str) -> None:
+        if not self._slots:
+            self._send([ExecutorDied(worker=worker, reason=f"not started: {SLOTS_MAX - 1} processes run")])
+            return
+        slot = self._slots.pop()
+        self._page.clear(slot)
+
+        def run() -> int:
+            os.nice(_NICE.get(role, 0))
+            _prefer_for_oom()
+            return self._run_executor(worker, role, slot)
+
+        pid = self._fork(run, f"rtml-{'async' if role == ASYNC_EXECUTOR else 'exec'}-{worker}")
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)  # also here, so that the group exists before we could want to kill it
+        self._page.slot(slot)[PID] = pid
+        child = Child(worker=worker, role=role, pid=pid, pidfd=os.pidfd_open(pid), slot=slot)
+        self._children[child.pidfd] = child
+        self._poll.register(child.pidfd, select.POLLIN)
+        self._send([ExecutorStarted(worker=worker, role=role, pid=pid)])
+
+    def _run_executor(self, worker: int, role: str, slot: int) -> int:
+        from rtml.workers.setup import ExecutorSettings
+
+        settings = ExecutorSettings(
+            worker=worker,
+            address=self.settings.executor_address,
+            shm_dir=self.settings.shm_dir,
+            page=self._page.slot(slot),
+            logs=self.settings.logs,
+        )
+        if role == ASYNC_EXECUTOR:
+            from rtml.workers.async_executor import run_async_executor
+
+            return run_async_executor(settings)
+        from rtml.workers.executor import run_executor
+
+        return run_executor(settings)
+
+    def _child_died(self, child: Child) -> None:
+        self._poll.unregister(child.pidfd)
+        os.close(child.pidfd)
+        del self._children[child.pidfd]
+        _, status = os.waitpid(child.pid, 0)
+        janitor.kill_group(child.pid)  # whatever user code forked there
+        running = self._page.running(child.slot)
+        left = self._page.left(child.slot)
+        self._page.clear(child.slot)
+        self._slots.append(child.slot)
+        reason = f"killed: {child.killed}" if child.killed else "left" if left else _reason(status)
+        self._send([ExecutorDied(worker=child.worker, reason=reason, running=running)])
+
+    # --- janitor ----------------------------------------------------------------------------------------------------
+
+    def _start_janitor(self) -> None:
+        us = os.pidfd_open(os.getpid())
+        directories = [self.settings.session_dir, self.settings.shm_dir]
+
+        def run() -> int:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+            janitor.run_janitor(us, self._page, directories)
+            return 0
+
+        self._janitor = self._fork(run, "rtml-janitor")
+        os.close(us)
+        self._janitor_fd = os.pidfd_open(self._janitor)
+        self._poll.register(self._janitor_fd, select.POLLIN)
+
+    def _reap_janitor(self) -> None:
+        self._poll.unregister(self._janitor_fd)
+        os.close(self._janitor_fd)
+        self._janitor_fd = -1
+        os.waitpid(self._janitor, 0)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _end(self, drain: float) -> None:
+        """Ends all processes and removes the directories: gently within `drain` seconds, then by force."""
+        if drain > 0:
+            for child in self._children.values():
+                self._signal(child, signal.SIGTERM)
+            self._await_children(time.monotonic() + drain)
+        for child in list(self._children.values()):
+            janitor.kill_group(child.pid)
+        self._await_children(None)
+        if self._dispatcher >= 0:
+            self._lose_link()
+            self._end_dispatcher(1.0 if drain > 0 else 0.0)
+        for directory in (self.settings.session_dir, self.settings.shm_dir):
+            janitor.remove(directory)
+        if self._janitor_fd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._janitor, signal.SIGKILL)
+            self._reap_janitor()
+
+    def _await_children(self, until: float | None) -> None:
+        """Waits until no executor is left, or `until` on the monotonic clock, or a second signal to stop."""
+        waiting = select.poll()
+        waiting.register(self._wake_read, select.POLLIN)
+        for fd in self._children:
+            waiting.register(fd, select.POLLIN)
+        while self._children:
+            timeout = None if until is None else max(0.0, until - time.monotonic()) * 1000
+            for fd, _ in waiting.poll(timeout):
+                if fd == self._wake_read:
+                    self._read_wake()
+                else:
+                    waiting.unregister(fd)
+                    self._child_died(self._children[fd])
+            if until is not None and (self._stops > 1 or time.monotonic() >= until):
+                return
+
+    def _read_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _end_dispatcher(self, patience: float) -> None:
+        if patience > 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._dispatcher, signal.SIGTERM)
+            waiting = select.poll()
+            waiting.register(self._dispatcher, select.POLLIN)
+            waiting.poll(patience * 1000)
+        janitor.kill_group(self._dispatcher_pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._dispatcher_pid, 0)
+
+
+def _end_process(body: Callable[[], int]) -> NoReturn:
+    """Runs a forked process's body and ends it, without ever returning into the parent's code."""
+    code = 1
+    try:
+        code = body()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:  # noqa: BLE001 - the end of a process: say why, and do not run the parent's handlers
+        sys.stderr = sys.__stderr__
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _prefer_for_oom() -> None:
+    """When memory runs out the kernel should end the process that runs user code, not the dispatcher."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("500")
+
+
+def _reason(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"signal {signal.Signals(number).name}"
+        except ValueError:
+            return f"signal {number}"
+    return f"exit code {os.WEXITSTATUS(status)}"
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"rtml supervisor: {text}\n".encode())
+
+
+def _parse(arguments: list[str]) -> Settings:
+    parser = argparse.ArgumentParser(prog="python -m rtml.workers.supervisor", description=__doc__)
+    add: Any = parser.add_argument
+    add("--session-dir", required=True, help="private directory of the dispatcher's sockets; removed at the end")
+    add("--shm-dir", required=True, help="directory of shared-memory objects; removed at the end")
+    add("--workers", type=int, required=True, help="sync executors")
+    add("--async-executors", type=int, default=1, help="async executors")
+    add("--driver-pid", type=int, default=0, help="end with this process")
+    add("--listen", action="append", default=[], help="a further address for the dispatcher (repeatable)")
+    add("--link", choices=("unix", "zmq"), default="unix", help="what executors use")
+    add("--name", default="local", help="the node's name")
+    add("--cpu", type=float, default=None, help="cpu slots (default: one per sync executor)")
+    add("--gpu", type=float, default=0.0, help="gpus")
+    add("--memory", type=int, default=0, help="bytes (default: all of the machine)")
+    add("--resources", type=json.loads, default={}, help="custom labels as a JSON object of numbers")
+    add("--blocked-max", type=int, default=64, help="executors beyond --workers for blocked tasks")
+    add("--preimport", default="", help="modules to import before the fork, comma-separated")
+    add("--path", action="append", default=[], help="put in front of sys.path of executors (repeatable)")
+    add("--no-logs", dest="logs", action="store_false", help="drop what tasks print and log")
+    add("--drain", type=float, default=2.0, help="seconds that running tasks get when it is told to stop")
+    add("--dispatcher-arg", action="append", default=[], help="passed on to the dispatcher (repeatable)")
+    found = parser.parse_args(arguments)
+    return Settings(
+        session_dir=os.path.abspath(found.session_dir),
+        shm_dir=os.path.abspath(found.shm_dir),
+        workers=found.workers,
+        async_executors=found.async_executors,
+        driver_pid=found.driver_pid,
+        listen=tuple(found.listen),
+        link=found.link,
+        name=found.name,
+        cpu=found.cpu,
+        gpu=found.gpu,
+        memory=found.memory,
+        resources=found.resources,
+        blocked_max=found.blocked_max,
+        preimport=tuple(filter(None, found.preimport.split(","))),
+        path=tuple(found.path),
+        logs=found.logs,
+        drain=found.drain,
+        dispatcher_args=tuple(found.dispatcher_arg),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the process."""
+    settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    for variable in _ONE_THREAD:
+        os.environ.setdefault(variable, "1")
+    return Supervisor(settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
