@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rtml.client.client import Client, Resource
+from rtml.client.connecting import Connector
 from rtml.client.context import current_client, install, is_executor
 from rtml.client.core import ClientCore
 from rtml.client.threads import ThreadDriver
@@ -159,7 +160,8 @@ def connect(
             resource = private = _PrivateMemory(tempfile.mkdtemp(prefix="rtml-client-", dir=_SHARED_MEMORY))
             shm_dir = private.directory
     session = secrets.randbelow(SESSION_MAX) + 1
-    driver = ThreadDriver(address, token=token, connect_timeout=START_TIMEOUT, reconnect_timeout=reconnect_timeout)
+    connector = Connector(address, token=token, connect_timeout=START_TIMEOUT, reconnect_timeout=reconnect_timeout)
+    driver = ThreadDriver(connector)
     client = Client(ClientCore(session), driver, Store(shm_dir, session), show_logs=logs, resource=resource)
     try:
         client.open()

@@ -19,21 +19,18 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import select
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rtml import link as links
+from rtml.client.connecting import Connector, Peer, send
 from rtml.client.driver import Waiter
-from rtml.errors import ConnectionLost, ProtocolError
+from rtml.errors import ConnectionLost
 from rtml.link import Link, LinkClosed
-from rtml.messages import Message, Refused, Rehello, Submit, Welcome, decode, encode
+from rtml.messages import Refused, Rehello, decode
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,8 +47,6 @@ FLUSH_DELAY: Final = 0.0002
 _TICK: Final = 0.005
 _LOOP_TICK: Final = 0.1
 
-_HANDSHAKE_TIMEOUT: Final = 10.0
-
 _logger = logging.getLogger("rtml.client")
 
 
@@ -59,20 +54,13 @@ class ThreadDriver:
     """See the module's text.
 
     Args:
-        address: of the dispatcher, as for `rtml.link.connect`.
-        token: the shared secret of a session directory, or "".
-        connect_timeout: seconds to wait for the dispatcher at first.
-        reconnect_timeout: seconds without a connection after which all futures end with `ConnectionLost`.
+        connector: where to connect.
     """
 
-    def __init__(
-        self, address: str, *, token: str = "", connect_timeout: float = 10.0, reconnect_timeout: float = 30.0
-    ) -> None:
-        self.address = address
+    def __init__(self, connector: Connector) -> None:
         self.lock = threading.Lock()
-        self._token = token
-        self._connect_timeout = connect_timeout
-        self._reconnect_timeout = reconnect_timeout
+        self._connector = connector
+        self._peer = Peer()
         self._client: Client
         #: None while there is no connection. Replaced under `_sending` and `lock`.
         self._link: Link | None = None
@@ -105,7 +93,7 @@ class ThreadDriver:
         self._client = client
         self._bell_read, self._bell_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            self._link = self._handshake(links.connect(self.address, self._connect_timeout))
+            self._link = self._connector.first(client, self._peer)
         except BaseException:
             os.close(self._bell_read)
             os.close(self._bell_write)
@@ -137,7 +125,7 @@ class ThreadDriver:
             if not messages:
                 return
             try:
-                _send(link, messages)
+                send(link, messages)
             except LinkClosed:
                 self._lose(link)
 
@@ -321,8 +309,6 @@ class ThreadDriver:
         while not self._closed:
             self._poll(timeout, watch=timeout is None and not self._tell_helper)
             self._run_callbacks()
-            if self._closed:
-                return
             if self._link is None and not self._reconnect():
                 return
             if self._armed:
@@ -380,31 +366,6 @@ class ThreadDriver:
 
     # --- connecting ---------------------------------------------------------------------------------------------------
 
-    def _handshake(self, link: Link) -> Link:
-        """Say hello and wait for the answer."""
-        core = self._client.core
-        name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-        with self.lock:
-            hello = core.hello(os.getpid(), name, platform.python_version(), self._token)
-        try:
-            link.send(encode([hello]))
-            deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
-            while True:
-                for frame in link.recv(max(0.0, deadline - time.monotonic())):
-                    welcomed = False
-                    for message in decode(frame):
-                        if isinstance(message, Refused):
-                            raise ProtocolError(f"the dispatcher at {self.address} refused: {message.reason}")
-                        self._client.receive(message)
-                        welcomed = welcomed or isinstance(message, Welcome)
-                    if welcomed:
-                        return link
-                if time.monotonic() >= deadline:
-                    raise ConnectionLost(f"the dispatcher at {self.address} did not answer")
-        except BaseException:
-            link.close()
-            raise
-
     def _lose(self, link: Link) -> None:
         """The link broke: the helper makes a new one. By whoever noticed, with or without `_sending`."""
         with self.lock:
@@ -423,49 +384,36 @@ class ThreadDriver:
 
     def _reconnect(self) -> bool:
         """Connect again and say everything again; False: it is over."""
-        deadline = time.monotonic() + self._reconnect_timeout
-        reason: BaseException = ConnectionLost("closed")
-        pause = 0.01
         while not self._closed:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
             try:
-                link = self._handshake(links.connect(self.address, min(left, 1.0)))
-            except (ConnectionLost, ProtocolError) as error:
-                reason = error
-                self._poll(min(pause, left), watch=False)
-                pause = min(1.0, pause * 2)
-                continue
+                link = self._connector.again(self._client, self._peer, self._pause)
+            except ConnectionLost as error:
+                if not self._closed:
+                    self._failed = error
+                    self._client.fail_all(error)
+                    self._run_callbacks()
+                    self._wake_followers()
+                return False
             with self._sending:
                 try:
                     for message in self._client.resume():
-                        link.send(encode([message]))
-                except LinkClosed as error:
-                    reason = error
+                        send(link, [message])
+                except LinkClosed:
                     link.close()
                     continue
                 self._link = link
             _logger.warning("connected to the dispatcher again")
             self._wake_followers()
             return True
-        if self._closed:
-            return False
-        over = ConnectionLost(f"no connection to the dispatcher for {self._reconnect_timeout:g} s: {reason}")
-        self._failed = over
-        self._client.fail_all(over)
-        self._run_callbacks()
-        self._wake_followers()
         return False
 
-
-def _send(link: Link, messages: list[Message]) -> None:
-    """One frame, or one per message where several `Submit` say that one frame would be too long."""
-    if sum(isinstance(message, Submit) for message in messages) <= 1:
-        link.send(encode(messages))
-        return
-    for message in messages:
-        link.send(encode([message]))
+    def _pause(self, seconds: float) -> bool:
+        """Wait, but not for callbacks to be run, nor after `close`."""
+        end = time.monotonic() + seconds
+        while not self._closed and (left := end - time.monotonic()) > 0:
+            self._poll(left, watch=False)
+            self._run_callbacks()
+        return not self._closed
 
 
 def _leave_loop(loop: asyncio.AbstractEventLoop, link: Link) -> None:

@@ -1,0 +1,135 @@
+"""How a submitter gets a connection, and gets it back: what all drivers do the same way, blocking."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rtml import link as links
+from rtml.errors import ConnectionLost, ProtocolError
+from rtml.link import Link, LinkClosed
+from rtml.messages import Message, Refused, Submit, Welcome, decode, encode
+
+if TYPE_CHECKING:
+    from rtml.client.client import Client
+
+#: Seconds that a dispatcher, once connected, may take to answer.
+_HANDSHAKE_TIMEOUT: Final = 10.0
+
+_PAUSE_MIN: Final = 0.01
+_PAUSE_MAX: Final = 1.0
+
+
+class Peer:
+    """What else speaks on a client's link. This one, for plain submitters, says nothing; executors have more to say."""
+
+    def introduce(self, client: Client) -> list[Message]:
+        """The first messages of every connection; what the client has to repeat follows."""
+        name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        with client.lock:
+            return [client.core.hello(os.getpid(), name, platform.python_version())]
+
+    def receive(self, message: Message) -> None:
+        """A message that is not, or not only, for the client."""
+
+    def collect(self) -> list[Message]:
+        """What to send, before the client's messages."""
+        return []
+
+
+class Connector:
+    """Connects to one dispatcher.
+
+    Args:
+        address: as for `rtml.link.connect`.
+        token: the shared secret of a session directory, or "".
+        connect_timeout: seconds to wait for the dispatcher at first.
+        reconnect_timeout: seconds to try after a connection was lost.
+    """
+
+    def __init__(
+        self, address: str, *, token: str = "", connect_timeout: float = 10.0, reconnect_timeout: float = 30.0
+    ) -> None:
+        self.address = address
+        self._token = token
+        self._connect_timeout = connect_timeout
+        self._reconnect_timeout = reconnect_timeout
+
+    def first(self, client: Client, peer: Peer) -> Link:
+        """A link on which the dispatcher has welcomed us.
+
+        Raises:
+            ConnectionLost: nobody answers in time.
+            ProtocolError: we are refused.
+        """
+        return self._handshake(links.connect(self.address, self._connect_timeout), client, peer)
+
+    def again(self, client: Client, peer: Peer, pause: Callable[[float], bool]) -> Link:
+        """A new link, after one was lost. Say everything again on it (`Client.resume`) before using it.
+
+        Args:
+            client: whose link it is.
+            peer: who else speaks on it.
+            pause: waits so many seconds; False ends the attempts.
+
+        Raises:
+            ConnectionLost: no success in time, or told to stop.
+        """
+        deadline = time.monotonic() + self._reconnect_timeout
+        reason: BaseException = ConnectionLost("closed")
+        wait = 0.0
+        while (left := deadline - time.monotonic()) > 0 and pause(min(wait, left)):
+            try:
+                return self._handshake(links.connect(self.address, min(left, 1.0)), client, peer)
+            except (ConnectionLost, ProtocolError) as error:
+                reason = error
+            wait = min(_PAUSE_MAX, max(_PAUSE_MIN, wait * 2))
+        raise ConnectionLost(f"no connection to the dispatcher for {self._reconnect_timeout:g} s: {reason}")
+
+    def _handshake(self, link: Link, client: Client, peer: Peer) -> Link:
+        """Say hello and wait for the welcome."""
+        try:
+            hello = peer.introduce(client)
+            if self._token:
+                hello[0].token = self._token  # type: ignore[union-attr]
+            link.send(encode(hello))
+            deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
+            while (left := deadline - time.monotonic()) > 0:
+                if self._welcomed(link.recv(left), client, peer):
+                    return link
+            raise ConnectionLost(f"the dispatcher at {self.address} did not answer")
+        except BaseException:
+            link.close()
+            raise
+
+    def _welcomed(self, frames: list[bytes], client: Client, peer: Peer) -> bool:
+        welcomed = False
+        for frame in frames:
+            for message in decode(frame):
+                if isinstance(message, Refused):
+                    raise ProtocolError(f"the dispatcher at {self.address} refused: {message.reason}")
+                if not client.receive(message):
+                    peer.receive(message)
+                welcomed = welcomed or isinstance(message, Welcome)
+        return welcomed
+
+
+def send(link: Link, messages: list[Message]) -> None:
+    """One frame, or one per message where several `Submit` say that one frame would be too long.
+
+    Raises:
+        LinkClosed: the peer is gone.
+    """
+    if sum([isinstance(message, Submit) for message in messages]) <= 1:
+        link.send(encode(messages))
+        return
+    for message in messages:
+        link.send(encode([message]))
+
+
+__all__ = ["Connector", "LinkClosed", "Peer", "send"]
