@@ -13,17 +13,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from rtml.client.client import Client, Resource
 from rtml.client.connecting import Connector
 from rtml.client.context import current_client, install, is_executor
 from rtml.client.core import ClientCore
+from rtml.client.driver import Driver
 from rtml.client.threads import ThreadDriver
 from rtml.errors import ConnectionLost
 from rtml.messages import SESSION_MAX
 from rtml.store import Store
+
+C = TypeVar("C", bound=Client)
 
 #: Seconds that the process tree may take to appear, and to end before it is killed.
 START_TIMEOUT: Final = 30.0
@@ -145,6 +149,46 @@ def connect(
     current = current_client()
     if is_executor() and current is not None:
         return current
+    client = open_client(
+        Client,
+        ThreadDriver,
+        address,
+        workers=workers,
+        link=link,
+        logs=logs,
+        token=token,
+        reconnect_timeout=reconnect_timeout,
+        **settings,
+    )
+    install(client)
+    return client
+
+
+def open_client(
+    client_type: Callable[..., C],
+    driver_type: Callable[[Connector], Driver],
+    address: str | None = None,
+    *,
+    workers: int | None = None,
+    link: Literal["unix", "zmq"] = "unix",
+    logs: bool = True,
+    token: str = "",
+    reconnect_timeout: float = 30.0,
+    **settings: Any,
+) -> C:
+    """Like `connect`, for a client and driver of other types, and without making it the current client.
+
+    Args:
+        client_type: `Client` or a subclass.
+        driver_type: moves its messages; `AsyncDriver` has to be opened in its running loop.
+        address: this and all others are as for `connect`.
+        workers: see there.
+        link: see there.
+        logs: see there.
+        token: see there.
+        reconnect_timeout: see there.
+        **settings: see there.
+    """
     embedded: Embedded | None = None
     resource: Resource | None = None
     if address is None:
@@ -161,8 +205,8 @@ def connect(
             shm_dir = private.directory
     session = secrets.randbelow(SESSION_MAX) + 1
     connector = Connector(address, token=token, connect_timeout=START_TIMEOUT, reconnect_timeout=reconnect_timeout)
-    driver = ThreadDriver(connector)
-    client = Client(ClientCore(session), driver, Store(shm_dir, session), show_logs=logs, resource=resource)
+    driver = driver_type(connector)
+    client = client_type(ClientCore(session), driver, Store(shm_dir, session), show_logs=logs, resource=resource)
     try:
         client.open()
     except BaseException as error:
@@ -172,7 +216,6 @@ def connect(
         if failure and isinstance(error, ConnectionLost):
             raise ConnectionLost(f"{error}{failure}") from error
         raise
-    install(client)
     return client
 
 
