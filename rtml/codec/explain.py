@@ -63,9 +63,8 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
             yield f"[{index}]", child
     elif isinstance(value, types.FunctionType):
         yield from _captured(value)
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, (types.MethodType, types.MethodWrapperType, types.BuiltinMethodType)):
         yield ".__self__", value.__self__
-        yield ".__func__", value.__func__
     elif not isinstance(value, type):
         for name, child in list(getattr(value, "__dict__", {}).items())[:_CHILDREN_MAX]:
             yield f".{name}", child

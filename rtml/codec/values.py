@@ -31,9 +31,9 @@ from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.store import Buffer, Store
 
 _NONE: Final = b"N"
-_PICKLE: Final = 0x80
-_TENSOR: Final = ord("T")
-_ENVELOPE: Final = ord("X")
+_PICKLE: Final = b"\x80"
+_TENSOR: Final = b"T"
+_ENVELOPE: Final = b"X"
 
 _CONTAINERS: Final = frozenset({list, tuple, dict})
 #: Kinds of numpy dtypes whose bytes mean the same everywhere: bool, (u)int, float, complex, datetime, timedelta.
@@ -259,7 +259,7 @@ def _place(stream: bytes, pickled: Pickled, store: Store | None) -> bytes | Obje
     sizes = [buffer.nbytes for buffer in buffers] if inline else []
     handles = [future.id for future in pickled.handles]
     envelope = _encode_envelope(_Envelope(len(stream), pickled.slots, handles, sizes))
-    head = b"X" + _LENGTH.pack(len(envelope)) + envelope + stream
+    head = _ENVELOPE + _LENGTH.pack(len(envelope)) + envelope + stream
     if not inline:
         return cast(Store, store).put([head, *buffers])
     parts: list[Buffer] = [head]
@@ -316,7 +316,7 @@ def _call_facts(args: tuple[Any, ...], kwargs: dict[str, Any], future_type: type
 def _encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:
     kind: bytes = array.dtype.str.encode()
     head = struct.pack(f"<BB{array.ndim}Q", len(kind), array.ndim, *array.shape)
-    head = b"T" + head + kind
+    head = _TENSOR + head + kind
     head += bytes(-len(head) % _INLINE_ALIGNMENT)
     if array.nbytes + len(head) <= INLINE_MAX or store is None:
         data: bytes = array.tobytes()
@@ -334,9 +334,10 @@ def _decode_tensor(head: Buffer, data: memoryview | None) -> Any:
     _, length, ndim = struct.unpack_from("<BBB", head)
     shape = struct.unpack_from(f"<{ndim}Q", head, 3)
     start = 3 + 8 * ndim
-    dtype = numpy.dtype(bytes(memoryview(head)[start : start + length]).decode())
+    dtype = numpy.dtype(bytes(memoryview(head)[start : start + length]).decode("ascii"))
     if data is not None:
-        return numpy.ndarray(shape, dtype, data)
+        # Not numpy.ndarray(buffer=...), which would keep the exporter for its base and so could be made writable.
+        return numpy.frombuffer(data, dtype).reshape(shape)
     offset = start + length
     return numpy.ndarray(shape, dtype, memoryview(head), offset + -offset % _INLINE_ALIGNMENT).copy()
 
@@ -359,7 +360,7 @@ def decode_call(
         SerializationError: something cannot be unpickled here.
         ObjectLost: the object is gone.
     """
-    if type(payload) is bytes and payload[0] == _PICKLE:
+    if type(payload) is bytes and payload[:1] == _PICKLE:
         try:
             return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
         except Exception as error:
@@ -374,7 +375,7 @@ def decode_value(payload: bytes | ObjectRef, store: Store | None, make_handle: M
         SerializationError: something cannot be unpickled here.
         ObjectLost: the object is gone.
     """
-    if type(payload) is bytes and payload[0] == _PICKLE:
+    if type(payload) is bytes and payload[:1] == _PICKLE:
         try:
             return pickle.loads(payload)
         except Exception as error:
@@ -407,17 +408,21 @@ def _decode(
         inline = False
     else:
         head, shared, inline = payload, [], True
-    tag = head[0] if len(head) else -1
+    tag = head[:1]
     if tag == _PICKLE:
         return loader(head, iter(()))
-    if tag == _ENVELOPE:
-        stream, items = _open_envelope(memoryview(head), shared, inline, deps, make_handle)
-        return loader(stream, items)
-    if tag == _TENSOR:
-        return _decode_tensor(head, None if inline else shared[0])
-    if head == _NONE:
-        return None
-    raise SerializationError(f"no payload of this version of rtml: it begins with {bytes(head[:4])!r}")
+    try:
+        if tag == _ENVELOPE:
+            stream, items = _open_envelope(memoryview(head), shared, inline, deps, make_handle)
+        elif tag == _TENSOR:
+            return _decode_tensor(head, None if inline else shared[0])
+        elif head == _NONE:
+            return None
+        else:
+            raise SerializationError(f"no payload of this version of rtml: it begins with {bytes(head[:4])!r}")
+    except (struct.error, msgspec.DecodeError, IndexError, TypeError, ValueError) as error:
+        raise SerializationError(f"a damaged payload: {error}") from error
+    return loader(stream, items)
 
 
 def _open_envelope(
