@@ -164,7 +164,7 @@ def connect(
     return client
 
 
-def open_client(
+def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
     client_type: Callable[..., C],
     driver_type: Callable[[Connector], Driver],
     address: str | None = None,
