@@ -7,12 +7,15 @@ import itertools
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
+
+from rtml.client.functions import RETRY_ON, RemoteFunction, task
+from rtml.client.future import Future, Gathered
+from rtml.codec import function_name, is_async
+from rtml.errors import SubmitError
 from rtml.messages import Options
-
-if TYPE_CHECKING:
-    from rtml.client.future import Future
 
 #: Callables that are what they are: their definition does not change after the first submission, so it is sent once.
 _CONSTANT = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -62,6 +65,38 @@ def call_object(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 def run_chunk(fn: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
     """Runs on the worker: several calls of `map` in one task."""
     return [fn(*row) for row in rows]
+
+
+async def run_chunk_async(fn: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
+    """Runs on the worker: several calls of `map` of an async function in one task, one after the other."""
+    return [await fn(*row) for row in rows]
+
+
+def chunked(fn: Callable[..., Any]) -> RemoteFunction[..., Any]:
+    """What runs a chunk of calls of `fn`, with the options of `fn`."""
+    plain, options, retry_on = fn, {}, ()  # type: Any, dict[str, Any], Any
+    if isinstance(fn, RemoteFunction):
+        plain = fn.function
+        for some in (fn.defaults, fn.overrides):
+            if some is not None:
+                values = msgspec.structs.asdict(some)
+                options |= {name: value for name, value in values.items() if value is not None}
+        retry_on = getattr(plain, RETRY_ON, ())
+    if options.get("batch") or retry_on:
+        raise SubmitError(f"{function_name(plain)}: chunksize cannot be combined with batch or retry_on")
+    options.setdefault("name", function_name(plain))
+    return task(**options)(run_chunk_async if is_async(plain) else run_chunk)
+
+
+def ungather(value: Any) -> Any:
+    """`value` with every `Gathered`, at any depth of lists, tuples and dicts, replaced by the list of its members."""
+    if isinstance(value, Gathered):
+        return [ungather(member) for member in value.members]
+    if type(value) is dict:
+        return {name: ungather(child) for name, child in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([ungather(child) for child in value])
+    return value
 
 
 def ordered(futures: list[Future[Any]], deadline: float | None) -> Iterator[Any]:

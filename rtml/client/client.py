@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from rtml import codec
 from rtml.client import calls, logs
-from rtml.client.context import current_task
+from rtml.client.context import current_task, forks
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Waiter
 from rtml.client.functions import RemoteFunction
@@ -85,6 +85,9 @@ class Client(concurrent.futures.Executor):
         self.show_logs = show_logs
         self._resource = resource
         self._pid = os.getpid()
+        self._forks = forks()
+        #: Futures captured by the definitions of functions, by function id: they live as long as this client.
+        self._captured: dict[int, list[Future[Any]]] = {}
         self._closed = False
         self._sequence = itertools.count(1)
         #: Unresolved futures by id. Strong: a task whose future was dropped still runs and is still accounted for.
@@ -105,7 +108,7 @@ class Client(concurrent.futures.Executor):
     @property
     def closed(self) -> bool:
         """Whether `shutdown` was called, or the process was forked from the client's."""
-        return self._closed or self._pid != os.getpid()
+        return self._closed or self._forks != forks()
 
     def open(self) -> Client:
         """Start the driver. Raises what the driver raises when it cannot connect."""
@@ -135,9 +138,11 @@ class Client(concurrent.futures.Executor):
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None
     ) -> Future[Any]:
         """Submit one call of a function that `describe` returned; `options` override the function's."""
-        if self._closed or self._pid != os.getpid():
+        if self._closed or self._forks != forks():
             self._check_usable()
         encoded = codec.encode_call(args, kwargs, self.store, Future)
+        if encoded.deps and any(isinstance(dep, Gathered) for dep in encoded.deps):
+            encoded = codec.encode_call(calls.ungather(args), calls.ungather(kwargs), self.store, Future)
         parent = current_task()
         budget = options.deadline if options is not None and options.deadline is not None else function.options.deadline
         task = Task(
@@ -150,6 +155,8 @@ class Client(concurrent.futures.Executor):
             future: Future[Any] = Future(self, number)
             if encoded.deps or encoded.handles or encoded.payload.__class__ is not bytes:
                 failure = self._link(task, encoded.deps, encoded.handles)
+            if self._captured and function.id in self._captured:
+                task.handles = [*(task.handles or ()), *(held.id for held in self._captured[function.id])]
             if failure is None:
                 self._pending[number] = future
                 self.core.submit(task, None if budget is None else time.monotonic() + budget)
@@ -163,7 +170,12 @@ class Client(concurrent.futures.Executor):
         cacheable = calls.has_identity(fn)
         function = self._described.get(fn) if cacheable else None
         if function is None:
-            function = codec.describe_function(fn, options or Options())
+            captured: list[int] = []
+            function = codec.describe_function(fn, options or Options(), self.store, Future, captured)
+            if captured:
+                with self.lock:
+                    known = [self._known(task) for task in captured]
+                    self._captured[function.id] = [future for future in known if future is not None]
             if cacheable:
                 self._described[fn] = function
         if not self.core.knows(function.id):
@@ -193,10 +205,11 @@ class Client(concurrent.futures.Executor):
             futures = [self.submit(fn, *args) for args in zip(*iterables)]
             return calls.ordered(futures, deadline)
         plain = fn.function if isinstance(fn, RemoteFunction) else fn
+        chunked = calls.chunked(fn)
         rows = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
         return itertools.chain.from_iterable(
-            calls.ordered([self.submit(calls.run_chunk, plain, chunk) for chunk in chunks], deadline)
+            calls.ordered([self.submit(chunked, plain, chunk) for chunk in chunks], deadline)
         )
 
     def put(self, value: T) -> Future[T]:
@@ -333,7 +346,7 @@ class Client(concurrent.futures.Executor):
 
     def drop(self, kind: str, number: int) -> None:
         """A lease is gone. Called by finalisers in any thread: takes no lock."""
-        if self._pid == os.getpid() and not self._closed:
+        if self._forks == forks() and not self._closed:
             if kind == "free":
                 self.store.free(number)
             else:
@@ -374,7 +387,7 @@ class Client(concurrent.futures.Executor):
             wait: first wait for everything that was submitted. Otherwise the connection stays until the program ends.
             cancel_futures: cancel what has not ended; with `wait` as well.
         """
-        if self._pid != os.getpid():
+        if self._forks != forks():
             return
         already, self._closed = self._closed, True
         if cancel_futures:
@@ -407,7 +420,7 @@ class Client(concurrent.futures.Executor):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
-        if self._pid != os.getpid():
+        if self._forks != forks():
             raise RuntimeError(
                 f"this rtml client belongs to process {self._pid}, from which this one was forked; "
                 "call rtml.connect() in the child to get its own, or use multiprocessing's 'spawn'"

@@ -50,15 +50,23 @@ class Connector:
         token: the shared secret of a session directory, or "".
         connect_timeout: seconds to wait for the dispatcher at first.
         reconnect_timeout: seconds to try after a connection was lost.
+        obstacle: says why no dispatcher will ever appear, or "".
     """
 
     def __init__(
-        self, address: str, *, token: str = "", connect_timeout: float = 10.0, reconnect_timeout: float = 30.0
+        self,
+        address: str,
+        *,
+        token: str = "",
+        connect_timeout: float = 10.0,
+        reconnect_timeout: float = 30.0,
+        obstacle: Callable[[], str] | None = None,
     ) -> None:
         self.address = address
         self._token = token
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
+        self._obstacle = obstacle or (lambda: "")
 
     def first(self, client: Client, peer: Peer) -> Link:
         """A link on which the dispatcher has welcomed us.
@@ -67,7 +75,19 @@ class Connector:
             ConnectionLost: nobody answers in time.
             ProtocolError: we are refused.
         """
-        return self._handshake(links.connect(self.address, self._connect_timeout), client, peer)
+        deadline = time.monotonic() + self._connect_timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                link = links.connect(self.address, max(0.0, min(left, _PAUSE_MAX)))
+            except LinkClosed as error:
+                obstacle = self._obstacle()
+                if obstacle:
+                    raise ConnectionLost(f"{error}; {obstacle}") from error
+                if left <= _PAUSE_MAX:
+                    raise
+            else:
+                return self._handshake(link, client, peer)
 
     def again(self, client: Client, peer: Peer, pause: Callable[[float], bool]) -> Link:
         """A new link, after one was lost. Say everything again on it (`Client.resume`) before using it.

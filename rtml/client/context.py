@@ -9,6 +9,7 @@ process-wide slot that a sync executor fills (so that threads which user code st
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -33,16 +34,22 @@ class TaskInfo(NamedTuple):
 class _Process:
     """What is current in this process. Read without a lock: each slot is replaced as a whole."""
 
-    __slots__ = ("client", "inside", "task")
+    __slots__ = ("client", "forks", "inside", "task")
 
     def __init__(self) -> None:
         self.client: Client | None = None
         self.task: TaskInfo | None = None
         #: This process is an executor: `connect()` means the client that is installed.
         self.inside = False
+        #: Forks between the first process and this one. A client made at another count belongs to a parent.
+        self.forks = 0
+
+    def forked(self) -> None:
+        self.forks += 1
 
 
 _process: Final = _Process()
+os.register_at_fork(after_in_child=_process.forked)
 _task: Final[ContextVar[TaskInfo | None]] = ContextVar("rtml_task", default=None)
 
 
@@ -60,6 +67,11 @@ def install(client: Client | None, *, inside: bool = False) -> None:
     """
     _process.client = client
     _process.inside = inside
+
+
+def forks() -> int:
+    """Forks since the program began: differs in a forked child, and needs no system call as `os.getpid` does."""
+    return _process.forks
 
 
 def is_executor() -> bool:

@@ -23,7 +23,6 @@ from rtml.client.context import current_client, install, is_executor
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver
 from rtml.client.threads import ThreadDriver
-from rtml.errors import ConnectionLost
 from rtml.messages import SESSION_MAX
 from rtml.store import Store
 
@@ -93,11 +92,10 @@ class Embedded:
         shutil.rmtree(self.session_dir, ignore_errors=True)
         Store.remove(self.shm_dir)
 
-    @property
-    def failure(self) -> str:
+    def obstacle(self) -> str:
         """Why the tree is not there, or ""."""
         code = None if self._process is None else self._process.poll()
-        return "" if code is None else f"; the supervisor ended with code {code}, see its output above"
+        return "" if code is None else f"the supervisor ended with code {code}, see its output above"
 
 
 class _PrivateMemory:
@@ -204,17 +202,20 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
             resource = private = _PrivateMemory(tempfile.mkdtemp(prefix="rtml-client-", dir=_SHARED_MEMORY))
             shm_dir = private.directory
     session = secrets.randbelow(SESSION_MAX) + 1
-    connector = Connector(address, token=token, connect_timeout=START_TIMEOUT, reconnect_timeout=reconnect_timeout)
+    connector = Connector(
+        address,
+        token=token,
+        connect_timeout=START_TIMEOUT,
+        reconnect_timeout=reconnect_timeout,
+        obstacle=None if embedded is None else embedded.obstacle,
+    )
     driver = driver_type(connector)
     client = client_type(ClientCore(session), driver, Store(shm_dir, session), show_logs=logs, resource=resource)
     try:
         client.open()
-    except BaseException as error:
-        failure = "" if embedded is None else embedded.failure
+    except BaseException:
         if resource is not None:
             resource.close()
-        if failure and isinstance(error, ConnectionLost):
-            raise ConnectionLost(f"{error}{failure}") from error
         raise
     return client
 

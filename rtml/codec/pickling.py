@@ -93,7 +93,10 @@ def pickler_type() -> Any:
 
         def reducer_override(self, value: Any) -> Any:
             if self._future_type is not None and isinstance(value, self._future_type):
-                return same, (self._pickled.handle(value),)
+                marker = self._pickled.handle(value)
+                # The dispatcher may have forgotten a future that has ended: its handle carries the end along.
+                ended = getattr(value, "reduce_ended", None)
+                return (ended and ended()) or (same, (marker,))
             return super().reducer_override(value)
 
     return Pickler
