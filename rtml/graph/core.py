@@ -223,7 +223,7 @@ class Core:
         self._take_back(worker, message.returned, now)
         task = worker.queue.get(message.task)
         if task is not None and task.attempt == message.attempt:
-            self.placement.blocked(worker, task)
+            self.placement.blocked(worker, task, message.inline)
 
     def _resumed(self, session: Session, message: Resumed, now: float) -> None:
         worker = self._worker_of(session)

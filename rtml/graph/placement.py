@@ -174,8 +174,9 @@ class Placement:
                 wanted.append(task)
         return wanted
 
-    def blocked(self, worker: WorkerState, task: TaskState) -> None:
-        """The worker's running task waits: its cpu is lent out, and its children may run on top of it."""
+    def blocked(self, worker: WorkerState, task: TaskState, inline: bool = True) -> None:
+        """The worker's running task waits: its cpu is lent out, and its children may run on top of it if `inline`."""
+        worker.inline = inline
         shape = worker.shape
         worker.queue.pop(task.id, None)
         if shape is None:
@@ -197,6 +198,7 @@ class Placement:
         if not worker.stack or worker.stack[-1][0] is not task:
             return
         _, shape = worker.stack.pop()
+        worker.inline = True
         if worker.shape is not None:
             # Unstarted children are on their way back; what they held on top of the parent ends here.
             worker.node.give(worker.shape)
@@ -224,7 +226,7 @@ class Placement:
         """Hand out what can be handed out."""
         if self._active:
             for worker in list(self._blocked.values()):
-                if not worker.queue and worker.ready:
+                if not worker.queue and worker.ready and worker.inline:
                     self._feed(worker, now)
             active = self._active
             if len(active) == 1:

@@ -299,6 +299,8 @@ class WorkerState:
         self.shape: Shape | None = None
         #: tasks blocked in `get`, outermost first, each with the shape it holds (its cpu is lent out)
         self.stack: list[tuple[TaskState, Shape]] = []
+        #: descendants may be run on top of the innermost blocked task
+        self.inline = True
         #: predicted seconds of work in `queue`
         self.load = 0.0
         #: when the head of the queue began, as far as can be told

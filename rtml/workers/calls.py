@@ -168,7 +168,9 @@ class Calls:
 
     def batch_results(self, group: list[Attempt], values: Any, run: float, loaded: Loaded) -> list[TaskResult]:
         """One result per call out of what the batch function returned."""
-        if isinstance(values, str | bytes | dict) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        if isinstance(values, str | bytes | dict) or not (
+            hasattr(values, "__len__") and hasattr(values, "__getitem__")
+        ):
             return self._wrong(group, f"not {type(values).__name__}", run, loaded)
         if len(values) != len(group):
             return self._wrong(group, f"not {len(values)} of them", run, loaded)

@@ -1,17 +1,19 @@
-"""The link of a sync executor, and the driver through which the code it runs submits and waits (see `rtml.client.driver`).
+"""The link of a sync executor, and the driver through which the code it runs submits and waits.
 
 Who does what:
 
-* The main thread owns the `WorkerCore`. It receives while it is idle or blocked in a `get`, and sends its messages and the
-  client's together (`transmit`).
+* The main thread owns the `WorkerCore`. It receives while it is idle or blocked in a `get`, and sends its messages and
+  the client's together (`transmit`).
 * While the main thread is inside user code nobody receives, because nothing needs to be received: results lie in
   the socket until somebody asks, and an urgent order comes with a signal (`Executor.on_interrupt`).
-* A helper thread, started by the first need, sends what was left in a buffer (submissions, printed text, dropped handles).
-  While the main thread is inside user code *and* another thread of that code waits for a result (or has a callback or an
-  event loop that does), the helper also receives. What is for the worker core it leaves in `inbox` for the main thread.
+* A helper thread, started by the first need, sends what was left in a buffer (submissions, printed text, dropped
+  handles). While the main thread is inside user code *and* another thread of that code waits for a result (or has a
+  callback or an event loop that does), the helper also receives. What is for the worker core it leaves in `inbox` for
+  the main thread.
 
-Client messages sent by others than the main thread may overtake results that it has not sent. That is harmless for all but
-one kind: dropping a handle that an unsent result contains. So such results are sent at once (`calls.holds_futures`).
+Client messages sent by others than the main thread may overtake results that it has not sent. That is harmless for all
+but one kind: dropping a handle that an unsent result contains. So such results are sent at once
+(`calls.holds_futures`).
 """
 
 from __future__ import annotations
@@ -178,7 +180,7 @@ class ExecutorDriver:
     # --- the main thread ----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Connects, and says who we are and what we hold, until it works. (The supervisor ends us if it never will.)"""
+        """Connects, and says who we are and what we hold. Tries for ever: if it never works, the supervisor ends us."""
         while True:
             with contextlib.suppress(LinkClosed, OSError):
                 link = connect(self.address, setup.RECONNECT_S)

@@ -1,15 +1,16 @@
 """The sync executor: one process that runs one task at a time, inline in its main thread (D7).
 
-The way of an attempt: `receive` (driver) -> `WorkerCore.take` -> `_run` (decode, call, encode) -> `WorkerCore.finish` -> `transmit`.
+The way of an attempt: `receive` (driver) -> `WorkerCore.take` -> `_run` (decode, call, encode) -> `WorkerCore.finish`
+-> `transmit`.
 
-Results are sent when the queue is empty, when enough have come together, or before a function is begun that is not known to
-be quick. So a result never waits behind a long task, except one that was quick until then; for that case the dispatcher
-recalls what it prefetched, and the signal that comes with it sends the results too.
+Results are sent when the queue is empty, when enough have come together, or before a function is begun that is not
+known to be quick. So a result never waits behind a long task, except one that was quick until then; for that case the
+dispatcher recalls what it prefetched, and the signal that comes with it sends the results too.
 
-Interruption. SIGUSR1 means: look at your messages. Its handler acts only while the main thread is inside user code and not in
-code of ours that user code called (the client's, the codec's): it applies what has arrived, returns unstarted work, and if
-the running attempt was revoked it raises `Interrupted` there. A task that blocks in `get` runs assigned descendants on
-top of itself; these nest. Revoking an attempt ends what runs on top of it too, innermost first.
+Interruption. SIGUSR1 means: look at your messages. Its handler acts only while the main thread is inside user code and
+not in code of ours that user code called (the client's, the codec's): it applies what has arrived, returns unstarted
+work, and if the running attempt was revoked it raises `Interrupted` there. A task that blocks in `get` runs assigned
+descendants on top of itself; these nest. Revoking an attempt ends what runs on top of it too, innermost first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rtml.workers import setup
 from rtml.workers.calls import QUICK, Calls, Loaded, holds_futures
 from rtml.workers.core import WorkerCore
 from rtml.workers.driver import ExecutorDriver, RefusedError
+from rtml.workers.interrupt import in_our_code
 from rtml.workers.page import COUNT, FIRST, IDS_MAX, LEFT, STATE
 from rtml.workers.setup import Child, ExecutorSettings
 
@@ -40,23 +42,8 @@ NESTED_MAX: Final = 32
 #: Stack frames of ours between two nested tasks, for the recursion limit.
 _FRAMES_PER_LEVEL: Final = 12
 
-#: Code of ours that must not be interrupted although user code called it. Not `calls` and `functions`: these call user code.
-_CRITICAL: Final = (
-    "rtml.client.client",
-    "rtml.client.api",
-    "rtml.client.future",
-    "rtml.client.core",
-    "rtml.client.context",
-    "rtml.codec",
-    "rtml.link",
-    "rtml.messages",
-    "rtml.segment",
-    "rtml.store",
-    "rtml.workers",
-)
 
-
-class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt: no error, and not for `except Exception`
+class Interrupted(BaseException):
     """Raised inside a running task that nobody wants any more."""
 
 
@@ -80,7 +67,8 @@ class Executor:
         self._shown = 0
         #: Attempts of each level that has begun, outermost first.
         self._levels: list[list[Attempt]] = []
-        #: The main thread is inside user code, where `Interrupted` may be raised. The handler resets it before it raises.
+        #: The main thread is inside user code, where `Interrupted` may be raised. The handler resets it before it
+        #: raises.
         self._user = False
         #: A signal came; look at the link before anything else is begun.
         self._look = False
@@ -307,7 +295,7 @@ class Executor:
         self._look = True
         if not self._user or self.child.forked:
             return
-        if _in_our_code(frame):
+        if in_our_code(frame, Executor._call.__code__):
             self.driver.signal_soon()
             return
         self._user = False
@@ -351,16 +339,6 @@ class Executor:
         for attempt in self._levels[-1]:
             self._told.add((attempt.id, attempt.attempt))
         raise Interrupted
-
-
-def _in_our_code(frame: FrameType | None) -> bool:
-    """Whether user code, at this moment, is inside a function of ours that must not be interrupted."""
-    call = Executor._call.__code__
-    while frame is not None and frame.f_code is not call:
-        if frame.f_globals.get("__name__", "").startswith(_CRITICAL):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def run_executor(settings: ExecutorSettings) -> int:

@@ -1,9 +1,9 @@
 """Leaves nothing behind: directories that name their owner, and a small process that outlives the supervisor.
 
-The janitor is forked before anything big is imported and sleeps on the supervisor's pidfd. When the supervisor ends without
-having ended it first (kill -9), the janitor ends the processes named in the running page with their process groups and
-removes the directories. After a kill of the whole tree at once, the next start's `sweep` finds directories whose owner
-is dead.
+The janitor is forked before anything big is imported and sleeps on the supervisor's pidfd. When the supervisor ends
+without having ended it first (kill -9), the janitor ends the processes named in the running page with their process
+groups and removes the directories. After a kill of the whole tree at once, the next start's `sweep` finds directories
+whose owner is dead.
 """
 
 from __future__ import annotations

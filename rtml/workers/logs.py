@@ -1,7 +1,7 @@
 """What tasks print: captured at `sys.stdout` and `sys.stderr`, named after the task, bounded, sent with other messages.
 
-Logging needs nothing of its own: its handlers write to these streams. Lines are kept whole, per stream and task. What user
-code writes to the file descriptors themselves (C libraries, subprocesses) goes where the supervisor's output goes.
+Logging needs nothing of its own: its handlers write to these streams. Lines are kept whole, per stream and task. What
+user code writes to the file descriptors themselves (C libraries, subprocesses) goes where the supervisor's output goes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class LogBuffer:
             dropped, self._dropped = self._dropped, 0
             self.dirty = False
         if dropped:
-            lines.append((0, "", os.getpid(), "err", f"[{dropped} lines dropped: printed faster than they can be sent]"))
+            lines.append(
+                (0, "", os.getpid(), "err", f"[{dropped} lines dropped: printed faster than they can be sent]")
+            )
         return [Logs(lines=lines)] if lines else []
 
 

@@ -1,10 +1,11 @@
 """The running page: memory shared by a supervisor and its processes, in which each executor says what it is running.
 
-When a process dies the supervisor reads from its slot which tasks were inside a function at that moment: those may be to
-blame, everything else on the process is innocent (DESIGN D7). Writing costs two stores and no system call. The
+When a process dies the supervisor reads from its slot which tasks were inside a function at that moment: those may be
+to blame, everything else on the process is innocent (DESIGN D7). Writing costs two stores and no system call. The
 process ids in it also tell the janitor whom to end when the supervisor is gone.
 
-A slot is `WORDS` unsigned 64-bit words: process id, count of running ids, state, then the ids. Slot 0 is the dispatcher's.
+A slot is `WORDS` unsigned 64-bit words: process id, count of running ids, state, then the ids. Slot 0 is the
+dispatcher's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What both kinds of executors share at their start: settings, identity, captured output, the client for nested calls."""
+"""What both kinds of executors share at their start: settings, identity, captured output, the nested client."""
 
 from __future__ import annotations
 

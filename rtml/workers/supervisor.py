@@ -2,8 +2,8 @@
 
     python -m rtml.workers.supervisor --session-dir D --shm-dir S --workers N [...]
 
-It starts the dispatcher by exec, imports what executors share, freezes the garbage collector and forks executors from there.
-It stays single-threaded, without zmq, event loops or models, because a fork copies only the forking thread. All
+It starts the dispatcher by exec, imports what executors share, freezes the garbage collector and forks executors from
+there. It stays single-threaded, without zmq, event loops or models, because a fork copies only the forking thread. All
 it does between events is sleep in one `poll`.
 
 Who notices what:
@@ -179,8 +179,8 @@ class Supervisor:
         return code
 
     def _prepare(self) -> None:
-        # A process group of our own, so that Ctrl-C in the driver's terminal is the driver's alone. Not a session of our
-        # own: with autogroups the kernel compares nice values only within a session (D13 needs them compared).
+        # A process group of our own, so that Ctrl-C in the driver's terminal is the driver's alone. Not a session of
+        # our own: with autogroups the kernel compares nice values only within a session (D13 needs them compared).
         with contextlib.suppress(PermissionError):
             os.setpgid(0, 0)
         for directory in (self.settings.session_dir, self.settings.shm_dir):
