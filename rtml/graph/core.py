@@ -271,9 +271,7 @@ class Core:
         for session in tables.dirty.values():
             if session.peer is None:
                 continue
-            messages = session.outbox
-            if messages:
-                session.outbox = []
+            messages, session.outbox = session.outbox, []
             worker = session.worker
             if worker is not None:
                 if worker.outgoing:
