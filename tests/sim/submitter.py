@@ -1,0 +1,183 @@
+"""Futures around a `ClientCore`: what `rtml.client.client.Client` is to real programs.
+
+References are counted by hand (`hold`, `drop`), so that the moment of a release does not depend on the interpreter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rtml.client.core import ClientCore
+from rtml.messages import OK, ErrorInfo, Message, ObjectRef, Task, TaskResult, task_id
+from tests.sim.plans import FUNCTIONS, Plan
+from tests.sim.world import Violation, World
+
+
+@dataclass(slots=True)
+class Value:
+    """A decoded payload."""
+
+    number: int
+    handles: list[int]
+
+
+def encode_value(number: int, handles: list[int]) -> bytes:
+    """The payload of a value with futures inside."""
+    return ",".join(map(str, (number, *handles))).encode()
+
+
+class ObjectGone(Exception):
+    """The shared memory was freed while somebody still read it."""
+
+
+def decode_value(world: World, payload: bytes | ObjectRef) -> Value:
+    """The opposite of `encode_value`, through shared memory if need be."""
+    if isinstance(payload, ObjectRef):
+        content = world.memory.get(payload.id)
+        if content is None:
+            raise ObjectGone
+        payload = content
+    number, *handles = map(int, payload.split(b","))
+    return Value(number, handles)
+
+
+@dataclass(eq=False, slots=True)
+class Future:
+    """A submitter's handle of a task, its own or a foreign one."""
+
+    id: int
+    plan: Plan | None = None
+    foreign: bool = False
+    done: bool = False
+    payload: bytes | ObjectRef | None = None
+    error: ErrorInfo | None = None
+    #: futures inside the value, held by this one
+    inner: list[Future] = field(default_factory=list)
+    refs: int = 0
+    #: absolute end of its budget, as its program sees it
+    deadline: float | None = None
+
+
+class Submitter:
+    """One session's futures.
+
+    Args:
+        world: the simulation.
+        session: its number.
+    """
+
+    def __init__(self, world: World, session: int) -> None:
+        self.world = world
+        self.session = session
+        self.core = ClientCore(session, world.settings.window)
+        self.known: dict[int, Future] = {}
+        self._kept: dict[int, list[Future]] = {}
+        self._sequence = 0
+
+    # --- the program's side
+
+    def submit(self, plan: Plan, deps: list[Future], handle: Future | None, parent: int = 0) -> Future:
+        """Submit a call; the caller holds the future."""
+        self._sequence += 1
+        number = task_id(self.session, self._sequence)
+        task = Task(number, plan.function, str(plan.number).encode(), parent, options=plan.options)
+        future = self.known[number] = Future(number, plan)
+        kept = [*deps, handle] if handle is not None else list(deps)
+        failed = [dep for dep in deps if dep.done and dep.payload is None]
+        if failed:
+            future.done, future.error = True, failed[0].error
+            return self.hold(future)
+        if plan.function in {104, 105, 106}:
+            task.batch_key = f"k{plan.value % 2}"
+        if deps:
+            task.deps = [(dep.id, dep.payload) for dep in deps]
+        if handle is not None:
+            # A value in an argument travels as itself; only what is not there yet as a handle.
+            task.handles = [handle.id]
+        if kept:
+            self._kept[number] = [self.hold(each) for each in kept]
+        definition = FUNCTIONS[plan.function]
+        if not self.core.knows(definition.id):
+            self.core.define(definition)
+        if plan.options is not None and plan.options.deadline is not None:
+            future.deadline = self.world.now + plan.options.deadline
+        self.core.submit(task, future.deadline)
+        return self.hold(future)
+
+    def cancel(self, futures: list[Future]) -> None:
+        """Give up; the futures end at once."""
+        pending = [future for future in futures if not future.done]
+        self.core.cancel([future.id for future in pending])
+        for future in pending:
+            future.done = True
+            future.error = ErrorInfo("TaskCancelled", "cancelled here")
+
+    def handle(self, number: int) -> Future:
+        """The future of anybody's task; the caller holds it."""
+        future = self.known.get(number)
+        if future is None:
+            future = self.known[number] = Future(number, foreign=True)
+            self.core.watch(number)
+        return self.hold(future)
+
+    def hold(self, future: Future) -> Future:
+        """One reference more."""
+        future.refs += 1
+        return future
+
+    def drop(self, future: Future) -> None:
+        """One reference less; the last one releases what the value holds."""
+        future.refs -= 1
+        if not future.refs and (future.done or future.foreign):
+            self._forget(future)
+
+    def _forget(self, future: Future) -> None:
+        if self.known.get(future.id) is future:
+            del self.known[future.id]
+        if isinstance(future.payload, ObjectRef):
+            self.core.release([future.payload.id])
+        if future.foreign:
+            self.core.unwatch(future.id)
+        inner, future.inner = future.inner, []
+        for each in inner:
+            self.drop(each)
+
+    # --- the wire's side
+
+    def receive(self, message: Message) -> None:
+        """Apply a message of the dispatcher."""
+        for result in self.core.receive(message, self.world.now):
+            self._resolve(result)
+
+    def _resolve(self, result: TaskResult) -> None:
+        future = self.known.get(result.id)
+        for kept in self._kept.pop(result.id, ()):
+            self.drop(kept)
+        if future is None or (future.done and not future.error):
+            raise Violation(f"session {self.session} got a result that it does not wait for: {result}")
+        future.done = True
+        if result.outcome == OK:
+            future.payload = result.payload
+            # Watched before the result is acknowledged, else the dispatcher might forget them.
+            future.inner = [self.handle(number) for number in result.handles or ()]
+        else:
+            future.error = result.error or ErrorInfo("", "no error given")
+        if not future.refs:
+            self._forget(future)
+
+    def collect(self) -> list[Message]:
+        """What to send now."""
+        if self.core.returning:
+            self._refresh()
+        return self.core.flush(self.world.now)
+
+    def resume(self) -> list[Message]:
+        """What to send on a new connection, after the `Hello`."""
+        self._refresh()
+        return self.core.resume(self.world.now)
+
+    def _refresh(self) -> None:
+        for task in self.core.unresolved_tasks():
+            if task.deps is not None:
+                ended = {kept.id: kept.payload for kept in self._kept[task.id] if kept.done}
+                task.deps = [(dep, ended.get(dep) if payload is None else payload) for dep, payload in task.deps]
