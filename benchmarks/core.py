@@ -40,6 +40,8 @@ WORKERS = 2
 FRAME = 64
 FUNCTION = 1
 PAYLOAD = b"x" * 16
+#: Wake-ups without a finished task that show an error.
+IDLE_WAKES_MAX = 100
 
 SUPERVISOR_PEER, CLIENT_PEER, FIRST_WORKER_PEER = 1, 2, 3
 
@@ -117,7 +119,12 @@ class Driver:
         missing = pending - (self.sequence - self.finished)
         if missing > 0:
             self.submit(missing)
-        self._wake()
+        before = self.finished
+        for _ in range(IDLE_WAKES_MAX):
+            self._wake()
+            if self.finished > before:
+                return
+        raise RuntimeError(f"nothing finished in {IDLE_WAKES_MAX} wake-ups")
 
 
 def main() -> None:
