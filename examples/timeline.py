@@ -1,4 +1,4 @@
-"""When the steps of a graph ran and where their time went: recorded by the graph program itself, drawn as text.
+"""When the steps of a graph ran and where their time went: recorded by the graph program itself.
 
 Each future knows the durations of its task (`Future.timing`): waiting for its arguments, queued for an executor, on the
 way, running. The program adds when it submitted the task, by its own clock, and the picture is complete.
@@ -12,9 +12,6 @@ from typing import Any
 import msgspec
 
 import rtml
-
-#: One letter per phase in the drawing.
-_WAITING, _QUEUED, _MOVING, _RUNNING = " .-#"
 
 
 class Step(msgspec.Struct):

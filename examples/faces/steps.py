@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from rtml.errors import InvalidInput
+from examples.pictures import open_rgb
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating]
@@ -66,14 +65,9 @@ def open_picture(picture: bytes) -> Pixels:
     """Decode a picture file into [H, W, 3], red first.
 
     Raises:
-        InvalidInput: this is no picture that Pillow can read.
+        InvalidInput: this is no picture that Pillow can read, or it is too large.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InvalidInput(f"the body is no picture: {error}") from None
+    return np.asarray(open_rgb(picture))
 
 
 def pyramid(height: int, width: int, face_min: int) -> list[float]:

@@ -16,7 +16,7 @@ from rapidocr_onnxruntime.ch_ppocr_det.utils import DBPostProcess
 from rapidocr_onnxruntime.ch_ppocr_rec import TextRecognizer
 from rapidocr_onnxruntime.ch_ppocr_rec.utils import CTCLabelDecode
 from rapidocr_onnxruntime.main import DEFAULT_CFG_PATH, RapidOCR
-from rapidocr_onnxruntime.utils import LoadImage, read_yaml
+from rapidocr_onnxruntime.utils import read_yaml
 
 #: Smaller pages are enlarged until their shorter side has this many pixels. The library's 736 costs twice as much
 #: detection and reads none of the sample pages better.
@@ -26,10 +26,9 @@ _BOX_MIN = 0.3
 
 
 class PageTool(RapidOCR):  # type: ignore[misc]  # the library is not typed
-    """Opens pictures, limits their size, cuts lines out of them, maps boxes back."""
+    """Limits the size of pictures, cuts lines out of them, maps boxes back."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.load_img = LoadImage()
         self.max_side_len = config["max_side_len"]
         self.min_side_len = config["min_side_len"]
         self.min_height = config["min_height"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from examples.pictures import open_rgb
 from rtml.errors import InvalidInput
 from rtml.onnxfile import describe
 
@@ -31,6 +32,8 @@ WIDTH_STEP = 64
 #: Narrower inputs make the recognition model unsure of short words ("Ok" becomes "OK").
 WIDTH_MIN = 128
 _LINE_HEIGHT = 48
+#: Pictures get a margin until they are at most this much longer than wide, and at least this many pixels wide.
+_STRIP, _STRIP_SIDE = 16, 32
 
 
 class Sheet(NamedTuple):
@@ -88,17 +91,20 @@ def open_picture(picture: bytes) -> Sheet:
     """Decode a picture file, limit its size, and add margins to very flat ones.
 
     Raises:
-        InvalidInput: this is no picture that Pillow can read.
+        InvalidInput: this is no picture that Pillow can read, or it is too large.
     """
-    from PIL import UnidentifiedImageError
+    from PIL import Image
 
+    # Not the library's own loader: it takes the colour numbers of palettes and CMYK for brightness.
+    image = open_rgb(picture)
+    width, height = image.size
+    # A strip would be enlarged until its shorter side suits the detector, whatever that makes of the longer one.
+    least = max(width, height, _STRIP * _STRIP_SIDE) // _STRIP
+    paper = Image.new("RGB", (max(width, least), max(height, least)), "white")
+    paper.paste(image)
     page = _library().page
-    try:
-        pixels = page.load_img(picture)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InvalidInput(f"the body is no picture: {error}") from None
-    height, width = pixels.shape[:2]
-    pixels, ratio_h, ratio_w = page.preprocess(pixels)
+    # The library works with blue first.
+    pixels, ratio_h, ratio_w = page.preprocess(np.ascontiguousarray(np.asarray(paper)[:, :, ::-1]))
     record: dict[str, Any] = {"preprocess": {"ratio_h": ratio_h, "ratio_w": ratio_w}}
     pixels, record = page.maybe_add_letterbox(pixels, record)
     return Sheet(pixels, height, width, record)
