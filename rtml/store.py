@@ -75,6 +75,7 @@ class Store:
         self._capacity = capacity
         self._presence = Presence(directory, session)
         self._pid = os.getpid()
+        self._closed = False
         self._lock = threading.Lock()
         #: Bytes of all segment files of this owner, those being made included.
         self._allocated = 0
@@ -103,8 +104,7 @@ class Store:
     @staticmethod
     def remove_session(directory: str, session: int) -> None:
         """Remove what a dead process left. Its objects are lost to those who have not mapped them yet."""
-        for path in Path(directory).glob(f"{session:08x}-*"):
-            path.unlink(missing_ok=True)
+        _remove_segments(directory, session)
         Path(presence_path(directory, session)).unlink(missing_ok=True)
 
     @property
@@ -134,8 +134,9 @@ class Store:
 
         Raises:
             LimitExceeded: neither the capacity nor the file system has the room.
+            RtmlError: the store is closed, or belongs to the process that this one was forked from.
         """
-        self._check_process()
+        self._check_usable()
         flat = [_flat(part) for part in parts]
         table, offsets, size = layout([len(part) for part in flat])
         with self._lock:
@@ -365,25 +366,36 @@ class Store:
     # --- the end --------------------------------------------------------------------------------------------------
 
     def close(self, *, unlink: bool = True) -> None:
-        """Let go of everything. Views given out stay valid.
+        """Let go of everything; `put` is refused from now on. Views given out stay valid, and keep their pins.
 
         Args:
             unlink: remove the files too; False leaves the objects to others until the directory goes.
         """
+        in_use = any(mapping.live for mapping in list(self._foreign.values()))
         self._foreign.clear()
+        self._closed = True
         if os.getpid() != self._pid:
             return
         if unlink:
-            self.remove_session(self.directory, self.session)
+            _remove_segments(self.directory, self.session)
         self._live.clear()
         self._pinned.clear()
         self._idle.clear()
         self._allocated = self._idle_bytes = 0
-        self._presence.leave()
+        if not in_use:
+            # Else the lock is held until the process ends: without it the pins of those views would not count.
+            self._presence.leave()
 
-    def _check_process(self) -> None:
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise RtmlError("this process has left rtml: its shared memory is closed")
         if os.getpid() != self._pid:
             raise RtmlError("this process was forked from one that uses rtml: connect anew in the child")
+
+
+def _remove_segments(directory: str, session: int) -> None:
+    for path in Path(directory).glob(f"{session:08x}-*"):
+        path.unlink(missing_ok=True)
 
 
 def _flat(part: Buffer) -> memoryview:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import pickle
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -102,7 +102,7 @@ def encode_call(
         SerializationError: an argument cannot be pickled; the message names it.
         LimitExceeded: the store is full.
     """
-    if SCALARS.issuperset(map(type, args)) and (not kwargs or SCALARS.issuperset(map(type, kwargs.values()))):
+    if _is_simple(args) and (not kwargs or _is_simple(kwargs.values())):
         if not args and not kwargs:
             return _NO_ARGUMENTS
         payload = pickle.dumps((args, kwargs), PROTOCOL)
@@ -111,7 +111,10 @@ def encode_call(
         return EncodedCall(store.put([payload]))
     walk = _Walk(future_type)
     try:
-        replaced = walk.replace(args), walk.replace(kwargs) if kwargs else kwargs
+        replaced = (
+            tuple([walk.replace(value) for value in args]),
+            {name: walk.replace(value) for name, value in kwargs.items()},
+        )
     except RecursionError:
         raise SerializationError("the arguments are nested too deeply") from None
     if walk.cyclic and walk.deps:
@@ -124,7 +127,7 @@ def encode_call(
             stream = dump(replaced, pickled, future_type)
     except Exception as error:
         raise _name_argument(args, kwargs, error, future_type) from error
-    batch_key, items = _call_facts(args, kwargs, future_type)
+    batch_key, items = _call_facts(args, kwargs, future_type) if walk.deps or walk.tensors else ("", 1)
     return EncodedCall(_place(stream, pickled, store), walk.deps, pickled.handles, batch_key, items)
 
 
@@ -145,8 +148,7 @@ def encode_value(
     """
     if value is None:
         return _ENCODED_NONE
-    kind = type(value)
-    if kind in SCALARS or _is_flat(kind, value):
+    if _is_simple((value,)):
         payload = pickle.dumps(value, PROTOCOL)
         if len(payload) <= INLINE_MAX or store is None:
             return EncodedValue(payload)
@@ -165,7 +167,7 @@ def encode_value(
 class _Walk:
     """Looks through the arguments' containers for futures, and puts markers in their places, in copies."""
 
-    __slots__ = ("_future_type", "_known", "_markers", "cyclic", "deps", "pickled", "plain")
+    __slots__ = ("_future_type", "_known", "_markers", "cyclic", "deps", "pickled", "plain", "tensors")
 
     def __init__(self, future_type: type | None) -> None:
         self._future_type = future_type
@@ -176,6 +178,7 @@ class _Walk:
         self.deps: list[Any] = []
         #: Nothing but containers, scalars and numeric arrays so far: no need for a pickler of our own.
         self.plain = True
+        self.tensors = False
         self.cyclic = False
 
     def replace(self, value: Any) -> Any:
@@ -187,6 +190,7 @@ class _Walk:
         if self._future_type is not None and issubclass(kind, self._future_type):
             return self._dependency(value)
         if _is_tensor(value):
+            self.tensors = True
             # numpy pickles what is not contiguous through two more copies (crops of images are of this kind).
             flags = value.flags
             return value if flags.c_contiguous or flags.f_contiguous else value.copy(order="C")
@@ -242,11 +246,20 @@ class _Walk:
         return marker
 
 
-def _is_flat(kind: type, value: Any) -> bool:
-    """Whether it is a container of scalars only, which the plain pickler does fastest."""
-    if kind is dict:
-        return SCALARS.issuperset(map(type, value)) and SCALARS.issuperset(map(type, value.values()))
-    return (kind is list or kind is tuple) and SCALARS.issuperset(map(type, value))
+def _is_simple(values: Iterable[Any]) -> bool:
+    """Whether these are scalars and flat containers of scalars, which the plain pickler does at once."""
+    for value in values:
+        kind = type(value)
+        if kind in SCALARS:
+            continue
+        if kind is list or kind is tuple:
+            if not SCALARS.issuperset(map(type, value)):
+                return False
+        elif kind is not dict or not (
+            SCALARS.issuperset(map(type, value)) and SCALARS.issuperset(map(type, value.values()))
+        ):
+            return False
+    return True
 
 
 def _place(stream: bytes, pickled: Pickled, store: Store | None) -> bytes | ObjectRef:

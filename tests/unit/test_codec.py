@@ -268,7 +268,7 @@ def test_dependencies_at_any_depth() -> None:
     encoded = codec.encode_call((a, inner, "plain"), {"z": [[b]], "q": 1}, None, Handle)
     assert encoded.deps == [a, b]
     assert not encoded.handles
-    back = codec.decode_call(encoded.payload, ["A", ["B"]], None)
+    back: Any = codec.decode_call(encoded.payload, ["A", ["B"]], None)
     assert back == (("A", [["B"], {"k": ("A", 3)}], "plain"), {"z": [[["B"]]], "q": 1})
     # The arguments themselves are as they were, and one value is one object.
     assert inner[0] is b

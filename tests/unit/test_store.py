@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -158,14 +159,46 @@ def test_several_gets_are_one_pin(owner: Store, reader: Store) -> None:
     assert owner.put([b"z" * MIB]).segment == ref.segment
 
 
-def test_views_outlive_the_reader(owner: Store, directory: str) -> None:
+def test_views_outlive_both_stores(owner: Store, directory: str) -> None:
     reader = Store(directory, 0x33)
     ref = owner.put([b"x" * MIB])
     view = reader.get(ref)[0]
-    # A closed reader has no presence, so the owner may take its pins for those of the dead. The mapping stays.
     reader.close()
+    # The pin still counts after the reader's store is closed,
+    owner.free(ref.id)
+    owner.sweep()
+    assert owner.put([b"y" * MIB]).segment != ref.segment
+    assert view == b"x" * MIB
+    # and the memory stays when its file is gone.
     owner.close()
-    assert bytes(view[:3]) == b"xxx"
+    assert view == b"x" * MIB
+    del view
+    os.close(reader._presence._fd)
+    with pytest.raises(RtmlError, match="closed"):
+        reader.put([b""])
+
+
+SHUTDOWN = """
+import sys
+import numpy as np
+from rtml.messages import ObjectRef
+from rtml.store import Store
+
+store = Store(sys.argv[1], 0x55)
+mine = store.get(store.put([b"x" * 100_000]))
+array = np.frombuffer(store.get(ObjectRef(int(sys.argv[2]), 1, sys.argv[3]))[0], np.uint8)
+cycle = [mine, array[5:]]
+cycle.append(cycle)
+sys.kept_until_the_very_end = cycle, store
+"""
+
+
+def test_views_at_the_end_of_the_interpreter(owner: Store) -> None:
+    ref = owner.put([b"x" * MIB])
+    done = subprocess.run(
+        [sys.executable, "-c", SHUTDOWN, owner.directory, str(ref.id), ref.segment], capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_view_in_a_garbage_cycle(owner: Store, reader: Store) -> None:
