@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any, NamedTuple, Protocol
 
@@ -9,8 +10,11 @@ import msgspec
 
 from rtml import codec
 from rtml.client.client import Client
+from rtml.client.connecting import Connector
+from rtml.client.embedded import open_client
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import Future
+from rtml.client.loop import AsyncDriver
 from rtml.errors import TaskError
 from rtml.messages import ErrorInfo, ObjectRef, Options, Timing
 
@@ -71,3 +75,70 @@ class GatewayClient(Client):
         """An error of rtml's own with its type; a user's as a `RemoteError`."""
         error = codec.decode_error(msgspec.structs.replace(info, pickled=b""))
         return RemoteError(info) if type(error) is TaskError else error
+
+
+class ClientEngine:
+    """The engine behind a client. Make it with `ClientEngine.open` in the running loop.
+
+    Args:
+        client: Opened.
+        driver: The client's.
+        address: Of its dispatcher.
+    """
+
+    def __init__(self, client: GatewayClient, driver: AsyncDriver, address: str) -> None:
+        self._client = client
+        self._driver = driver
+        #: Of the dispatcher.
+        self.address = address
+
+    @classmethod
+    def open(cls, address: str | None, **settings: Any) -> ClientEngine:
+        """Connect to a dispatcher, or start an engine; blocks the loop until that is done.
+
+        Args:
+            address: Of the dispatcher; None starts dispatcher and executors.
+            **settings: As for `rtml.connect`.
+
+        Raises:
+            ConnectionLost: nobody answers.
+            ProtocolError: the dispatcher refuses.
+        """
+        made: list[tuple[AsyncDriver, str]] = []
+
+        def make_driver(connector: Connector) -> AsyncDriver:
+            made.append((AsyncDriver(connector), connector.address))
+            return made[0][0]
+
+        client = open_client(GatewayClient, make_driver, address, **settings)
+        return cls(client, *made[0])
+
+    def close(self) -> None:
+        """Cancel what is unresolved, and end the engine if it was started here. Blocks until that is done."""
+        self._client.shutdown(wait=False, cancel_futures=True)
+
+    def prepare(self, function: RemoteFunction[..., Any]) -> Prepared:
+        """Make a function known; once, before its first call."""
+        return Prepared(self._client.describe(function.function, function.defaults), function.overrides or Options())
+
+    def submit(self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Pending:
+        """Open a graph.
+
+        Raises:
+            RtmlError: the call cannot be sent.
+        """
+        return self._client.call(prepared.function, args, kwargs, options)
+
+    async def query(self, what: str) -> str:
+        """Ask the dispatcher, see `rtml.messages.Query`.
+
+        Raises:
+            TimeoutError: no answer.
+        """
+        # The client's question blocks; it is rare enough to have a thread.
+        return await asyncio.to_thread(self._client.query, what)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a connection now."""
+        return self._driver.connected

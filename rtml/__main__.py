@@ -1,0 +1,163 @@
+"""The command `rtml`: starts the processes, and asks a running engine.
+
+    rtml serve examples.ocr.app:app          gateway and engine in one command
+    rtml up                                  the same without an app: an engine to connect to, and its metrics
+    rtml gateway module:app --address ...    a gateway for an engine that runs elsewhere
+    rtml dispatcher --listen ...             a dispatcher alone
+    rtml status | trace [GRAPH]              what an engine does, and where a graph's time went
+    rtml bench                               how fast this machine is, in a few seconds
+
+Every option can be given as an environment variable too; `--help` names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, TypeVar
+
+from rtml import settings as config
+from rtml.errors import RtmlError
+
+_S = TypeVar("_S", bound=config.Settings)
+
+#: Exit codes, as shells expect them.
+_FAILED = 1
+_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; ends the process with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["dispatcher"]:
+        from rtml.dispatcher import main as run_dispatcher
+
+        run_dispatcher(_dispatcher_arguments(given[1:], os.environ))
+        return
+    options = _parser().parse_args(given)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        code = run(options)
+    except (RtmlError, OSError, ValueError, TypeError) as error:
+        _fail(f"rtml {options.command}: {error}", _FAILED)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = _FAILED
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="rtml", description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *kinds: type[config.Settings]) -> None:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name in ("serve", "gateway"):
+            command.add_argument(
+                "apps", nargs="+", metavar="MODULE:APP", help="what to serve, like examples.ocr.app:app"
+            )
+        if name == "trace":
+            command.add_argument(
+                "graph", nargs="?", default="", help="id of a graph or trace; by default the last graph"
+            )
+        if name in ("status", "trace"):
+            command.add_argument("--json", action="store_true", help="the raw answer")
+        for kind in kinds:
+            config.add_arguments(command, kind)
+        command.set_defaults(run=run)
+
+    engine, http, address = config.EngineSettings, config.HttpSettings, config.DispatcherAddress
+    add("serve", _serve, "serve apps over HTTP, with an engine of their own", http, engine)
+    add("up", _serve, "start an engine to connect to, and a gateway without apps", http, engine)
+    add("gateway", _gateway, "serve apps over HTTP, on an engine that is running", http, address)
+    commands.add_parser("dispatcher", help="run a dispatcher alone; see rtml dispatcher --help")
+    add("status", _status, "show what an engine is doing", address)
+    add("trace", _trace, "show where the time of a graph went", address)
+    add("bench", _bench, "measure the engine on this machine", config.BenchSettings, engine)
+    return parser
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _load(kind: type[_S], options: argparse.Namespace) -> _S:
+    """The command's settings; a wrong one ends the process."""
+    try:
+        return config.load(kind, vars(options), os.environ)
+    except ValueError as error:
+        _fail(f"rtml {options.command}: {error}", _USAGE)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    http, engine = _load(config.HttpSettings, options), _load(config.EngineSettings, options)
+    return _run(options, http, engine, None)
+
+
+def _gateway(options: argparse.Namespace) -> int:
+    from rtml.operating import find_address
+
+    http, engine = _load(config.HttpSettings, options), _load(config.DispatcherAddress, options)
+    return _run(options, http, engine, find_address(engine.address))
+
+
+def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.Settings, address: str | None) -> int:
+    """The gateway process, on the engine at `address` or on one of its own."""
+    from rtml.serving.running import load_apps, run
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    say(f"rtml {options.command}: {config.show(http, engine)}")
+    arguments = engine.for_connect() if isinstance(engine, config.EngineSettings) else {}
+    return run(load_apps(getattr(options, "apps", [])), http, address, arguments, say)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rtml.operating import ask, describe_status
+
+    answer = ask(_load(config.DispatcherAddress, options).address, "status")
+    print(answer if options.json else describe_status(answer))
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from rtml.operating import ask, describe_trace
+
+    answer = ask(_load(config.DispatcherAddress, options).address, "trace", options.graph)
+    print(answer if options.json else describe_trace(answer))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rtml.operating import measure
+
+    length, engine = _load(config.BenchSettings, options), _load(config.EngineSettings, options)
+    print(f"rtml bench: {config.show(length, engine)}", flush=True)
+    for name, figure in measure(length.seconds, **engine.for_connect()).items():
+        print(f"{name:24} {figure:12,.1f}")
+    return 0
+
+
+def _dispatcher_arguments(given: list[str], environment: Mapping[str, str]) -> list[str]:
+    """The dispatcher's own arguments, with what the environment adds to them."""
+    from rtml.graph.tables import Limits
+
+    added: list[str] = []
+    for name in ("listen", "shm_dir", *Limits._fields):
+        option, value = "--" + name.replace("_", "-"), environment.get(config.PREFIX + name.upper())
+        if value and not any(argument == option or argument.startswith(option + "=") for argument in given):
+            for part in value.split(",") if name == "listen" else [value]:
+                added += [option, part.strip()]
+    return added + given
+
+
+if __name__ == "__main__":
+    main()

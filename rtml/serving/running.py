@@ -1,0 +1,116 @@
+"""The process behind `rtml serve`, `rtml up` and `rtml gateway`: engine, gateway, signals, in this order and back."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import uvloop
+
+from rtml.serving.app import App
+from rtml.serving.engine import ClientEngine
+from rtml.serving.gateway import Gateway
+from rtml.settings import HttpSettings
+
+#: The exit code of a process that ended by a signal before it was done.
+_INTERRUPTED: Final = 130
+
+
+def load_apps(places: Sequence[str]) -> list[App]:
+    """The apps at "module:attribute" each (":app" may be left out), with the current directory importable.
+
+    Raises:
+        ValueError: there is no such module or attribute, or it is no `App`.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return [_load_app(place) for place in places]
+
+
+def _load_app(place: str) -> App:
+    module_name, _, attribute = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that is missing inside of the app is the app's own error, with its traceback.
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise ValueError(f"there is no module {error.name!r} for {place!r}; run from the directory it is in") from None
+    for part in (attribute or "app").split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, App):
+        raise ValueError(f"{place!r} is no rtml.serving.App but {found!r}")
+    return found
+
+
+def run(
+    apps: Sequence[App], http: HttpSettings, address: str | None, engine: dict[str, Any], say: Callable[[str], None]
+) -> int:
+    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests.
+
+    Args:
+        apps: What to serve.
+        http: Where and how.
+        address: Of a running dispatcher; None starts an engine.
+        engine: Further arguments of `rtml.connect`.
+        say: Tells the operator a line.
+
+    Returns:
+        The process's exit code.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    # Requests leave cycles behind, but few; the default threshold looks at them too often for a tight p99.
+    gc.set_threshold(20_000, 20, 100)
+    return uvloop.run(_run(apps, http, address, engine, say))
+
+
+async def _run(
+    apps: Sequence[App], http: HttpSettings, address: str | None, settings: dict[str, Any], say: Callable[[str], None]
+) -> int:
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+
+    def on_signal() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    engine = ClientEngine.open(address, **settings)
+    try:
+        gateway = Gateway(engine, apps, body_max=http.body_max, drain_timeout=http.drain_timeout)
+        try:
+            port = await gateway.start(http.host, http.port)
+            for line in _places(apps, f"http://{http.host}:{port}", engine.address):
+                say(line)
+            await stop.wait()
+            say("stopping: no new requests; a second signal does not wait for those that run")
+        finally:
+            await gateway.stop()
+    except asyncio.CancelledError:
+        return _INTERRUPTED
+    finally:
+        engine.close()
+    return 0
+
+
+def _places(apps: Sequence[App], url: str, address: str) -> Iterator[str]:
+    """Where everything is."""
+    for app in apps:
+        yield f"{app.name}: {app.title}" if app.title else app.name
+        for model in app.models:
+            yield f"  POST {url}/v2/models/{model}/infer"
+        for path in app.endpoints:
+            yield f"  POST {url}{path}"
+    yield f"metrics: {url}/metrics, health: {url}/healthz and /readyz"
+    yield f"engine: {address}"
+    yield f"serving on {url}"
