@@ -36,8 +36,6 @@ from rtml.messages import (
 )
 
 WORKERS = 2
-#: Tasks of one frame of the client.
-FRAME = 64
 FUNCTION = 1
 PAYLOAD = b"x" * 16
 #: Wake-ups without a finished task that show an error.
@@ -105,9 +103,6 @@ class Driver:
 
     def run(self, pending: int, count: int) -> float:
         """CPU microseconds per task over `count` tasks, while about `pending` others wait."""
-        while self.sequence - self.finished < pending:
-            self.submit(min(FRAME, pending - (self.sequence - self.finished)))
-            self._wake()
         for _ in range(50):  # run times are known from here on, so that work is prefetched
             self._step(pending)
         begin_s, begin = self.cpu_s, self.finished
