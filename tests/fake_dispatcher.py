@@ -7,13 +7,22 @@ cancellation, acknowledgements recorded. Tasks of functions named "hold" stay un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import random
+import shutil
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rtml import codec
+from rtml.client import context
+from rtml.client.client import Client
+from rtml.client.connecting import Connector
+from rtml.client.core import ClientCore
 from rtml.client.future import Future
+from rtml.client.threads import ThreadDriver
 from rtml.link import Hub
 from rtml.messages import (
     CANCELLED,
@@ -124,9 +133,7 @@ class FakeDispatcher:
                     self.received.append(message)
                     self._handle(peer, message, out, done)
             if self._gate.is_set() and self.held:
-                held, self.held = self.held, []
-                for task in held:
-                    self._finish(task, done)
+                self._retry_held(done)
             for peer, results in done.items():
                 self._serial[peer] = self._serial.get(peer, 0) + 1
                 out.setdefault(peer, []).append(Results(self._serial[peer], results))
@@ -154,6 +161,7 @@ class FakeDispatcher:
                 if number not in self.results:
                     error = ErrorInfo("TaskCancelled", "cancelled")
                     self._end(TaskResult(number, 1, CANCELLED, error=error), done)
+                    self._retry_held(done)
         elif isinstance(message, Watch):
             known = [self.results[number] for number in message.tasks if number in self.results]
             if known:
@@ -185,6 +193,9 @@ class FakeDispatcher:
             self.held.append(number)
             return
         self._end(self._execute(task, function, inputs), done)
+        self._retry_held(done)
+
+    def _retry_held(self, done: dict[int, list[TaskResult]]) -> None:
         held, self.held = self.held, []
         for waiting in held:
             self._finish(waiting, done)
@@ -203,3 +214,39 @@ class FakeDispatcher:
     def _end(self, result: TaskResult, done: dict[int, list[TaskResult]]) -> None:
         self.results[result.id] = result
         done.setdefault(self.submitter[result.id], []).append(result)
+
+
+@contextlib.contextmanager
+def running(scheme: str = "unix") -> Iterator[tuple[FakeDispatcher, str]]:
+    """A fake dispatcher and the directory of its shared memory, both gone afterwards."""
+    directory = tempfile.mkdtemp()
+    shm = tempfile.mkdtemp(prefix="rtml-test-", dir="/dev/shm")
+    store = Store(shm, 5)
+    try:
+        fake = FakeDispatcher(f"{scheme}:{'//' if scheme == 'ipc' else ''}{directory}/s.sock", store)
+        try:
+            yield fake, shm
+        finally:
+            fake.open_gate()
+            fake.close()
+    finally:
+        store.close()
+        Store.remove(shm)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connected(scheme: str = "unix", reconnect_timeout: float = 10.0) -> Iterator[tuple[FakeDispatcher, Client]]:
+    """A fake dispatcher and the current client, connected to it by a `ThreadDriver`."""
+    with running(scheme) as (fake, shm):
+        session = random.randrange(1 << 20, 1 << 30)
+        driver = ThreadDriver(Connector(fake.address, reconnect_timeout=reconnect_timeout))
+        client = Client(ClientCore(session), driver, Store(shm, session)).open()
+        before = context.current_client()
+        context.install(client)
+        try:
+            yield fake, client
+        finally:
+            fake.open_gate()
+            client.shutdown(cancel_futures=True)
+            context.install(before)

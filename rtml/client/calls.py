@@ -109,7 +109,12 @@ def _ordered(futures: list[Future[Any]], deadline: float | None) -> Iterator[Any
     try:
         while futures:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            yield futures.pop().result(timeout)
+            future = futures.pop()
+            try:
+                value = future.result(timeout)
+            finally:
+                future.cancel()
+            yield value
     finally:
         for _, group in itertools.groupby(futures, key=lambda future: future._client):
             members = list(group)

@@ -166,8 +166,8 @@ class Client(concurrent.futures.Executor):
         return future
 
     def describe(self, fn: Any, options: Options | None = None) -> Function:
-        """The definition of a plain callable, known to the core from now on. Cached while functions live."""
-        cacheable = calls.has_identity(fn)
+        """The definition of a plain callable, known to the core from now on. Without options it is cached."""
+        cacheable = options is None and calls.has_identity(fn)
         function = self._described.get(fn) if cacheable else None
         if function is None:
             captured: list[int] = []
@@ -326,7 +326,11 @@ class Client(concurrent.futures.Executor):
         with self.lock:
             self._drain_dropped()
             self._refresh_dependencies()
-            return self.core.resume(now)
+            # A new dispatcher will not confirm what was cancelled before.
+            forgotten = [self._kept.pop(task) for task in list(self._kept) if self.core.settled(task)]
+            messages = self.core.resume(now)
+        del forgotten
+        return messages
 
     def fail_all(self, error: BaseException) -> None:
         """The connection is lost for good: all futures end with `error`."""

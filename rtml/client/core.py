@@ -228,7 +228,7 @@ class ClientCore:
         return []
 
     def settled(self, task: int) -> bool:
-        """Whether the dispatcher has nothing to say about this task any more (it may be read elsewhere until then)."""
+        """Whether the dispatcher has no more to say about this task; until then what it refers to may be read."""
         return task not in self._tasks and task not in self._cancelled
 
     def flush(self, now: float) -> list[Message]:
@@ -360,13 +360,13 @@ class ClientCore:
 
 def _parts(tasks: list[Task]) -> list[list[Task]]:
     """`tasks` cut where the arguments and the given dependencies would exceed `SUBMIT_BYTES_MAX`."""
-    parts: list[list[Task]] = []
-    size = SUBMIT_BYTES_MAX
+    parts: list[list[Task]] = [[]]
+    size = 0
     for task in tasks:
         weight = len(task.args) if isinstance(task.args, bytes) else 0
         if task.deps is not None:
             weight += sum(len(payload) for _, payload in task.deps if isinstance(payload, bytes))
-        if size + weight > SUBMIT_BYTES_MAX:
+        if size + weight > SUBMIT_BYTES_MAX and size:
             parts.append([])
             size = 0
         parts[-1].append(task)

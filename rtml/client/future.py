@@ -181,13 +181,15 @@ class Future(concurrent.futures.Future[T]):
 
     # --- the standard library's side ----------------------------------------------------------------------------------
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        return self._standardise().condition
+    if not TYPE_CHECKING:  # The stubs of the base class declare both as variables.
 
-    @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
-        return self._standardise().waiters
+        @property
+        def _condition(self) -> threading.Condition:
+            return self._standardise().condition
+
+        @property
+        def _waiters(self) -> list[Any]:
+            return self._standardise().waiters
 
     def _standardise(self) -> _Standard:
         standard = self._standard
