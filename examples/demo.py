@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
-import msgspec
 
 from examples import show
 from examples.faces.pictures import all_pictures, same_faces
 from examples.gateway import Gateway, NotServing, ask
 from examples.ocr.pages import all_pages, same_text
-from examples.timeline import Step
 
 _APPS = ("examples.ocr.app:app", "examples.faces.app:app")
 _OUT = Path("out")
@@ -41,10 +39,8 @@ class Sample(NamedTuple):
 class Answered(NamedTuple):
     """One request of the load."""
 
-    path: str
     seconds: float
     right: bool
-    steps: list[Step]
 
 
 def page_samples() -> list[Sample]:
@@ -111,8 +107,7 @@ async def load(
         while time.perf_counter() - begin < seconds:
             sample = next(turns)
             answer, took = await ask(session, url + sample.path, sample.png)
-            steps = msgspec.convert(answer["timeline"], list[Step])
-            answered.append(Answered(sample.path, took, sample.right(answer), steps))
+            answered.append(Answered(took, sample.right(answer)))
 
     async def draw(progress: show.Progress) -> None:
         while True:
@@ -130,13 +125,13 @@ async def load(
 
 
 def report(answered: list[Answered], seconds: float) -> None:
-    """Throughput, latencies and batch sizes of a load."""
+    """Throughput and latencies of a load."""
     times = [1e3 * each.seconds for each in answered]
-    tasks = sum(len(each.steps) for each in answered)
-    print(f"  {len(times) / seconds:.1f} requests/s, {tasks / seconds:.0f} tasks/s")
-    print(f"  p50 {show.quantile(times, 0.5):.0f} ms, p99 {show.quantile(times, 0.99):.0f} ms of {len(times)} requests")
-    print(f"  {sum(not each.right for each in answered)} wrong answers")
-    show.batches(step for each in answered for step in each.steps)
+    p50, p99 = show.quantile(times, 0.5), show.quantile(times, 0.99)
+    wrong = sum(not each.right for each in answered)
+    print(
+        f"  {len(times) / seconds:.1f} requests/s; p50 {p50:.0f} ms, p99 {p99:.0f} ms; {len(times)} answers, {wrong} wrong"
+    )
 
 
 async def run(arguments: argparse.Namespace, gateway: Gateway) -> int:
@@ -152,15 +147,17 @@ async def run(arguments: argparse.Namespace, gateway: Gateway) -> int:
         await asyncio.gather(*[ask(session, gateway.url + each.path, each.png) for each in [*pages, *pictures]])
         for samples in (pages, pictures):
             show.heading(f"{samples[0].path}: {arguments.clients} clients for {arguments.seconds / 2:.1f} s")
+            before = await gateway.batches(session)
             answered, took = await load(session, gateway.url, samples, arguments.seconds / 2, arguments.clients)
             report(answered, took)
+            show.batches(before, await gateway.batches(session))
             wrong += sum(not each.right for each in answered)
         show.heading("where the time went: one page of six lines, nothing else running")
-        answer, seconds = await ask(session, f"{gateway.url}/v1/read", pages[2].png)
-        show.timeline(msgspec.convert(answer["timeline"], list[Step]), seconds)
+        _, seconds = await ask(session, f"{gateway.url}/v1/read", pages[2].png)
+        show.timeline(await gateway.trace(), seconds)
         show.heading("and one picture with three faces")
-        answer, seconds = await ask(session, f"{gateway.url}/v1/faces", pictures[1].png)
-        show.timeline(msgspec.convert(answer["timeline"], list[Step]), seconds)
+        _, seconds = await ask(session, f"{gateway.url}/v1/faces", pictures[1].png)
+        show.timeline(await gateway.trace(), seconds)
         print(f"\npictures of what was found: {_OUT}/read-*.png, {_OUT}/faces-*.png")
         summary = f"{wrong} answers were wrong" if wrong else "every text and every face is right"
         print(f"{show.verdict(not wrong)} {summary}", flush=True)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -49,9 +53,12 @@ class Gateway:
         self._command = [sys.executable, "-m", "rtml", "serve", *apps, "--port", str(self.port), *arguments]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        #: Holds the socket on which the engine's dispatcher answers `rtml trace`.
+        self._folder = ""
 
     def __enter__(self) -> Gateway:
         library = ctypes.CDLL(None)
+        self._folder = tempfile.mkdtemp(prefix="rtml-demo-")
 
         def end_with_parent() -> None:
             library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -59,7 +66,7 @@ class Gateway:
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C reaches this program, which then stops the gateway in order.
             self._process = subprocess.Popen(
-                self._command,
+                [*self._command, "--listen", self._dispatcher],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -71,14 +78,18 @@ class Gateway:
 
     def __exit__(self, *exc_info: object) -> None:
         process = self._process
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _dispatcher(self) -> str:
+        return f"unix:{self._folder}/dispatcher.sock"
 
     async def ready(self, session: aiohttp.ClientSession) -> float:
         """Wait until it serves; returns after how many seconds.
@@ -99,20 +110,44 @@ class Gateway:
             await asyncio.sleep(0.02)
         raise NotServing(f"not ready after {_READY_SECONDS:.0f} s:\n{self._tail()}")
 
+    async def trace(self) -> dict[str, Any]:
+        """The tasks of the graph that ended last: what `rtml trace` knows.
+
+        Raises:
+            NotServing: the engine does not answer.
+        """
+        command = [sys.executable, "-m", "rtml", "trace", "--json", "--address", self._dispatcher]
+        asking = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        answer, complaint = await asking.communicate()
+        if asking.returncode:
+            raise NotServing(f"`rtml trace`: {complaint.decode(errors='replace')}")
+        found: dict[str, Any] = msgspec.json.decode(answer)
+        return found
+
+    async def batches(self, session: aiohttp.ClientSession) -> dict[str, dict[float, float]]:
+        """From `/metrics`: function -> largest batch -> calls that ran in one of at most this size, since the start."""
+        async with session.get(f"{self.url}/metrics") as answer:
+            text = await answer.text()
+        found: dict[str, dict[float, float]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == "rtml_task_batch_calls_bucket":
+                    buckets = found.setdefault(sample.labels["function"], {})
+                    buckets[float(sample.labels["le"])] = sample.value
+        return found
+
     def _tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-25:])
 
 
 async def ask(session: aiohttp.ClientSession, url: str, png: bytes) -> tuple[dict[str, Any], float]:
-    """Post a picture; the answer with its timeline, and how many seconds it took.
+    """Post a picture; the answer, and how many seconds it took.
 
     Raises:
         NotServing: the gateway answered with an error.
     """
     begin = time.perf_counter()
-    async with session.post(
-        url, data=png, params={"timeline": "true"}, headers={"content-type": "image/png"}
-    ) as response:
+    async with session.post(url, data=png, headers={"content-type": "image/png"}) as response:
         body = await response.json()
         if response.status != 200:
             raise NotServing(f"{response.status} from {url}: {body}")

@@ -12,8 +12,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from examples.timeline import Step
-
 #: Columns of a timeline's picture.
 _SPAN = 56
 #: Waiting for its arguments, queued, on the way, running; later ones hide earlier ones.
@@ -74,64 +72,78 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def batches(steps: Iterable[Step]) -> None:
-    """For each kind of task that ran in batches: how full they were."""
-    sizes: dict[str, list[int]] = {}
-    for step in steps:
-        sizes.setdefault(step.name, []).append(step.batch)
-    for name, seen in sizes.items():
-        if max(seen) > 1:
-            # Each of the n calls of a batch reports n, so it counts for one n-th of an execution.
-            runs = sum(1 / size for size in seen)
-            fill = f"{len(seen) / runs:.1f} a run, at most {max(seen)}"
-            print(f"  {name:<10} {len(seen):6} calls in {runs:6.0f} runs: {fill}")
+def batches(before: dict[str, dict[float, float]], after: dict[str, dict[float, float]]) -> None:
+    """Of each function that ran in batches between two scrapes: how many calls shared an execution.
+
+    Args:
+        before: Function -> size -> calls so far in batches of at most this size.
+        after: The same, later.
+    """
+    for name, buckets in after.items():
+        upto = {size: calls - before.get(name, {}).get(size, 0.0) for size, calls in sorted(buckets.items())}
+        calls = upto.get(float("inf"), 0.0)
+        shares, last, least = [], 0.0, 1
+        for size, count in upto.items():
+            if count > last:
+                sizes = f"{size:.0f}" if size == least else f"{least}-{size:.0f}"
+                shares.append(f"{sizes}: {100 * (count - last) / calls:.0f} %")
+            last, least = count, int(min(size, 1e9)) + 1
+        if calls > upto.get(1.0, 0.0):
+            print(f"  {name:<10} {calls:6.0f} calls, in batches of " + ", ".join(shares))
 
 
-def timeline(steps: Sequence[Step], total: float) -> None:
+def timeline(trace: dict[str, Any], total: float) -> None:
     """Where the time of one graph went, one row for each kind of task.
 
     Args:
-        steps: Its tasks.
+        trace: What `rtml trace --json` says of it.
         total: Seconds from the request to the answer.
     """
-    span = max([step.at + step.total for step in steps], default=0.0) or 1e-9
-    print(f"  {'':18}{'':{_SPAN + 2}} tasks   queue  transfer    run   (ms, summed)")
-    for name, group in itertools.groupby(sorted(steps, key=_by_first(steps)), key=lambda step: step.name):
-        same = list(group)
-        parts = [(step.queued, step.transfer, step.run / step.batch) for step in same]
-        sums = [1e3 * sum(values) for values in zip(*parts, strict=True)]
-        figures = f"{len(same):6} {sums[0]:7.1f} {sums[1]:9.1f} {sums[2]:6.1f}"
-        print(f"  {name:<18}{paint('|', _GREY)}{_row(same, span)}{paint('|', _GREY)}{figures}")
-    print(f"  {'':18} 0{f'{1e3 * span:.0f} ms':>{_SPAN - 1}}")
-    queue, transfer = (1e3 * sum(getattr(step, part) for step in steps) for part in ("queued", "transfer"))
-    run = 1e3 * sum(step.run / step.batch for step in steps)
+    tasks = trace["tasks"]
+    span = max(task["finished"] for task in tasks)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for task in sorted(tasks, key=lambda task: task["submitted"]):
+        groups.setdefault(task["function"], []).append(task)
+    print(f"  {'':16} {'':{_SPAN + 2}} tasks   queue  transfer     run  (ms, summed)")
+    for name, same in groups.items():
+        queue, transfer, run = (1e3 * sum(parts) for parts in zip(*map(_parts, same), strict=True))
+        figures = f"{len(same):6} {queue:7.1f} {transfer:9.1f} {run:7.1f}"
+        print(f"  {name:<16} {paint('|', _GREY)}{_row(same, span)}{paint('|', _GREY)}{figures}")
+    print(f"  {'':16}  0{f'{1e3 * span:.0f} ms':>{_SPAN - 1}}   . queue  - transfer  # run")
+    children = [task for task in tasks if task["parent"]]
+    queue, transfer, run = (1e3 * sum(parts) for parts in zip(*map(_parts, children), strict=True))
     print(
-        f"  {len(steps)} tasks in {1e3 * span:.0f} ms ({1e3 * total:.0f} ms with HTTP): run {run:.0f} ms, "
-        f"queue {queue:.0f} ms, transfer {transfer:.0f} ms; . queue, - transfer, # run"
+        f"  {len(children)} tasks below the graph program in {1e3 * span:.0f} ms ({1e3 * total:.0f} ms with HTTP): "
+        f"run {run:.0f} ms, queue {queue:.0f} ms, transfer {transfer:.0f} ms"
     )
 
 
-def _by_first(steps: Sequence[Step]) -> Any:
-    first: dict[str, float] = {}
-    for step in steps:
-        first.setdefault(step.name, step.at + step.waiting)
-    order = sorted(first, key=first.__getitem__)
-    return lambda step: (order.index(step.name), step.at)
+def _parts(task: dict[str, Any]) -> tuple[float, float, float]:
+    """Seconds in the queue, on the way (to the executor, in its queue, and back), and inside the function.
+
+    Calls that shared an execution share its time.
+    """
+    queue = task["assigned"] - task["ready"]
+    transfer = max(0.0, task["finished"] - task["assigned"] - task["run"])
+    return queue, transfer, task["run"] / task["batch"]
 
 
-def _row(steps: Sequence[Step], span: float) -> str:
-    """One line of the picture: what most wants to be seen of each moment."""
+def _row(tasks: Sequence[dict[str, Any]], span: float) -> str:
+    """One line of the picture: of each moment what most wants to be seen."""
     cells = [" "] * _SPAN
-    for step in steps:
-        ready = step.at + step.waiting
-        phases = ((".", ready, step.queued), ("-", ready + step.queued, step.transfer))
-        for mark, begin, length in (*phases, ("#", ready + step.queued + step.transfer, step.run)):
-            if length <= 0:
-                continue
-            first = min(int(begin / span * _SPAN), _SPAN - 1)
-            last = min(int((begin + length) / span * _SPAN), _SPAN - 1)
-            for column in range(first, last + 1):
-                cells[column] = max(cells[column], mark, key=_MARKS.index)
+    for task in tasks:
+        # When it began to run is not known exactly: the way there counts as long, the way back as short.
+        begin = max(task["assigned"], task["finished"] - task["run"])
+        phases = (
+            (".", task["ready"], task["assigned"]),
+            ("-", task["assigned"], begin),
+            ("#", begin, task["finished"]),
+        )
+        for mark, start, end in phases:
+            if end > start:
+                first, last = (min(int(moment / span * _SPAN), _SPAN - 1) for moment in (start, end))
+                for column in range(first, last + 1):
+                    cells[column] = max(cells[column], mark, key=_MARKS.index)
     return "".join(cells)
 
 

@@ -15,7 +15,6 @@ import msgspec
 
 import rtml
 from examples.faces import steps
-from examples.timeline import Recorder, Step
 
 #: Smaller faces, in pixels, are not looked for: half the size costs four times as much in the first model.
 _FACE_MIN = 40
@@ -28,8 +27,6 @@ class Faces(msgspec.Struct):
     #: Candidates after each of the first two models.
     proposed: int
     refined: int
-    #: When each step ran, if that was asked for.
-    timeline: list[Step] | None = None
 
 
 pnet = rtml.model(steps.models() / "pnet.onnx", batch=8, warmup=(1, 154, 154, 3))
@@ -46,30 +43,23 @@ faces = rtml.task(steps.faces)
 
 
 @rtml.task
-async def find_faces(image: bytes, timeline: bool = False) -> Faces:
+async def find_faces(image: bytes) -> Faces:
     """Find the faces in a picture.
 
     Args:
         image: A picture file: PNG, JPEG, or whatever else Pillow opens.
-        timeline: Report also when each step ran and where its time went.
     """
-    clock = Recorder()
-    result = await _find(clock, image)
-    return msgspec.structs.replace(result, timeline=clock.steps()) if timeline else result
-
-
-async def _find(clock: Recorder, image: bytes) -> Faces:
-    picture = clock.submit(open_picture, image)
+    picture = open_picture.submit(image)
     height, width = (await picture).shape[:2]
-    levels = [
-        clock.submit(propose, clock.submit(pnet, clock.submit(level, picture, scale)), scale)
-        for scale in steps.pyramid(height, width, _FACE_MIN)
-    ]
-    boxes = await clock.submit(merge, levels)
+    scales = steps.pyramid(height, width, _FACE_MIN)
+    if not scales:
+        return Faces([], 0, 0)
+    levels = [propose.submit(pnet.submit(level.submit(picture, scale)), scale) for scale in scales]
+    boxes = await merge.submit(levels)
     if not len(boxes):
         return Faces([], 0, 0)
-    better = await clock.submit(refine, boxes, clock.submit(rnet, clock.submit(patches, picture, boxes, 24)))
+    better = await refine.submit(boxes, rnet.submit(patches.submit(picture, boxes, 24)))
     if not len(better):
         return Faces([], len(boxes), 0)
-    found = clock.submit(faces, better, clock.submit(onet, clock.submit(patches, picture, better, 48)))
-    return Faces(await found, len(boxes), len(better))
+    found = await faces.submit(better, onet.submit(patches.submit(picture, better, 48)))
+    return Faces(found, len(boxes), len(better))

@@ -18,7 +18,6 @@ import numpy as np
 
 import rtml
 from examples.ocr import layout, steps
-from examples.timeline import Recorder, Step
 
 #: A reading below this is tried the other way up too. Right readings of the samples score 0.83 and more, lines that
 #: stand on their heads 0.2 to 0.7.
@@ -48,8 +47,6 @@ class Page(msgspec.Struct):
     #: Size of the picture, in pixels.
     width: int
     height: int
-    #: When each step ran, if that was asked for.
-    timeline: list[Step] | None = None
 
 
 detect = rtml.model(steps.models() / "ch_PP-OCRv4_det_infer.onnx", name="detect", warmup=(1, 3, 480, 640))
@@ -69,33 +66,30 @@ recogniser_input = rtml.task(steps.recogniser_input)
 
 
 @rtml.task
-async def read_page(image: bytes, timeline: bool = False) -> Page:
+async def read_page(image: bytes) -> Page:
     """Read the text of a page.
 
     Args:
         image: A picture file: PNG, JPEG, or whatever else Pillow opens.
-        timeline: Report also when each step ran and where its time went.
     """
-    clock = Recorder()
-    sheet = clock.submit(open_picture, image)
-    heat = clock.submit(detect, clock.submit(detector_input, sheet))
-    found = await clock.submit(find_lines, heat, sheet)
-    crops = [clock.submit(cut_line, sheet, box) for box in found.boxes]
+    sheet = open_picture.submit(image)
+    heat = detect.submit(detector_input.submit(sheet))
+    found = await find_lines.submit(heat, sheet)
+    crops = [cut_line.submit(sheet, box) for box in found.boxes]
 
-    votes = await rtml.gather(*[clock.submit(classify, clock.submit(classifier_input, crop)) for crop in crops])
+    votes = await rtml.gather(*[classify.submit(classifier_input.submit(crop)) for crop in crops])
     turned = bool(votes) and layout.upside_down(np.concatenate(votes), found.boxes)
 
-    def read(crop: rtml.Future[steps.Pixels], turned: bool) -> rtml.Future[list[steps.Reading]]:
-        return clock.submit(recognise, clock.submit(recogniser_input, crop, turned))
-
-    readings = [reading for (reading,) in await rtml.gather(*[read(crop, turned) for crop in crops])]
+    readings = [reading for (reading,) in await rtml.gather(*[_read(crop, turned) for crop in crops])]
     unsure = [index for index, reading in enumerate(readings) if reading.score < _SURE]
-    again = await rtml.gather(*[read(crops[index], not turned) for index in unsure])
+    again = await rtml.gather(*[_read(crops[index], not turned) for index in unsure])
     for index, (reading,) in zip(unsure, again, strict=True):
         readings[index] = max(reading, readings[index], key=lambda each: each.score)
+    return _page(found, readings, turned)
 
-    page = _page(found, readings, turned)
-    return msgspec.structs.replace(page, timeline=clock.steps()) if timeline else page
+
+def _read(crop: rtml.Future[steps.Pixels], turned: bool) -> rtml.Future[list[steps.Reading]]:
+    return recognise.submit(recogniser_input.submit(crop, turned))
 
 
 def _page(found: steps.Found, readings: list[steps.Reading], turned: bool) -> Page:
