@@ -10,13 +10,13 @@ import msgspec
 
 from rtml import codec
 from rtml.client.client import Client
-from rtml.client.connecting import Connector
+from rtml.client.connecting import Connector, Peer
 from rtml.client.embedded import open_client
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import Future
 from rtml.client.loop import AsyncDriver
 from rtml.errors import TaskError
-from rtml.messages import ErrorInfo, ObjectRef, Options, Timing
+from rtml.messages import ErrorInfo, Hello, Message, ObjectRef, Options, Timing
 
 
 class Pending(Awaitable[Any], Protocol):
@@ -77,6 +77,17 @@ class GatewayClient(Client):
         return RemoteError(info) if type(error) is TaskError else error
 
 
+class _GatewayPeer(Peer):
+    """Asks for the timing of every result: gateways report it (`Server-Timing`)."""
+
+    def introduce(self, client: Client) -> list[Message]:
+        messages = super().introduce(client)
+        for message in messages:
+            if isinstance(message, Hello):
+                message.timings = True
+        return messages
+
+
 class ClientEngine:
     """The engine behind a client. Make it with `ClientEngine.open` in the running loop.
 
@@ -107,7 +118,7 @@ class ClientEngine:
         made: list[tuple[AsyncDriver, str]] = []
 
         def make_driver(connector: Connector) -> AsyncDriver:
-            made.append((AsyncDriver(connector), connector.address))
+            made.append((AsyncDriver(connector, _GatewayPeer()), connector.address))
             return made[0][0]
 
         client = open_client(GatewayClient, make_driver, address, **settings)
