@@ -109,7 +109,10 @@ class WorkerCore:
                 while self._unsafe and self._unsafe[0].serial <= message.serial:
                     self._unsafe.popleft()
             case Recall():
-                self._return_queue()
+                # Always answered, also with nothing: until then the dispatcher gives this executor no work.
+                keys = self._keys(list(self.queue))
+                self.queue.clear()
+                self.relay([Returned(attempts=keys, leaving=self.leaving)])
             case Revoke():
                 self._revoke(message.attempts)
             case Free():
@@ -128,6 +131,11 @@ class WorkerCore:
         """Accept nothing more and give back what is not started; the process ends when nothing runs any more."""
         if not self.leaving:
             self.leaving = True
+            self._return_queue()
+
+    def give_back(self) -> None:
+        """Return everything that is not started."""
+        if self.queue:
             self._return_queue()
 
     def _assign(self, attempts: list[Attempt], now: float) -> None:
