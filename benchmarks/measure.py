@@ -40,7 +40,7 @@ class Plan:
     idle_s: float = 5.0
 
 
-QUICK = Plan(rounds=1000, budget_s=1.0, bursts=2, idle_s=2.0)
+QUICK = Plan(rounds=1000, budget_s=0.7, bursts=2, idle_s=2.0)
 FULL = Plan()
 
 
