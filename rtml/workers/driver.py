@@ -32,6 +32,7 @@ from rtml.client.driver import Waiter
 from rtml.link import Link, LinkClosed, connect
 from rtml.messages import (
     FRAME_MAX,
+    Assign,
     Attempt,
     Blocked,
     Leave,
@@ -40,6 +41,7 @@ from rtml.messages import (
     Refused,
     Rehello,
     Resumed,
+    Returned,
     Revoke,
     decode,
     encode,
@@ -102,8 +104,10 @@ class ExecutorDriver:
         #: Waiting threads beside the main one, and other reasons to receive while it is inside user code.
         self._waiting = 0
         self._expecting = False
+        #: The running task awaits in an event loop of its own.
+        self._awaiting = False
         #: The attempt that was reported blocked because a thread beside the main one waits.
-        self._blocked_beside: Attempt | None = None
+        self.blocked_beside: Attempt | None = None
         self._callbacks: deque[Callable[[], object]] = deque()
         #: The helper found the link broken.
         self._lost = False
@@ -161,8 +165,10 @@ class ExecutorDriver:
     def awaiting(self, loop: asyncio.AbstractEventLoop) -> None:
         """A task runs an event loop of its own and awaits in it: it counts as blocked until it ends."""
         self.flush()
-        self._say_blocked()
-        self.expect()
+        if not self._awaiting:
+            self._awaiting = True
+            self._report_beside()
+            self.expect()
 
     def expect(self) -> None:
         """Receive also while no thread waits, until the running task ends."""
@@ -314,10 +320,11 @@ class ExecutorDriver:
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt's function returned: what it was waited for beside the main thread is over for the dispatcher."""
-        self._expecting = False
-        if self._blocked_beside is attempt:
-            self._blocked_beside = None
-            self.core.relay([Resumed(task=attempt.id, attempt=attempt.attempt)])
+        self._expecting = self._awaiting = False
+        if self.blocked_beside is attempt:
+            with self._sending:
+                self.blocked_beside = None
+                self.core.relay([Resumed(task=attempt.id, attempt=attempt.attempt)])
 
     def wake(self) -> None:
         """End a `receive`, from anywhere."""
@@ -327,35 +334,40 @@ class ExecutorDriver:
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
+        """The calling thread, which is not the main one, waits."""
         with self.lock:
             self._waiting += 1
-        self._say_blocked()
+        self._report_beside()
         self._ring()
         try:
             yield
         finally:
             with self.lock:
                 self._waiting -= 1
-                last = not self._waiting
-            if last:
-                self._say_resumed()
+            self._report_beside()
 
-    def _say_blocked(self) -> None:
-        """The task in the main thread waits in another way than by `get` there, so nothing can run on top of it."""
-        attempt = self.current
-        if attempt is None or self.main_drives or self._blocked_beside is not None:
-            return
-        self._blocked_beside = attempt
-        with contextlib.suppress(LinkClosed, OSError), self._sending:
-            self._send([Blocked(task=attempt.id, attempt=attempt.attempt, inline=False)])
+    def _report_beside(self) -> None:
+        """Says that the task in the main thread is blocked, or not any more, if that has changed.
 
-    def _say_resumed(self) -> None:
-        attempt = self._blocked_beside
-        if attempt is None or self._expecting:
-            return
-        self._blocked_beside = None
+        It waits in another way than by `get` in the main thread, so nothing can run on top of it.
+        """
         with contextlib.suppress(LinkClosed, OSError), self._sending:
-            self._send([Resumed(task=attempt.id, attempt=attempt.attempt)])
+            attempt, reported = self.current, self.blocked_beside
+            blocked = (self._waiting > 0 or self._awaiting) and attempt is not None and not self.main_drives
+            if blocked and reported is None:
+                assert attempt is not None
+                self.blocked_beside = attempt
+                self._send([Blocked(task=attempt.id, attempt=attempt.attempt, inline=False)])
+            elif reported is not None and not blocked:
+                self.blocked_beside = None
+                self._send([Resumed(task=reported.id, attempt=reported.attempt)])
+        if self.blocked_beside is not None and (self.core.queue or self.inbox):
+            signal.pthread_kill(self._main, signal.SIGUSR1)  # what is unstarted is to be returned
+
+    def _send_beside(self, messages: list[Message]) -> None:
+        """Sends from another thread than the main one. If the link is broken, a new one is told how things are then."""
+        with contextlib.suppress(LinkClosed, OSError), self._sending:
+            self._send(messages)
 
     # --- the helper thread --------------------------------------------------------------------------------------------
 
@@ -415,9 +427,7 @@ class ExecutorDriver:
             self._logs_at = 0.0
             logs = self.logs
             if logs is not None and logs.dirty:
-                with contextlib.suppress(LinkClosed, OSError), self._sending:
-                    messages: list[Message] = [*logs.take()]
-                    self._send(messages)
+                self._send_beside([*logs.take()])
 
     def _receive_beside(self) -> None:
         """Receives for the main thread, which is inside user code."""
@@ -427,9 +437,13 @@ class ExecutorDriver:
         try:
             for frame in self._link.recv(0):
                 for message in decode(frame):
-                    if not self._client.receive(message):
+                    if isinstance(message, Assign) and self.blocked_beside is not None:
+                        # Assigned before the dispatcher knew; nothing can be started here now.
+                        keys = [(attempt.id, attempt.attempt) for attempt in message.attempts]
+                        self._send_beside([Returned(keys)])
+                    elif not self._client.receive(message):
                         self.inbox.append(message)
-                        urgent = urgent or isinstance(message, _URGENT)
+                        urgent = urgent or isinstance(message, _URGENT) or self.blocked_beside is not None
         except (LinkClosed, OSError):
             # The signal makes the main thread connect again.
             self._lost = urgent = True

@@ -306,6 +306,8 @@ class Executor:
                     self.driver.signal_soon()
             if self._ending:
                 self.core.leave()
+            if self.driver.blocked_beside is not None:
+                self.core.give_back()
             self.driver.transmit()
         finally:
             self._user = True
