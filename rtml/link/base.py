@@ -9,7 +9,7 @@ second byte that says what follows:
     LAST   the last (or only) piece of a frame
     BYE    nothing: the sender has cut the receiver off
 
-An empty packet is a keepalive where the transport allows it (ZeroMQ), and is never delivered.
+An empty packet is a keepalive on ZeroMQ, and the end of the connection on Unix sockets.
 
 Threads and signals. One thread may be in `recv` while another is in `send`; two threads in `send` need the callers'
 lock, two in `recv` are served one after the other. `wake` may be called from anywhere. A signal handler may call
@@ -80,7 +80,11 @@ class Link(Protocol):
     """One side of a connection to a dispatcher. For threads and signal handlers see the module's text."""
 
     def fileno(self) -> int:
-        """A descriptor for epoll or `add_reader`, level-triggered: while it is readable, call `recv(0)`."""
+        """A descriptor for epoll or `add_reader`, level-triggered: while it is readable, call `recv(0)`.
+
+        Raises:
+            LinkClosed: after `close`.
+        """
 
     def send(self, frame: bytes) -> None:
         """Send one frame.
@@ -187,6 +191,9 @@ class Joiner:
 class ReceivingLink:
     """The receiving half of a `Link`: order, wake-ups, re-entrance. A transport adds `_fill` and the sending half."""
 
+    #: An empty packet is the end of the connection, not a keepalive.
+    _ends = False
+
     def __init__(self, packet_max: int) -> None:
         #: Packets taken from the transport and not yet returned. Only C code extends it, so that no signal handler
         #: can run between taking a packet and storing it.
@@ -247,6 +254,10 @@ class ReceivingLink:
         while inbox and len(frames) < BATCH_MAX:
             packet = inbox.popleft()
             if not packet:
+                if self._ends:
+                    self._end("the peer is gone")
+                    inbox.clear()
+                    break
                 continue
             if packet[0] == ESCAPE or len(packet) > joiner.packet_max or joiner.started:
                 try:
@@ -272,12 +283,8 @@ class ReceivingLink:
 
     def wake(self) -> None:
         """See `Link.wake`."""
-        try:
+        if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
-        except OSError:
-            # Closed meanwhile: nobody is blocked any more.
-            if self._over is None:
-                raise
 
     def _clear_wake(self) -> None:
         try:

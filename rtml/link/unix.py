@@ -101,11 +101,14 @@ def connect_unix(path: str, timeout: float) -> UnixLink:
 class UnixLink(ReceivingLink):
     """A `Link` over a connected SOCK_SEQPACKET socket, which it owns."""
 
+    _ends = True
+
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(PACKET_MAX)
         self._socket = sock
         self._fd = sock.fileno()
-        self._packets = iter(partial(sock.recv, _BUFFER, _DONTWAIT), b"")
+        # Never ends: at the end of the connection it yields empty packets.
+        self._packets: Iterator[bytes] = iter(partial(sock.recv, _BUFFER, _DONTWAIT), None)
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)
@@ -118,6 +121,8 @@ class UnixLink(ReceivingLink):
 
     def fileno(self) -> int:
         """See `Link.fileno`."""
+        if self._wake_fd < 0:
+            raise LinkClosed("the link is closed")
         if self._epoll is None:
             self._epoll = select.epoll()
             self._epoll.register(self._fd, select.EPOLLIN)
@@ -142,32 +147,16 @@ class UnixLink(ReceivingLink):
         inbox = self._inbox
         try:
             inbox.extend(islice(self._packets, 1))
-            if inbox:
-                if self._poll(0):
-                    self._drain(BATCH_MAX - 1)
-            else:
-                self._end("the peer is gone")
+            if self._poll(0):
+                inbox.extend(islice(self._packets, BATCH_MAX - 1))
         except BlockingIOError:
-            return False
+            pass
         except ConnectionResetError:
             # The peer left with unread input. The kernel says so once, before what it sent, which is still there.
-            return True
-        except OSError as error:
-            self._end(str(error))
-        return True
-
-    def _drain(self, count: int) -> None:
-        """Move up to `count` packets to the inbox without waiting."""
-        inbox = self._inbox
-        before = len(inbox)
-        try:
-            inbox.extend(islice(self._packets, count))
-            if len(inbox) - before < count:
-                self._end("the peer is gone")
-        except (BlockingIOError, ConnectionResetError):
             pass
         except OSError as error:
             self._end(str(error))
+        return True
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -220,7 +209,10 @@ class UnixLink(ReceivingLink):
             if mask & select.POLLIN and self._input.acquire(False):
                 try:
                     if not self._receiving:
-                        self._drain(BATCH_MAX)
+                        self._inbox.extend(islice(self._packets, BATCH_MAX))
+                except OSError:
+                    # Nothing more, or the end, which `recv` will find too.
+                    pass
                 finally:
                     self._input.release()
                 if self._watched:
@@ -247,8 +239,8 @@ class UnixLink(ReceivingLink):
             self._socket.close()
             if self._epoll is not None:
                 self._epoll.close()
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+            wake_fd, self._wake_fd = self._wake_fd, -1
+            os.close(wake_fd)
             self._inbox.clear()
 
 

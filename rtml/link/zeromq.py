@@ -209,6 +209,8 @@ class ZmqLink(ReceivingLink):
 
     def fileno(self) -> int:
         """See `Link.fileno`."""
+        if self._wake_fd < 0:
+            raise LinkClosed("the link is closed")
         if self._epoll is None:
             self._epoll = select.epoll()
             for fd in self._fds:
@@ -324,8 +326,8 @@ class ZmqLink(ReceivingLink):
             self._context.term()
             if self._epoll is not None:
                 self._epoll.close()
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+            wake_fd, self._wake_fd = self._wake_fd, -1
+            os.close(wake_fd)
             self._inbox.clear()
 
 
