@@ -1,4 +1,4 @@
-"""Metrics: what is counted arrives in the exposition, and the exposition is one that Prometheus can read."""
+"""`rtml.metrics`: what is counted arrives in the exposition, and the exposition is one that Prometheus can read."""
 
 import gc
 

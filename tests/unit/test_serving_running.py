@@ -1,0 +1,83 @@
+"""Finding apps by name, and what models say of themselves: `rtml.serving.running`, `rtml.serving.routes`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import rtml
+from rtml.onnxfile import ModelInfo, TensorInfo
+from rtml.serving import App
+from rtml.serving.app import TensorSpec
+from rtml.serving.routes import describe
+from rtml.serving.running import load_apps
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    return tmp_path
+
+
+def test_apps_are_found_from_the_current_directory(directory: Path) -> None:
+    (directory / "found_app.py").write_text(
+        "from rtml.serving import App\napp = App('a')\nclass x:\n    y = App('b')\n"
+    )
+    assert [app.name for app in load_apps(["found_app", "found_app:app", "found_app:x.y"])] == ["a", "a", "b"]
+
+
+def test_what_is_no_app_is_told(directory: Path) -> None:
+    (directory / "broken_app.py").write_text("app = 3\nimport json\n")
+    with pytest.raises(ValueError, match=r"'broken_app' is no rtml\.serving\.App but 3"):
+        load_apps(["broken_app"])
+    with pytest.raises(ValueError, match="there is no module 'nowhere'"):
+        load_apps(["nowhere.inside:app"])
+
+
+def test_a_module_that_an_app_misses_is_the_apps_own_error(directory: Path) -> None:
+    (directory / "needy_app.py").write_text("import no_such_dependency\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        load_apps(["needy_app:app"])
+
+
+class Knowing(rtml.RemoteFunction[..., object]):
+    """A remote function like those of `rtml.model`."""
+
+    def metadata(self) -> ModelInfo:
+        inputs = (
+            TensorInfo("x", "float32", (-1, 4)),
+            TensorInfo("s", "object", None),
+            TensorInfo("h", "bfloat16", (2,)),
+        )
+        return ModelInfo(inputs, (TensorInfo("y", "int64", (-1,)),), {})
+
+
+def double(x: object) -> object:
+    return x
+
+
+def test_a_model_describes_itself_unless_the_app_does() -> None:
+    knowing = Knowing(double, rtml.task(double).defaults)
+    app = App("x")
+    app.model("all", knowing)
+    app.model("some", knowing, outputs=[TensorSpec("z", "FP64", (1,))])
+    inputs, outputs, platform = describe(app.models["all"])
+    assert list(inputs) == [
+        TensorSpec("x", "FP32", (-1, 4)),
+        TensorSpec("s", "BYTES", None),
+        TensorSpec("h", "BF16", ()),
+    ]
+    assert (list(outputs), platform) == ([TensorSpec("y", "INT64", (-1,))], "onnx")
+    assert list(describe(app.models["some"])[1]) == [TensorSpec("z", "FP64", (1,))]
+
+
+def test_a_model_that_takes_no_tensor_cannot_be_served() -> None:
+    class Strange(Knowing):
+        def metadata(self) -> ModelInfo:
+            return ModelInfo((TensorInfo("map", "", ()),), (), {})
+
+    app = App("x")
+    app.model("m", Strange(double, rtml.task(double).defaults))
+    with pytest.raises(ValueError, match="'map' is no tensor"):
+        describe(app.models["m"])
