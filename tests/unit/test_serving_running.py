@@ -66,7 +66,7 @@ def test_a_model_describes_itself_unless_the_app_does() -> None:
     assert list(inputs) == [
         TensorSpec("x", "FP32", (-1, 4)),
         TensorSpec("s", "BYTES", None),
-        TensorSpec("h", "BF16", ()),
+        TensorSpec("h", "BF16", (2,)),
     ]
     assert (list(outputs), platform) == ([TensorSpec("y", "INT64", (-1,))], "onnx")
     assert list(describe(app.models["some"])[1]) == [TensorSpec("z", "FP64", (1,))]
