@@ -129,9 +129,7 @@ def report(answered: list[Answered], seconds: float) -> None:
     times = [1e3 * each.seconds for each in answered]
     p50, p99 = show.quantile(times, 0.5), show.quantile(times, 0.99)
     wrong = sum(not each.right for each in answered)
-    print(
-        f"  {len(times) / seconds:.1f} requests/s; p50 {p50:.0f} ms, p99 {p99:.0f} ms; {len(times)} answers, {wrong} wrong"
-    )
+    print(f"  {len(times) / seconds:.1f} requests/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms; {wrong} of {len(times)} wrong")
 
 
 async def run(arguments: argparse.Namespace, gateway: Gateway) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -157,9 +158,10 @@ def annotate_page(png: bytes, lines: Sequence[dict[str, Any]], path: Path) -> No
         corners = [(x, y) for x, y in line["box"]]
         pen.polygon(corners, outline=(220, 30, 30), width=2)
         left, top = min(x for x, _ in corners), min(y for _, y in corners)
-        height = max(y for _, y in corners) - top
-        font = ImageFont.load_default(max(8, round(0.7 * height)))
-        pen.text((page.width + left, top), line["text"], fill=(20, 90, 20), font=font)
+        width, height = sorted((math.dist(corners[0], corners[1]), math.dist(corners[1], corners[2])), reverse=True)
+        size = max(8.0, 0.7 * height)
+        size *= min(1.0, width / ImageFont.load_default(size).getlength(line["text"]))
+        pen.text((page.width + left, top), line["text"], fill=(20, 90, 20), font=ImageFont.load_default(size))
     picture.save(path)
 
 
