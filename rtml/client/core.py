@@ -85,6 +85,8 @@ class ClientCore:
         self._functions: dict[int, Function] = {}
         self._define: list[Function] = []
         self._watched: set[int] = set()
+        #: Those of them without a result.
+        self._awaited: set[int] = set()
         self._watch: list[int] = []
         self._unwatch: list[int] = []
         self._cancel: list[int] = []
@@ -140,12 +142,14 @@ class ClientCore:
         """Ask for the result of a task that somebody else submitted."""
         if task not in self._watched:
             self._watched.add(task)
+            self._awaited.add(task)
             self._watch.append(task)
 
     def unwatch(self, task: int) -> None:
         """No handle of this foreign task is left here."""
         if task in self._watched:
             self._watched.discard(task)
+            self._awaited.discard(task)
             self._unwatch.append(task)
 
     def release(self, objects: Iterable[int]) -> None:
@@ -216,9 +220,9 @@ class ClientCore:
         if isinstance(message, Results):
             return self._apply(message)
         if isinstance(message, WatchResults):
-            new = [result for result in message.results if result.id in self._watched]
-            for result in new:
-                self.unwatch(result.id)
+            # The watch goes on until the handle is dropped here: a value that contains it may still be sent on.
+            new = [result for result in message.results if result.id in self._awaited]
+            self._awaited.difference_update([result.id for result in new])
             return new
         if isinstance(message, Welcome):
             self._welcome(message.epoch)
@@ -283,7 +287,7 @@ class ClientCore:
         dispatcher never heard of them.
         """
         self._define = list(self._functions.values())
-        self._watch = list(self._watched)
+        self._watch = sorted(self._awaited)
         self._queue = deque(self._tasks.values())
         self._buffer = []
         # What was cancelled is not submitted again; telling it again reaches a dispatcher that does remember.

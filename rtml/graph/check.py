@@ -12,7 +12,7 @@ from typing import Final
 
 from rtml.graph.core import Core
 from rtml.graph.queues import Lane
-from rtml.graph.state import NodeState, State, TaskState, WorkerState
+from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState
 from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ObjectRef
 
 #: Resources are sums of floats.
@@ -99,7 +99,7 @@ def _assigned_is_held(core: Core) -> Iterable[object]:
 
 
 def _waiting_is_awaited(core: Core) -> Iterable[object]:
-    """A waiting task counts its unresolved inputs, and each of them will be supplied by an unfinished task."""
+    """A task counts its unresolved inputs, each is awaited of an unfinished task, and it waits while it has any."""
     registered: Counter[int] = Counter()
     for task in _all_tasks(core):
         if task.dependents is not None:
@@ -108,11 +108,10 @@ def _waiting_is_awaited(core: Core) -> Iterable[object]:
             for dependent, _ in task.dependents:
                 registered[id(dependent)] += 1
     for task in _live(core):
-        if task.state is State.WAITING:
-            missing = sum(payload is None for payload in task.inputs or ())
-            if not task.waiting or task.waiting != missing or task.waiting != registered[id(task)]:
-                yield task.id, "waits for", task.waiting, "missing", missing, "registered", registered[id(task)]
-        elif task.waiting:
+        missing = sum(payload is None for payload in task.inputs or ())
+        if task.waiting != missing or task.waiting != registered[id(task)]:
+            yield task.id, "waits for", task.waiting, "missing", missing, "registered", registered[id(task)]
+        if bool(task.waiting) != (task.state is State.WAITING) and task.state is not State.ASSIGNED:
             yield task.id, State.NAMES[task.state], "waits for", task.waiting
 
 
@@ -132,7 +131,8 @@ def _owned(core: Core) -> Iterable[object]:
 def _children(core: Core) -> Iterable[object]:
     """The children of a task or session are unfinished, known, and name it as their owner."""
     tables = core.tables
-    for parent in (*tables.tasks.values(), *tables.sessions.values()):
+    parents: list[TaskState | Session] = [*tables.tasks.values(), *tables.sessions.values()]
+    for parent in parents:
         for child in (parent.children or {}).values():
             if child.owner is not parent or child.state is State.DONE or tables.tasks.get(child.id) is not child:
                 yield parent.id, child.id, State.NAMES[child.state]
@@ -259,6 +259,8 @@ def _receipts(core: Core) -> Iterable[object]:
     for task in _all_tasks(core):
         if task.receipt is not None:
             waiting[id(task.receipt)] += 1
+    for _, receipt, _ in core.recovery._early.values():
+        waiting[id(receipt)] += 1
     for worker in core.tables.workers.values():
         for receipt in worker.receipts:
             if receipt.remaining != waiting[id(receipt)]:
@@ -352,7 +354,7 @@ def _settled(core: Core) -> Iterable[object]:
 
 def _work_conserving(core: Core) -> Iterable[object]:
     """No task that may run now is ready while an idle executor has room for it."""
-    if core.membership.recovering:
+    if core.recovery.waiting:
         return
     idle = [worker for worker in core.tables.workers.values() if _is_idle(core, worker) and worker.ready]
     for lane in core.placement._active.values():

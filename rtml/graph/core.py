@@ -4,11 +4,12 @@
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
-with everything known), then each peer gets one frame. Four parts share the tables and own the decisions:
+with everything known), then each peer gets one frame. Five parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
     Lifecycle    a task from submission to its one result
     Placement    which ready task runs where, and in which batch
+    Recovery     what is known again after a restart
     Pools        how many executors there are, and what can never run
 
 The way of a request: `Submit` -> Lifecycle.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
@@ -24,6 +25,7 @@ from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
 from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
+from rtml.graph.recovery import Recovery
 from rtml.graph.state import Session, State, WorkerState
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.messages import (
@@ -75,7 +77,8 @@ class Core:
         self.pools = Pools(self.tables)
         self.placement = Placement(self.tables, self.pools)
         self.lifecycle = Lifecycle(self.tables, self.placement)
-        self.membership = Membership(self.tables, self.pools, self.placement, self.lifecycle)
+        self.recovery = Recovery(self.tables, self.placement, self.lifecycle)
+        self.membership = Membership(self.tables, self.pools, self.placement, self.lifecycle, self.recovery)
         self.placement.on_timeout = self.lifecycle.timed_out
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
@@ -114,7 +117,7 @@ class Core:
             else:
                 self._receive(peer, messages, now)
         tables.run_timers(now)
-        if not self.membership.recovering:
+        if not self.recovery.waiting:
             self.placement.schedule(now)
             while self.pools.doomed:
                 doomed, self.pools.doomed = self.pools.doomed, []
@@ -158,7 +161,10 @@ class Core:
             self.membership.reconcile(session.worker, rejoined, now)
 
     def _submit(self, session: Session, message: Submit, now: float) -> None:
-        self.membership.submit(session, message, now)
+        if self.recovery.active:
+            self.recovery.submit(session, message.tasks, now)
+        else:
+            self.lifecycle.submit(session, message.tasks, now)
         if message.ack:
             self.lifecycle.acknowledged(session, message.ack)
 
@@ -173,7 +179,10 @@ class Core:
         self.lifecycle.cancel(session, message.tasks, now)
 
     def _watch(self, session: Session, message: Watch, now: float) -> None:
-        self.lifecycle.watch(session, message.tasks)
+        if self.recovery.active:
+            self.recovery.watch(session, message.tasks)
+        else:
+            self.lifecycle.watch(session, message.tasks)
 
     def _unwatch(self, session: Session, message: Unwatch, now: float) -> None:
         self.lifecycle.unwatch(session, message.tasks)
@@ -214,7 +223,10 @@ class Core:
         if worker is None or message.serial <= worker.serial:
             return  # sent again after a reconnect, and already known
         worker.serial = message.serial
-        self.lifecycle.finished(worker, self.membership.keep_early(worker, message), now)
+        if self.recovery.active:
+            self.recovery.finished(worker, message, now)
+        else:
+            self.lifecycle.finished(worker, message, now)
 
     def _blocked(self, session: Session, message: Blocked, now: float) -> None:
         worker = self._worker_of(session)
@@ -224,11 +236,15 @@ class Core:
         task = worker.queue.get(message.task)
         if task is not None and task.attempt == message.attempt:
             self.placement.blocked(worker, task, message.inline)
+        elif self.recovery.active:
+            self.recovery.blocked(worker, message)
 
     def _resumed(self, session: Session, message: Resumed, now: float) -> None:
         worker = self._worker_of(session)
         if worker is not None and worker.stack and worker.stack[-1][0].id == message.task:
             self.placement.resumed(worker, worker.stack[-1][0], now)
+        else:
+            self.recovery.resumed(message.task)
 
     def _returned(self, session: Session, message: Returned, now: float) -> None:
         worker = self._worker_of(session)
@@ -238,6 +254,8 @@ class Core:
             self._take_back(worker, message.attempts, now)
 
     def _take_back(self, worker: WorkerState, attempts: list[tuple[int, int]], now: float) -> None:
+        if self.recovery.active:
+            self.recovery.returned(worker, attempts)
         for task in self.placement.returned(worker, attempts, now):
             self.lifecycle.again(task, now)
         self.lifecycle.drain(now)

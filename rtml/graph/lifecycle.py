@@ -109,10 +109,10 @@ class Lifecycle:
         if spec.options is not None and spec.options.deadline is not None:
             self._set_deadline(task, now + spec.options.deadline)
         if spec.handles:
+            # Only what is held now may be let go later.
+            spec.handles = [handle for handle in spec.handles if handle in tables.tasks]
             for handle in spec.handles:
-                held = tables.tasks.get(handle)
-                if held is not None:
-                    held.holds += 1
+                tables.tasks[handle].holds += 1
         if spec.batch_key:
             task.batch_key = spec.batch_key
         if spec.deps and not self._link(task, spec.deps):
@@ -152,6 +152,8 @@ class Lifecycle:
         for position, (dep_id, payload) in enumerate(deps):
             inputs.append(payload)
             if payload is not None:
+                if payload.__class__ is ObjectRef:
+                    self._need(task, payload)
                 continue
             dep = self.tables.tasks.get(dep_id)
             if dep is None:
@@ -180,12 +182,16 @@ class Lifecycle:
         assert task.inputs is not None
         task.inputs[position] = result.payload
         if isinstance(result.payload, ObjectRef):
-            stored = self.tables.objects.get(result.payload.id)
-            if stored is not None:
-                stored.holders.add(task.id)
+            self._need(task, result.payload)
         if not task.batch_key and result.batch_key and position == 0:
             task.batch_key = result.batch_key
         return True
+
+    def _need(self, task: TaskState, ref: ObjectRef) -> None:
+        """Keep an object for a task that has it as an input."""
+        stored = self.tables.objects.get(ref.id)
+        if stored is not None:
+            stored.holders.add(task.id)
 
     def _make_ready(self, task: TaskState, now: float) -> None:
         task.move(State.READY)
@@ -197,28 +203,39 @@ class Lifecycle:
 
     # --- results of attempts
 
-    def finished(self, worker: WorkerState, message: Finished, now: float) -> None:
-        """Take an executor's results."""
+    def finished(self, worker: WorkerState, message: Finished, now: float, kept: int = 0) -> Receipt:
+        """Take an executor's results; `kept` more of the message stay with the caller, who says `settle` for each."""
         results = message.results
-        receipt = Receipt(worker, message.serial, len(results))
+        receipt = Receipt(worker, message.serial, len(results) + kept)
         worker.receipts.append(receipt)
         for result in results:
             task = self.placement.reported(worker, result, now)
-            if task is None or task.state is State.DONE or task.attempt != result.attempt:
+            if task is None or task.state is State.DONE:
                 receipt.remaining -= 1
                 self.discard(worker, result)
-                continue
-            if result.outcome == ERROR and result.retryable and task.failures < task.profile.retries:
-                receipt.remaining -= 1
-                task.failures += 1
-                self.again(task, now)
-                continue
-            task.receipt = receipt
-            self.end(task, result, now)
+            else:
+                self.conclude(task, receipt, result, now)
         if self._ending:
             self.drain(now)
         if not receipt.remaining:
             self._advance(worker)
+        return receipt
+
+    def conclude(self, task: TaskState, receipt: Receipt, result: TaskResult, now: float) -> None:
+        """An assigned task's attempt has ended: so does the task, or it is tried again."""
+        if result.outcome == ERROR and result.retryable and task.failures < task.profile.retries:
+            self.settle(receipt)
+            task.failures += 1
+            self.again(task, now)
+        else:
+            task.receipt = receipt
+            self.end(task, result, now)
+
+    def settle(self, receipt: Receipt) -> None:
+        """One result of the message is safe, or nobody wants it."""
+        receipt.remaining -= 1
+        if not receipt.remaining:
+            self._advance(receipt.worker)
 
     def discard(self, worker: WorkerState, result: TaskResult) -> None:
         """A result nobody wants: its object goes back at once."""
@@ -232,7 +249,17 @@ class Lifecycle:
         if task.children:
             for child in list(task.children.values()):
                 self.cancel_tree(child, "the task that submitted it is run again")
-        self._make_ready(task, now)
+        if task.waiting:
+            task.move(State.WAITING)
+        else:
+            self._make_ready(task, now)
+
+    def dequeue(self, task: TaskState) -> None:
+        """A waiting or ready task is not to be run from the queues: somebody has it."""
+        if task.state is State.READY:
+            self.placement.remove(task)
+        else:
+            task.move(State.READY)
 
     # --- ends
 
@@ -345,7 +372,7 @@ class Lifecycle:
     def _leave_children(self, task: TaskState, result: TaskResult) -> None:
         """Unfinished children go with their parent, unless their handles escaped or they are detached."""
         assert task.children is not None
-        escaped = set(result.handles or ())
+        escaped = self._escaped(result) if result.handles else ()
         for child in list(task.children.values()):
             if result.outcome == OK and (child.profile.detached or child.id in escaped):
                 child.owner = task.owner
@@ -355,6 +382,19 @@ class Lifecycle:
             else:
                 self.cancel_tree(child, "the task that submitted it has ended")
         task.children = None
+
+    def _escaped(self, result: TaskResult) -> set[int]:
+        """Tasks that whoever gets this value can reach: futures inside of it, and inside of their values."""
+        found: set[int] = set()
+        new = list(result.handles or ())
+        while new:
+            task_id = new.pop()
+            if task_id not in found:
+                found.add(task_id)
+                task = self.tables.tasks.get(task_id)
+                if task is not None and task.result is not None:
+                    new += task.result.handles or ()
+        return found
 
     def _let_go(self, task: TaskState) -> None:
         """The task needs its dependencies and handles no more."""
@@ -374,11 +414,11 @@ class Lifecycle:
         """Supply those who waited for this task."""
         assert task.dependents is not None
         for dependent, position in task.dependents:
-            if dependent.state is not State.WAITING:
+            if dependent.state is State.DONE:
                 continue
             if self._supply(dependent, position, task):
                 dependent.waiting -= 1
-                if not dependent.waiting:
+                if not dependent.waiting and dependent.state is State.WAITING:
                     self._make_ready(dependent, now)
         task.dependents = None
 
@@ -402,9 +442,7 @@ class Lifecycle:
         receipt = task.receipt
         if receipt is not None:
             task.receipt = None
-            receipt.remaining -= 1
-            if not receipt.remaining:
-                self._advance(receipt.worker)
+            self.settle(receipt)
         task.acknowledged = True
         if not task.holds:
             self.tables.tasks.pop(task.id, None)

@@ -1,16 +1,11 @@
-"""Who is there: submitters, executors and nodes that come, go, and come back.
-
-After a restart the dispatcher knows nothing. Peers notice that their link broke, say `Hello` with what they hold, and
-submitters send their unresolved tasks again. For `Limits.recovery` seconds, or until every executor that the
-supervisor listed has spoken, nothing is scheduled; meanwhile what an executor holds is *kept* by task id and adopted
-when the task's submitter brings its spec. What is unclaimed after that time is revoked.
-"""
+"""Who is there: submitters, executors and nodes that come, go, and come back."""
 
 from __future__ import annotations
 
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
+from rtml.graph.recovery import Recovery
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState, failure
 from rtml.graph.tables import Close, Send, Tables
 from rtml.messages import (
@@ -20,14 +15,10 @@ from rtml.messages import (
     WIRE_VERSION,
     ExecutorDied,
     ExecutorStarted,
-    Finished,
     Hello,
     Node,
     Refused,
     Revoke,
-    Submit,
-    Task,
-    TaskResult,
     Welcome,
 )
 
@@ -35,25 +26,14 @@ from rtml.messages import (
 class Membership:
     """Decides what a peer's coming and going means for the tasks it has to do with."""
 
-    def __init__(self, tables: Tables, pools: Pools, placement: Placement, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, tables: Tables, pools: Pools, placement: Placement, lifecycle: Lifecycle, recovery: Recovery
+    ) -> None:
         self.tables = tables
         self.pools = pools
         self.placement = placement
         self.lifecycle = lifecycle
-        #: executors that existed before this dispatcher and have not spoken yet
-        self._expected: set[int] = set()
-        self._recovering_until: float | None = None
-        #: attempts held by executors, waiting for their specs: task id -> (worker, attempt)
-        self._held: dict[int, tuple[WorkerState, int]] = {}
-        #: results that came before the spec: task id -> (worker, serial, result)
-        self._early: dict[int, tuple[WorkerState, int, TaskResult]] = {}
-        #: children whose parent's spec has not come yet
-        self._orphans: dict[int, list[tuple[Session, Task]]] = {}
-
-    @property
-    def recovering(self) -> bool:
-        """Whether scheduling waits for peers to report what they hold."""
-        return bool(self._expected)
+        self.recovery = recovery
 
     # --- hello
 
@@ -76,6 +56,7 @@ class Membership:
         session.peer = peer
         session.gone_at = None
         session.timings = hello.timings
+        session.epoch = hello.epoch
         tables.peers[peer] = session
         cpus = sum(node.cpu for node in tables.nodes.values())
         session.outbox[:0] = [Welcome(tables.epoch, session.slot, cpus=cpus), *tables.resend(session)]
@@ -116,11 +97,15 @@ class Membership:
         session.worker = worker
         worker.recalling = False
         worker.functions.clear()
+        worker.safe_sent = 0
         if fresh:
-            for task_id, attempt in hello.holds:
-                self._adopt_or_hold(worker, task_id, attempt, now)
+            self.recovery.holds(worker, hello.holds, now)
+        else:
+            # Who still waits will say so again.
+            while worker.stack:
+                self.placement.resumed(worker, worker.stack[-1][0], now)
         self.placement.joined(worker, now)
-        self._expected.discard(worker.id)
+        self.recovery.spoke(worker.id)
 
     def reconcile(self, worker: WorkerState, hello: Hello, now: float) -> None:
         """After a rejoin, once its results are in: what it never got runs elsewhere, ghosts are revoked again."""
@@ -133,82 +118,6 @@ class Membership:
             self.tables.tell(worker.session, Revoke(ghosts))
             self.tables.interrupts[worker.id] = worker
         self.lifecycle.drain(now)
-
-    def _adopt_or_hold(self, worker: WorkerState, task_id: int, attempt: int, now: float) -> None:
-        task = self.tables.tasks.get(task_id)
-        if task is None:
-            if not self._held:
-                self.tables.at(now + self.tables.limits.recovery, self._end_recovery, None)
-            self._held[task_id] = (worker, attempt)
-        else:
-            self._adopt(task, worker, attempt, now)
-
-    def _adopt(self, task: TaskState, worker: WorkerState, attempt: int, now: float) -> None:
-        """A task that is already running somewhere takes up its attempt."""
-        if task.state is State.READY:
-            self.placement.remove(task)
-        if task.state is State.WAITING:
-            task.waiting = 0
-            task.move(State.READY)
-        if task.state is State.READY:
-            self.placement.adopt(worker, task, attempt, now)
-
-    # --- what comes before its time after a restart
-
-    def submit(self, session: Session, message: Submit, now: float) -> None:
-        """Tasks, some of which may be running or done already in an executor that outlived the last dispatcher."""
-        if not (self._held or self._early or self._recovering_until is not None):
-            self.lifecycle.submit(session, message.tasks, now)
-            return
-        for spec in message.tasks:
-            self._submit_recovering(session, spec, now)
-
-    def _submit_recovering(self, session: Session, spec: Task, now: float) -> None:
-        unknown = spec.parent and spec.parent not in self.tables.tasks
-        if unknown and self._recovering_until is not None and now < self._recovering_until:
-            self._orphans.setdefault(spec.parent, []).append((session, spec))
-            return
-        held = self._held.pop(spec.id, None)
-        early = self._early.pop(spec.id, None)
-        self.lifecycle.submit(session, [spec], now)
-        task = self.tables.tasks.get(spec.id)
-        if task is not None and held is not None:
-            self._adopt(task, held[0], held[1], now)
-        if task is not None and early is not None and task.state is not State.DONE:
-            worker, serial, result = early
-            self._adopt(task, worker, result.attempt, now)
-            self.lifecycle.finished(worker, Finished(serial, [result]), now)
-        for child_session, child in self._orphans.pop(spec.id, ()):
-            self._submit_recovering(child_session, child, now)
-
-    def keep_early(self, worker: WorkerState, message: Finished) -> Finished:
-        """Set results aside whose specs have not come yet; the message without them."""
-        if self._recovering_until is None:
-            return message
-        known = []
-        for result in message.results:
-            if result.id in self.tables.tasks:
-                known.append(result)
-            else:
-                self._held.pop(result.id, None)
-                self._early[result.id] = (worker, message.serial, result)
-        return Finished(message.serial, known)
-
-    def _end_recovery(self, _: None, now: float) -> None:
-        self._expected.clear()
-        self._recovering_until = None
-        for task_id, (worker, attempt) in self._held.items():
-            if worker.session is not None:
-                self.tables.tell(worker.session, Revoke([(task_id, attempt)]))
-                self.tables.interrupts[worker.id] = worker
-        self._held.clear()
-        for worker, _serial, result in self._early.values():
-            self.lifecycle.discard(worker, result)
-        self._early.clear()
-        orphans, self._orphans = self._orphans, {}
-        for waiting in orphans.values():
-            for session, spec in waiting:
-                self.lifecycle.submit(session, [spec], now)
 
     # --- nodes
 
@@ -241,18 +150,11 @@ class Membership:
                 tables.workers[worker_id] = worker
             node.workers[worker_id] = worker
             worker.node = node
-            if worker.session is None:
-                self._expect(worker_id, now)
-        for worker in [worker for worker in tables.workers.values() if worker.session is None]:
-            if worker.node is node and worker.id not in {listed[0] for listed in message.executors}:
-                self.died(ExecutorDied(worker.id, "gone when the supervisor came back"), now)
-
-    def _expect(self, worker_id: int, now: float) -> None:
-        if not self._expected:
-            until = now + self.tables.limits.recovery
-            self._recovering_until = until
-            self.tables.at(until, self._end_recovery, None)
-        self._expected.add(worker_id)
+            if worker.session is None and session.epoch not in {0, tables.epoch}:
+                self.recovery.expect(worker_id, now)
+        alive = {listed[0] for listed in message.executors}
+        for worker in [worker for worker in node.workers.values() if worker.id not in alive]:
+            self.died(ExecutorDied(worker.id, "gone when the supervisor came back"), now)
 
     def started(self, message: ExecutorStarted) -> None:
         """A supervisor forked an executor on its own account (to replace a dead one)."""
@@ -280,7 +182,9 @@ class Membership:
 
     def _worker_grace_over(self, session: Session, now: float) -> None:
         worker = session.worker
-        if session.peer is None and worker is not None and worker.id in self.tables.workers:
+        if session.gone_at is None or now < session.gone_at + self.tables.limits.worker_grace * 0.99:
+            return
+        if worker is not None and self.tables.workers.get(worker.id) is worker:
             self.died(ExecutorDied(worker.id, "not heard of any more"), now)
 
     def _session_grace_over(self, session: Session, now: float) -> None:
@@ -301,7 +205,7 @@ class Membership:
     def died(self, message: ExecutorDied, now: float) -> None:
         """An executor process ended: its tasks run elsewhere, and who is to blame is charged (D7)."""
         worker = self.tables.workers.pop(message.worker, None)
-        self._expected.discard(message.worker)
+        self.recovery.spoke(message.worker)
         if worker is None:
             return
         self.placement.left(worker)
@@ -311,11 +215,14 @@ class Membership:
         running = set(message.running)
         blocked = [task for task, _ in worker.stack]
         inside = [task for task in worker.queue.values() if task.id in running]
-        if not inside and blocked:
-            inside = blocked[-1:]
+        if not inside:
+            # The innermost one that waits was inside of `get`, or of what it does beside.
+            inside = [task for task in blocked[-1:] if task.id in running]
         worker.queue, worker.stack = {}, []
         for task in lost:
             task.worker = None if task.state is not State.DONE else task.worker
+        for task in blocked:
+            task.apart = True
         for task in lost:
             if task.state is State.DONE:
                 continue
@@ -326,8 +233,7 @@ class Membership:
             else:
                 self.lifecycle.again(task, now)
         self.lifecycle.drain(now)
-        for task_id in [task_id for task_id, held in self._held.items() if held[0] is worker]:
-            del self._held[task_id]
+        self.recovery.died(worker)
         if session is not None:
             if session.peer is not None:
                 self.tables.peers.pop(session.peer, None)

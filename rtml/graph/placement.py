@@ -103,6 +103,17 @@ class Placement:
         if task.lane is not None:
             task.lane.remove(task)
 
+    def recheck(self) -> None:
+        """What the nodes offer has changed: ready tasks that fit none of them any more are doomed."""
+        for lane in self._active.values():
+            while lane.count:
+                task = lane.head()
+                error = self.pools.infeasible(task)
+                if error is None:
+                    break
+                lane.remove(task)
+                self.pools.doomed.append((task, error))
+
     # --- workers
 
     def joined(self, worker: WorkerState, now: float) -> None:
@@ -130,9 +141,12 @@ class Placement:
 
     def reported(self, worker: WorkerState, result: TaskResult, now: float) -> TaskState | None:
         """Account for a reported attempt; the task it was of, if this worker had it."""
-        task = worker.queue.pop(result.id, None)
-        if task is None:
+        task = worker.queue.get(result.id)
+        if task is None and worker.stack:
+            task = self._unwind(worker, result.id, now)
+        if task is None or task.attempt != result.attempt:
             return None
+        del worker.queue[result.id]
         worker.load -= task.cost
         worker.head_since = now
         if result.outcome == OK:
@@ -143,6 +157,17 @@ class Placement:
                 function.cost.observe(task.batch_size, result.run)
         self._freed(worker, task, now)
         return task
+
+    def has(self, worker: WorkerState, task_id: int) -> bool:
+        """Whether the worker has an attempt of this task, as far as is known here."""
+        return task_id in worker.queue or any(task.id == task_id for task, _ in worker.stack)
+
+    def _unwind(self, worker: WorkerState, task_id: int, now: float) -> TaskState | None:
+        """A task that counts as blocked has ended, so it goes on no more, and neither does what was blocked above."""
+        if self.has(worker, task_id):
+            while task_id not in worker.queue:
+                self.resumed(worker, worker.stack[-1][0], now)
+        return worker.queue.get(task_id)
 
     def _freed(self, worker: WorkerState, task: TaskState, now: float) -> None:
         """A task left the worker's queue."""
@@ -178,12 +203,13 @@ class Placement:
         """The worker's running task waits: its cpu is lent out, and its children may run on top of it if `inline`."""
         worker.inline = inline
         shape = worker.shape
-        worker.queue.pop(task.id, None)
+        del worker.queue[task.id]
+        worker.load = worker.load - task.cost if worker.queue else 0.0
         if shape is None:
             shape = task.profile.shape
+            worker.node.take(shape)
         worker.stack.append((task, shape))
         worker.shape = None
-        worker.load = 0.0
         worker.node.free_cpu += shape.cpu
         task.blocked = True
         self._blocked[worker.id] = worker
@@ -205,6 +231,7 @@ class Placement:
         worker.node.free_cpu -= shape.cpu
         worker.shape = shape
         worker.queue = {task.id: task, **worker.queue}
+        worker.load += task.cost
         worker.head_since = now
         task.blocked = False
         if not worker.stack:
@@ -353,7 +380,7 @@ class Placement:
     def _feed(self, worker: WorkerState, now: float) -> None:
         """Run ready children of a blocked task on top of it."""
         parent = worker.stack[-1][0]
-        if not parent.children:
+        if not parent.children or parent.apart:
             return
         tasks: list[TaskState] = []
         load = 0.0
@@ -362,10 +389,11 @@ class Placement:
             if looked >= _FEED_SCAN_MAX or len(tasks) >= most:
                 break
             lane = child.lane
-            if lane is None or lane.batch or child.profile.role != EXECUTOR or child.alone:
+            if lane is None or lane.batch or child.profile.role != EXECUTOR or child.alone or child.profile.timeout:
+                # A timeout is enforced by ending the process, which would end the parent too.
                 continue
             shape = child.profile.shape
-            if tasks and (shape is not tasks[0].profile.shape or child.profile.timeout):
+            if tasks and shape is not tasks[0].profile.shape:
                 continue
             if not tasks:
                 if not worker.node.fits(shape):

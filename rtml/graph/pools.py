@@ -89,6 +89,8 @@ class Pools:
             if now < node.start_after:
                 continue  # a timer is set for that moment
             workers = [worker for worker in node.workers.values() if worker.role == role and not worker.dying]
+            if any(worker.session is None for worker in workers):
+                continue  # one is on its way
             if role == EXECUTOR and len(workers) >= node.cpu + node.blocked_max:
                 if all(worker.stack for worker in workers):
                     self._nesting_limit(lane, len(workers))

@@ -8,6 +8,9 @@ A task's life:
        |                                 +---returned/retried--+
        +--dependency failed/cancel/expire-------------------------------------> DONE
 
+(After a restart of the dispatcher a task may be found assigned before its dependencies are back; if that attempt is
+lost it goes from ASSIGNED to WAITING.)
+
 There is no 'cancelled but still running' state: a task that ends while an executor works on it is DONE at once, and the
 attempt that is still out there is a *ghost* in that worker's queue, whose late result is dropped. Attempt numbers tell
 a late result from a current one.
@@ -48,7 +51,7 @@ class State:
 TRANSITIONS: Final[tuple[frozenset[int], ...]] = (
     frozenset({State.READY, State.DONE}),
     frozenset({State.ASSIGNED, State.DONE}),
-    frozenset({State.READY, State.DONE}),
+    frozenset({State.READY, State.DONE, State.WAITING}),
     frozenset(),
 )
 
@@ -117,6 +120,8 @@ class Session:
         self.peer: int | None = None
         self.slot = 0
         self.timings = False
+        #: the dispatcher incarnation that it had spoken to before its last Hello
+        self.epoch = 0
         #: unfinished root tasks, in order of submission
         self.children: dict[int, TaskState] = {}
         #: results of this wake-up, not yet in a message
@@ -174,6 +179,8 @@ class TaskState:
     #: was running beside others when a process died: runs alone until it has shown what it does
     alone: bool = False
     suspected: int = 0
+    #: its process died while it was blocked: no descendant runs on top of it again, so that one that crashes is found
+    apart: bool = False
     #: calls that share its execution; `batch_head` marks the one that stands for the batch in the cost model
     batch_size: int = 1
     batch_head: bool = False
@@ -275,13 +282,14 @@ class NodeState:
         """Count the shape as used."""
         self.free_cpu -= shape.cpu
         for name, amount in shape.extra.items():
-            self.free_extra[name] -= amount
+            # An executor that outlived a dispatcher may be back before its node.
+            self.free_extra[name] = self.free_extra.get(name, 0.0) - amount
 
     def give(self, shape: Shape) -> None:
         """Count the shape as free again."""
         self.free_cpu += shape.cpu
         for name, amount in shape.extra.items():
-            self.free_extra[name] += amount
+            self.free_extra[name] = self.free_extra.get(name, 0.0) + amount
 
 
 class WorkerState:

@@ -1,7 +1,7 @@
 """Deterministic simulation of a whole engine: `python -m tests.sim --seeds 200`, see `tests/sim/__main__.py`.
 
-The real `ClientCore`s, `Core` and `WorkerCore`s talk over a fake network in virtual time. Programs, delays and faults are
-drawn from a seed; the same seed gives the same run. The way through the files:
+The real `ClientCore`s, `Core` and `WorkerCore`s talk over a fake network in virtual time. Programs, delays and faults
+are drawn from a seed; the same seed gives the same run. The way through the files:
 
     plans       what user programs do, and what must come out (the oracle)
     world       clock, events, randomness, log, settings of a seed

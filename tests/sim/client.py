@@ -59,8 +59,6 @@ class Client(Process):
         deps = [self.futures[position] for position in plan.deps]
         handle = None if plan.handle is None else self.futures[plan.handle]
         future = self.submitter.submit(plan, deps, handle)
-        if handle is not None:
-            self.world.handles[future.id] = handle.id
         self.world.log(self.name, "submits", future.id, "plan", plan.number)
         self.futures.append(future)
         if plan.cancel_after is not None:
@@ -122,6 +120,7 @@ class Client(Process):
         for inner in future.inner:
             outcome = self._outcome(inner)
             if isinstance(outcome, str):
+                self.world.log(self.name, "inner future", inner.id, inner.error)
                 return outcome
             total += outcome
         return total

@@ -145,7 +145,7 @@ class Dispatcher:
     def _inspect_result(self, result: TaskResult) -> None:
         handed_out = self._attempts.get(result.id)
         if result.outcome == OK and handed_out is not None and result.attempt != handed_out:
-            raise Violation(f"task {result.id}: result of attempt {result.attempt}, but {handed_out} is the current one")
+            raise Violation(f"task {result.id}: result of attempt {result.attempt}, not of {handed_out}")
         content = (result.outcome, result.attempt, result.payload)
         if self._results.setdefault(result.id, content) != content:
             raise Violation(f"task {result.id} has two results: {self._results[result.id]} and {content}")

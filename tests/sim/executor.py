@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rtml.messages import ASYNC_EXECUTOR, CANCELLED, ERROR, EXECUTOR, OK, Attempt, ErrorInfo, Message, ObjectRef
-from rtml.messages import Rehello, TaskResult
+from rtml.messages import (
+    ASYNC_EXECUTOR,
+    CANCELLED,
+    ERROR,
+    EXECUTOR,
+    OK,
+    Attempt,
+    ErrorInfo,
+    Message,
+    ObjectRef,
+    Rehello,
+    TaskResult,
+)
 from rtml.workers.core import WorkerCore
 from tests.sim.process import Process
 from tests.sim.programs import Crash, Failed, Frame, Interrupted, Program, Returned, Sleep, Wait
@@ -48,7 +59,7 @@ class Level:
     def ready(self) -> bool:
         """Whether what it waits for is there."""
         wait = self.waiting
-        return wait is None or sum(future.done for future in wait.futures) >= min(wait.count, len(wait.futures))
+        return wait is None or sum(future.done for future in wait.futures) >= min(wait.needed, len(wait.futures))
 
 
 class Executor(Process):

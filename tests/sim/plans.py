@@ -13,8 +13,8 @@ from rtml.messages import Function, Options
 
 PLAIN, QUICK, HALF, GPU, DISK, BATCH, DELAYED, ASYNC, LIMITED, WHOLE_GPU = range(100, 110)
 
-#: The functions of all programs. Labels and fractions are only taken by leaves: two parents that wait for what the other
-#: holds would be the program's own deadlock.
+#: The functions of all programs. Labels and fractions are only taken by leaves: two parents that wait for what the
+#: other holds would be the program's own deadlock.
 FUNCTIONS: dict[int, Function] = {
     function.id: function
     for function in (

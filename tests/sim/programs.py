@@ -6,9 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rtml.messages import Attempt, ErrorInfo
+from rtml.messages import Attempt, ErrorInfo, ObjectRef
 from tests.sim.plans import FOR_EVER, Plan
-from tests.sim.submitter import Future, ObjectGone, Submitter, decode_value
+from tests.sim.submitter import Future, ObjectGone, Submitter, Value, decode_value
 from tests.sim.world import World
 
 
@@ -22,7 +22,7 @@ class Wait(NamedTuple):
     """Until so many of the futures are done."""
 
     futures: list[Future]
-    count: int
+    needed: int
 
 
 class Crash(NamedTuple):
@@ -44,7 +44,7 @@ class Failed(Exception):
         self.retryable = retryable
 
 
-class Interrupted(BaseException):  # noqa: N818 - like the executors' own
+class Interrupted(BaseException):
     """Nobody wants the result any more."""
 
 
@@ -85,17 +85,27 @@ class Frame:
     def _arguments(self) -> Generator[Step, None, int]:
         """The sum of the dependencies, and of the task that is given as a handle."""
         total = 0
-        try:
-            values = [decode_value(self.world, payload) for payload in self.attempt.deps or ()]
-        except ObjectGone:
-            raise Failed(ErrorInfo("ObjectLost", "an argument is gone")) from None
+        values = [self._decode(payload) for payload in self.attempt.deps or ()]
         inside = [self._handle(number) for value in values for number in value.handles]
         total += sum(value.number for value in values)
         if self.plan.handle is not None:
-            # The handle's id is part of the payload of a real task.
-            inside.append(self._handle(self.world.handles[self.attempt.id]))
+            given = self.world.handles[self.attempt.id]
+            if not given.done:
+                inside.append(self._handle(given.id))
+            elif given.payload is None:
+                raise Failed(given.error or ErrorInfo("", "ended without error and value"))
+            else:
+                value = self._decode(given.payload)
+                total += value.number
+                inside += [self._handle(number) for number in value.handles]
         total += yield from self._values(inside)
         return total
+
+    def _decode(self, payload: bytes | ObjectRef) -> Value:
+        try:
+            return decode_value(self.world, payload)
+        except ObjectGone:
+            raise Failed(ErrorInfo("ObjectLost", "an object in shared memory is gone")) from None
 
     def _handle(self, number: int) -> Future:
         future = self.submitter.handle(number)
@@ -110,10 +120,7 @@ class Frame:
         for future in futures:
             if future.payload is None:
                 raise Failed(future.error or ErrorInfo("", "ended without error and value"))
-            try:
-                total += decode_value(self.world, future.payload).number
-            except ObjectGone:
-                raise Failed(ErrorInfo("ObjectLost", "a result is gone")) from None
+            total += self._decode(future.payload).number
             total += yield from self._values(future.inner)
         return total
 
@@ -132,8 +139,6 @@ class Frame:
             deps = [children[position] for position in plan.deps]
             handle = None if plan.handle is None else children[plan.handle]
             future = self.submitter.submit(plan, deps, handle, self.attempt.id)
-            if handle is not None:
-                self.world.handles[future.id] = handle.id
             children.append(future)
         self.held += children
         return children

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from dataclasses import dataclass
 
 from rtml.graph.check import check
@@ -44,10 +45,8 @@ class Simulation:
         self.node = Node(world, self.dispatcher)
         drawer = Drawer(world.random, world.plans, world.settings.program_faults)
         count = world.settings.clients
-        self.clients = [
-            Client(world, n, self.dispatcher, drawer.roots(world.random.choice((1, 3, 10)), world.settings.tasks // count))
-            for n in range(1, count + 1)
-        ]
+        programs = [drawer.roots(world.random.choice((1, 3, 10)), world.settings.tasks // count) for _ in range(count)]
+        self.clients = [Client(world, n, self.dispatcher, roots) for n, roots in enumerate(programs, 1)]
         self.faults = Faults(world, self.dispatcher, self.node, self.clients)
 
     def run(self) -> None:
@@ -123,8 +122,11 @@ def run_seed(seed: int, verbose: bool = False) -> Verdict:
     error = ""
     try:
         simulation.run()
-    except AssertionError as problem:
-        error = f"{type(problem).__name__}: {problem}"
+    except Violation as problem:
+        error = str(problem)
+    except Exception as problem:  # noqa: BLE001 - whatever a core raises is a finding
+        last = traceback.extract_tb(problem.__traceback__)[-1]
+        error = f"{type(problem).__name__} in {last.name}, line {last.lineno}: {problem}"
     lines = hashlib.sha256()
     for record in world.records:
         lines.update(line(record).encode())

@@ -6,6 +6,7 @@ References are counted by hand (`hold`, `drop`), so that the moment of a release
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rtml.client.core import ClientCore
 from rtml.messages import OK, ErrorInfo, Message, ObjectRef, Task, TaskResult, task_id
@@ -39,6 +40,15 @@ def decode_value(world: World, payload: bytes | ObjectRef) -> Value:
         payload = content
     number, *handles = map(int, payload.split(b","))
     return Value(number, handles)
+
+
+class Handle(NamedTuple):
+    """A future inside of arguments. In real payloads it is pickled; here it goes beside them."""
+
+    id: int
+    done: bool
+    payload: bytes | ObjectRef | None
+    error: ErrorInfo | None
 
 
 @dataclass(eq=False, slots=True)
@@ -92,8 +102,9 @@ class Submitter:
         if deps:
             task.deps = [(dep.id, dep.payload) for dep in deps]
         if handle is not None:
-            # A value in an argument travels as itself; only what is not there yet as a handle.
-            task.handles = [handle.id]
+            # What has ended travels as its value; of what has not, or is inside of that, the ids.
+            task.handles = [inner.id for inner in handle.inner] if handle.done else [handle.id]
+            self.world.handles[number] = Handle(handle.id, handle.done, handle.payload, handle.error)
         if kept:
             self._kept[number] = [self.hold(each) for each in kept]
         definition = FUNCTIONS[plan.function]

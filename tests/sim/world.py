@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtml.messages import task_id
 from tests.sim.plans import Plan
+
+if TYPE_CHECKING:
+    from tests.sim.submitter import Handle
 
 #: Objects of a session are numbered from here, tasks from one.
 _OBJECTS_FROM = 1 << 31
@@ -104,8 +107,8 @@ class World:
         self._session = 0
         #: latency is this many times the usual one
         self.slowness = 1.0
-        #: task id -> the task whose handle is in its arguments
-        self.handles: dict[int, int] = {}
+        #: task id -> the future in its arguments
+        self.handles: dict[int, Handle] = {}
         #: task id -> times that its process died with it inside
         self.died_inside: dict[int, int] = {}
         #: plan number -> times that an attempt of it returned a value

@@ -1,0 +1,254 @@
+"""After a restart: what peers hold is fitted together again, in whatever order they come back.
+
+A new dispatcher knows nothing. Peers notice that their link broke, say `Hello` with what they hold, and submitters send
+their unresolved tasks again. Nothing is scheduled until every executor that the supervisor listed has spoken, or for
+`Limits.recovery` seconds. For that time everything that comes before what it belongs to is kept:
+
+* an attempt that an executor holds, or its result, until the submitter brings the task;
+* a child until its parent is there.
+
+What is unclaimed after that time is revoked. An executor that was believed dead and comes back is treated alike.
+"""
+
+from __future__ import annotations
+
+from rtml.graph.lifecycle import Lifecycle
+from rtml.graph.placement import Placement
+from rtml.graph.state import Receipt, Session, State, TaskState, WorkerState
+from rtml.graph.tables import Tables
+from rtml.messages import Blocked, Finished, Revoke, Task, TaskResult
+
+
+class Recovery:
+    """Keeps what came too early."""
+
+    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle) -> None:
+        self.tables = tables
+        self.placement = placement
+        self.lifecycle = lifecycle
+        #: executors that existed before this dispatcher and have not spoken yet
+        self._expected: set[int] = set()
+        #: until when things are kept; None: nothing is
+        self._until: float | None = None
+        #: attempts held by executors: task id -> (worker, attempt)
+        self._held: dict[int, tuple[WorkerState, int]] = {}
+        #: those of them that are blocked
+        self._blocked: dict[int, Blocked] = {}
+        #: results: task id -> (worker, receipt, result)
+        self._early: dict[int, tuple[WorkerState, Receipt, TaskResult]] = {}
+        #: tasks by one that has to come before them: their parent, or one whose future they were given
+        self._parked: dict[int, list[tuple[Session, Task]]] = {}
+        self._watches: dict[int, list[Session]] = {}
+        #: last in, first out: tasks to submit, and tasks to end with their early result
+        self._work: list[tuple[Session, Task] | TaskState] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether scheduling waits for peers to report what they hold."""
+        return bool(self._expected)
+
+    @property
+    def active(self) -> bool:
+        """Whether something may come, or has come, before what it belongs to."""
+        return self._until is not None
+
+    # --- executors
+
+    def expect(self, worker_id: int, now: float) -> None:
+        """This executor lives and will say Hello."""
+        self._begin(now)
+        self._expected.add(worker_id)
+
+    def spoke(self, worker_id: int) -> None:
+        """It did, or it is dead."""
+        self._expected.discard(worker_id)
+
+    def holds(self, worker: WorkerState, holds: list[tuple[int, int]], now: float) -> None:
+        """An executor that is new here holds these attempts, running ones first."""
+        for task_id, attempt in holds:
+            self._begin(now)
+            task = self.tables.tasks.get(task_id)
+            if task is not None and self._adopt(task, worker, attempt, now):
+                self._release(task_id)
+            else:
+                self._held[task_id] = (worker, attempt)
+        self._run(now)
+
+    def blocked(self, worker: WorkerState, message: Blocked) -> None:
+        """A held attempt waits for others."""
+        if self._held.get(message.task) == (worker, message.attempt):
+            self._blocked[message.task] = message
+
+    def resumed(self, task_id: int) -> None:
+        """It does not any more."""
+        self._blocked.pop(task_id, None)
+
+    def returned(self, worker: WorkerState, attempts: list[tuple[int, int]]) -> None:
+        """Held attempts that the executor gave back unstarted."""
+        for task_id, attempt in attempts:
+            if self._held.get(task_id) == (worker, attempt):
+                del self._held[task_id]
+
+    def finished(self, worker: WorkerState, message: Finished, now: float) -> None:
+        """Results, some of which may be of tasks that are not here yet, or not known to be with this executor."""
+        known: list[TaskResult] = []
+        early: list[TaskResult] = []
+        for result in message.results:
+            task = self.tables.tasks.get(result.id)
+            wanted = task is None or (task.state < State.ASSIGNED and task.attempt <= result.attempt)
+            (early if wanted and not self.placement.has(worker, result.id) else known).append(result)
+        receipt = self.lifecycle.finished(worker, Finished(message.serial, known), now, kept=len(early))
+        for result in early:
+            self._held.pop(result.id, None)
+            self._blocked.pop(result.id, None)
+            if result.id in self._early:
+                self._drop(self._early.pop(result.id))
+            self._early[result.id] = (worker, receipt, result)
+            task = self.tables.tasks.get(result.id)
+            if task is not None:
+                self._claim(task)
+                self._release(result.id)
+        self._run(now)
+
+    def died(self, worker: WorkerState) -> None:
+        """The executor is gone; its results are as good as ever."""
+        self._expected.discard(worker.id)
+        for task_id in [task_id for task_id, held in self._held.items() if held[0] is worker]:
+            del self._held[task_id]
+
+    # --- submitters
+
+    def submit(self, session: Session, tasks: list[Task], now: float) -> None:
+        """Tasks, some of which may be running or done already, or come before their parents."""
+        self._work += [(session, spec) for spec in reversed(tasks)]
+        self._run(now)
+
+    def _run(self, now: float) -> None:
+        while self._work:
+            entry = self._work.pop()
+            if isinstance(entry, TaskState):
+                self._conclude(entry, now)
+            else:
+                self._submit(*entry, now)
+
+    def watch(self, session: Session, tasks: list[int]) -> None:
+        """Somebody wants the results of tasks, some of which may not be here yet."""
+        for task_id in tasks:
+            if task_id in self.tables.tasks:
+                self.lifecycle.watch(session, [task_id])
+            else:
+                self._watches.setdefault(task_id, []).append(session)
+
+    def _submit(self, session: Session, spec: Task, now: float) -> None:
+        missing = self._missing(spec)
+        if missing:
+            self._parked.setdefault(missing, []).append((session, spec))
+            return
+        self.lifecycle.submit(session, [spec], now)
+        task = self.tables.tasks.get(spec.id)
+        if task is None:
+            return
+        for watcher in self._watches.pop(spec.id, ()):
+            if self.tables.sessions.get(watcher.id) is watcher:
+                self.lifecycle.watch(watcher, [spec.id])
+        held = self._held.pop(spec.id, None)
+        if held is not None and not self._adopt(task, *held, now):
+            self._held[spec.id] = held
+        self._claim(task)
+        self._release(spec.id)
+
+    def _missing(self, spec: Task) -> int:
+        """A task that has to be here before this one; 0 if there is none."""
+        tasks = self.tables.tasks
+        if spec.id in tasks:
+            return 0
+        if spec.parent:
+            parent = tasks.get(spec.parent)
+            if parent is None or parent.state < State.ASSIGNED:
+                return spec.parent
+        for dep, payload in spec.deps or ():
+            if payload is None and dep not in tasks:
+                return dep
+        return next((handle for handle in spec.handles or () if handle not in tasks), 0)
+
+    def _release(self, task_id: int) -> None:
+        """What waited for this task is looked at again, before anything else."""
+        self._work += reversed(self._parked.pop(task_id, ()))
+
+    # --- fitting together
+
+    def _adopt(self, task: TaskState, worker: WorkerState, attempt: int, now: float) -> bool:
+        """A task that waits to be run turns out to be with an executor already."""
+        if task.state >= State.ASSIGNED or task.attempt > attempt:
+            return False
+        self.lifecycle.dequeue(task)
+        self.placement.adopt(worker, task, attempt, now)
+        message = self._blocked.pop(task.id, None)
+        if message is not None:
+            self.placement.blocked(worker, task, message.inline)
+        return True
+
+    def _claim(self, task: TaskState) -> None:
+        """A task whose result is here already ends, after the children that it submitted have come."""
+        early = self._early.get(task.id)
+        if early is None:
+            return
+        worker, _, result = early
+        if task.state < State.ASSIGNED and task.attempt <= result.attempt:
+            self.lifecycle.dequeue(task)
+            task.move(State.ASSIGNED)
+            task.worker, task.attempt = worker, result.attempt
+            self._work.append(task)
+        else:
+            self._drop(self._early.pop(task.id))
+
+    def _conclude(self, task: TaskState, now: float) -> None:
+        early = self._early.pop(task.id)
+        if task.state is State.DONE:
+            self._drop(early)
+        else:
+            self.lifecycle.conclude(task, early[1], early[2], now)
+            self.lifecycle.drain(now)
+
+    def _drop(self, early: tuple[WorkerState, Receipt, TaskResult]) -> None:
+        worker, receipt, result = early
+        self.lifecycle.discard(worker, result)
+        self.lifecycle.settle(receipt)
+
+    def _revoke(self, task_id: int, worker: WorkerState, attempt: int) -> None:
+        if worker.session is not None and self.tables.workers.get(worker.id) is worker:
+            self.tables.tell(worker.session, Revoke([(task_id, attempt)]))
+            self.tables.interrupts[worker.id] = worker
+
+    # --- the end of it
+
+    def _begin(self, now: float) -> None:
+        until = now + self.tables.limits.recovery
+        if self._until is None:
+            self.tables.at(until, self._end, None)
+        self._until = until
+
+    def _end(self, _: None, now: float) -> None:
+        assert self._until is not None
+        if now < self._until:
+            self.tables.at(self._until, self._end, None)
+            return
+        self._until = None
+        self._expected.clear()
+        self._blocked.clear()
+        held, self._held = self._held, {}
+        for task_id, (worker, attempt) in held.items():
+            self._revoke(task_id, worker, attempt)
+        early, self._early = self._early, {}
+        for entry in early.values():
+            self._drop(entry)
+        parked, self._parked = self._parked, {}
+        for waiting in parked.values():
+            for session, spec in waiting:
+                if self.tables.sessions.get(session.id) is session:
+                    self.lifecycle.submit(session, [spec], now)
+        watches, self._watches = self._watches, {}
+        for task_id, watchers in watches.items():
+            for session in watchers:
+                if self.tables.sessions.get(session.id) is session:
+                    self.lifecycle.watch(session, [task_id])
