@@ -207,6 +207,13 @@ class Model:
         )
         if not fits:
             raise InvalidInput(f"{self._where(tensor)} has the shape {_shown(shape)}, not {_shown(array.shape)}")
+        if array.dtype.kind == "O" and any(isinstance(element, bytes) for element in array.flat):
+            # onnxruntime would take str(b"a") for the text.
+            try:
+                texts = [element.decode() if isinstance(element, bytes) else element for element in array.flat]
+            except UnicodeDecodeError:
+                raise InvalidInput(f"{self._where(tensor)} takes text, and these bytes are not UTF-8") from None
+            array = np.array(texts, object).reshape(array.shape)
         return array
 
     def _where(self, tensor: TensorInfo) -> str:

@@ -199,3 +199,16 @@ def test_errors_at_loading(tmp_path: Path) -> None:
         model(tmp_path / "garbage.onnx")(ones(1))
     with pytest.raises(RuntimeError, match="cannot open"):
         model(tmp_path / "none.onnx")(ones(1))
+
+
+def test_text_may_come_as_bytes() -> None:
+    """Over HTTP it always does."""
+    content = tiny_onnx.model(
+        [tiny_onnx.node("Identity", ["s"], ["t"])],
+        [tiny_onnx.tensor("s", tiny_onnx.STRING, ("N",))],
+        [tiny_onnx.tensor("t", tiny_onnx.STRING, ("N",))],
+    )
+    run = model(content)
+    assert run(np.array([b"a", "b", "ü".encode()], object)).tolist() == ["a", "b", "ü"]
+    with pytest.raises(InvalidInput, match="not UTF-8"):
+        run(np.array([b"\xff"], object))
