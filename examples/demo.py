@@ -169,8 +169,8 @@ def keep(gateway: Gateway) -> None:
         file.write_bytes(sample.png)
         print(f"  curl --data-binary @{file} -H 'content-type: image/png' {gateway.url}{sample.path}")
     print(f"  curl {gateway.url}/metrics")
-    print("serving until Ctrl-C", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
+        print("serving until Ctrl-C", flush=True)
         signal.pause()
 
 
@@ -183,6 +183,8 @@ def main() -> int:
     parser.add_argument("--link", choices=("unix", "zmq"), default="unix", help="between processes (default: unix)")
     arguments = parser.parse_args()
     _OUT.mkdir(exist_ok=True)
+    # Whoever ends this program politely wants the gateway ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Gateway(_APPS, _OUT / "gateway.log", ["--link", arguments.link]) as gateway:
             wrong = asyncio.run(run(arguments, gateway))
