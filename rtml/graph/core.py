@@ -60,6 +60,10 @@ from rtml.messages import (
 #: Of a wake-up: (link number, its messages), or (link number, None) when the link closed.
 Arrivals = Iterable[tuple[int, list[Message] | None]]
 
+#: Seconds after which an executor that did not react to a signal gets another one; doubled each time up to the maximum.
+INTERRUPT_AGAIN = 0.02
+INTERRUPT_AGAIN_MAX = 1.0
+
 #: A worker is told that results are safe at the latest after so many messages.
 _SAFE_LAG_MAX = 16
 
@@ -125,6 +129,7 @@ class Core:
                     self.lifecycle.fail(task, error)
                 self.lifecycle.drain(now)
                 self.placement.schedule(now)
+        self._interrupt(now)
         return self._flush()
 
     def next_wakeup(self) -> float | None:
@@ -278,13 +283,33 @@ class Core:
 
     # --- outgoing
 
+    def _interrupt(self, now: float) -> None:
+        """Have executors signalled that must not wait for the end of their task to see a message."""
+        tables = self.tables
+        for worker in tables.interrupts.values():
+            self._signal(worker)
+            if not worker.repeating:
+                worker.repeating = True
+                tables.at(now + INTERRUPT_AGAIN, self._repeat, (worker, INTERRUPT_AGAIN))
+        tables.interrupts.clear()
+
+    def _signal(self, worker: WorkerState) -> None:
+        supervisor = worker.node.supervisor
+        if supervisor is not None and worker.session is not None and not worker.dying:
+            self.tables.tell(supervisor, Interrupt(worker.id))
+
+    def _repeat(self, repetition: tuple[WorkerState, float], now: float) -> None:
+        """A signal may overtake the message it is about, and be taken while it cannot be acted upon: send it again."""
+        worker, delay = repetition
+        unseen = worker.recalling or any(task.state is State.DONE for task in worker.queue.values())
+        worker.repeating = unseen and worker.id in self.tables.workers
+        if worker.repeating:
+            self._signal(worker)
+            delay = min(2 * delay, INTERRUPT_AGAIN_MAX)
+            self.tables.at(now + delay, self._repeat, (worker, delay))
+
     def _flush(self) -> list[Effect]:
         tables = self.tables
-        for interrupted in tables.interrupts.values():
-            supervisor = interrupted.node.supervisor
-            if supervisor is not None and interrupted.session is not None and not interrupted.dying:
-                tables.tell(supervisor, Interrupt(interrupted.id))
-        tables.interrupts.clear()
         effects = tables.effects
         for session in tables.dirty.values():
             if session.peer is None:

@@ -48,7 +48,6 @@ class Membership:
         session = tables.sessions.get(hello.session)
         if session is None:
             session = Session(hello.session, hello.role, hello.name)
-            session.slot = self._free_slot()
             tables.sessions[hello.session] = session
         elif session.peer is not None and session.peer != peer:
             tables.peers.pop(session.peer, None)
@@ -56,10 +55,11 @@ class Membership:
         session.peer = peer
         session.gone_at = None
         session.timings = hello.timings
+        session.data_only = hello.data_only
         session.epoch = hello.epoch
         tables.peers[peer] = session
         cpus = sum(node.cpu for node in tables.nodes.values())
-        session.outbox[:0] = [Welcome(tables.epoch, session.slot, cpus=cpus), *tables.resend(session)]
+        session.outbox[:0] = [Welcome(tables.epoch, cpus=cpus), *tables.resend(session)]
         tables.dirty[session.id] = session
         if hello.role in (EXECUTOR, ASYNC_EXECUTOR):
             self._executor(session, hello, now)
@@ -75,13 +75,6 @@ class Membership:
         if known is not None and (known.role != hello.role or known.name != hello.name):
             return f"session id {hello.session:x} is taken; choose another"
         return ""
-
-    def _free_slot(self) -> int:
-        taken = {session.slot for session in self.tables.sessions.values()}
-        slot = 1
-        while slot in taken:
-            slot += 1
-        return slot
 
     def _executor(self, session: Session, hello: Hello, now: float) -> None:
         tables = self.tables
@@ -155,6 +148,7 @@ class Membership:
         alive = {listed[0] for listed in message.executors}
         for worker in [worker for worker in node.workers.values() if worker.id not in alive]:
             self.died(ExecutorDied(worker.id, "gone when the supervisor came back"), now)
+        self.placement.recheck()
 
     def started(self, message: ExecutorStarted) -> None:
         """A supervisor forked an executor on its own account (to replace a dead one)."""

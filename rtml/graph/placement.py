@@ -495,6 +495,7 @@ class Placement:
                     task.graph.id,
                     task.chain() if spec.parent else None,
                     under,
+                    task.session.data_only,
                 )
             )
             if task.profile.timeout is not None:

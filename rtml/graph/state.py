@@ -118,8 +118,8 @@ class Session:
         self.name = name
         #: link number; None while disconnected
         self.peer: int | None = None
-        self.slot = 0
         self.timings = False
+        self.data_only = False
         #: the dispatcher incarnation that it had spoken to before its last Hello
         self.epoch = 0
         #: unfinished root tasks, in order of submission
@@ -316,6 +316,8 @@ class WorkerState:
         self.functions: set[int] = set()
         self.outgoing: list[Attempt] = []
         self.recalling = False
+        #: signals are repeated until it reacts
+        self.repeating = False
         self.leaving = False
         self.dying = False
         self.lagging = False
