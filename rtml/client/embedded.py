@@ -92,6 +92,12 @@ class Embedded:
         shutil.rmtree(self.session_dir, ignore_errors=True)
         Store.remove(self.shm_dir)
 
+    @property
+    def pid(self) -> int:
+        """Of the supervisor: when it ends, so has the tree."""
+        assert self._process is not None, "started"
+        return self._process.pid
+
     def obstacle(self) -> str:
         """Why the tree is not there, or ""."""
         code = None if self._process is None else self._process.poll()
