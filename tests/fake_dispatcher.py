@@ -71,6 +71,7 @@ class FakeDispatcher:
         self.frames = 0
         self.held: list[int] = []
         self._serial: dict[int, int] = {}
+        self._peers: set[int] = set()
         self._gate = threading.Event()
         self._stop = threading.Event()
         self._jobs: list[Callable[[], None]] = []
@@ -79,9 +80,10 @@ class FakeDispatcher:
 
     def close(self) -> None:
         """Stop and close all links."""
-        self._stop.set()
-        self._thread.join()
-        self.hub.close()
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self.hub.close()
 
     def open_gate(self) -> None:
         """Let the tasks named "hold" end."""
@@ -110,8 +112,9 @@ class FakeDispatcher:
         done = threading.Event()
 
         def job() -> None:
-            for peer in set(self._serial):
+            for peer in self._peers:
                 self.hub.close_peer(peer)
+            self._peers.clear()
             done.set()
 
         self._jobs.append(job)
@@ -129,6 +132,7 @@ class FakeDispatcher:
                 if frame is None:
                     continue
                 self.frames += 1
+                self._peers.add(peer)
                 for message in decode(frame):
                     self.received.append(message)
                     self._handle(peer, message, out, done)
@@ -145,16 +149,18 @@ class FakeDispatcher:
     ) -> None:
         if isinstance(message, Hello):
             self._serial.setdefault(peer, 0)
-            out.setdefault(peer, []).append(Welcome(self.epoch, 0))
+            out.setdefault(peer, []).append(Welcome(self.epoch))
         elif peer not in self._serial:
             out[peer] = [Rehello(self.epoch)]
         elif isinstance(message, Define):
             self.functions.update({function.id: function for function in message.functions})
         elif isinstance(message, Submit):
             for task in message.tasks:
-                if task.id not in self.tasks:
+                self.submitter[task.id] = peer
+                if task.id in self.results:
+                    done.setdefault(peer, []).append(self.results[task.id])
+                elif task.id not in self.tasks:
                     self.tasks[task.id] = task
-                    self.submitter[task.id] = peer
                     self._finish(task.id, done)
         elif isinstance(message, Cancel):
             for number in message.tasks:

@@ -88,7 +88,9 @@ class Client(concurrent.futures.Executor):
         self._forks = forks()
         #: Futures captured by the definitions of functions, by function id: they live as long as this client.
         self._captured: dict[int, list[Future[Any]]] = {}
+        #: No more calls: shut down, or the connection is lost for good (`_lost`).
         self._closed = False
+        self._lost: BaseException | None = None
         self._sequence = itertools.count(1)
         #: Unresolved futures by id. Strong: a task whose future was dropped still runs and is still accounted for.
         self._pending: dict[int, Future[Any]] = {}
@@ -108,7 +110,7 @@ class Client(concurrent.futures.Executor):
     @property
     def closed(self) -> bool:
         """Whether `shutdown` was called, or the process was forked from the client's."""
-        return self._closed or self._forks != forks()
+        return (self._closed and self._lost is None) or self._forks != forks()
 
     def open(self) -> Client:
         """Start the driver. Raises what the driver raises when it cannot connect."""
@@ -147,7 +149,7 @@ class Client(concurrent.futures.Executor):
         budget = options.deadline if options is not None and options.deadline is not None else function.options.deadline
         task = Task(
             0, function.id, encoded.payload, 0 if parent is None else parent.id,
-            None, None, options, encoded.batch_key, encoded.items,
+            None, None, options, encoded.batch_key, encoded.items if function.rows else 1,
         )  # fmt: skip
         failure = None
         with self.lock:
@@ -335,6 +337,7 @@ class Client(concurrent.futures.Executor):
     def fail_all(self, error: BaseException) -> None:
         """The connection is lost for good: all futures end with `error`."""
         with self.lock:
+            self._lost, self._closed = error, True
             futures = list(self._pending.values())
             self.core.cancel(list(self._pending))
             self._pending.clear()
@@ -429,6 +432,8 @@ class Client(concurrent.futures.Executor):
                 f"this rtml client belongs to process {self._pid}, from which this one was forked; "
                 "call rtml.connect() in the child to get its own, or use multiprocessing's 'spawn'"
             )
+        if self._lost is not None:
+            raise ConnectionLost(str(self._lost))
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
@@ -496,6 +501,8 @@ class Client(concurrent.futures.Executor):
             future = self._handles[task] = Future(self, task)
             future._held = [_Lease(self, "unwatch", task)]
             self.core.watch(task)
+        elif task not in self._handles and self.core.keep(task):
+            future._held = [*(future._held or ()), _Lease(self, "unwatch", task)]
         return future
 
     def _hold(self, future: Future[Any], result: TaskResult) -> None:
@@ -536,6 +543,7 @@ class Client(concurrent.futures.Executor):
         self.driver.close()
         if self._pending:
             self.fail_all(ConnectionLost("the client was closed"))
+            self._lost = None
         self._groups.clear()
         self.store.close()
         resource, self._resource = self._resource, None

@@ -121,6 +121,8 @@ class Connector:
             deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
             while (left := deadline - time.monotonic()) > 0:
                 if self._welcomed(link.recv(left), client, peer):
+                    # Links make their descriptor when it is first asked for; two threads may do that soon.
+                    link.fileno()
                     return link
             raise ConnectionLost(f"the dispatcher at {self.address} did not answer")
         except BaseException:

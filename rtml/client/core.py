@@ -35,6 +35,7 @@ from rtml.messages import (
     Function,
     Hello,
     Message,
+    ObjectRef,
     Options,
     Query,
     Rehello,
@@ -145,8 +146,17 @@ class ClientCore:
             self._awaited.add(task)
             self._watch.append(task)
 
+    def keep(self, task: int) -> bool:
+        """A handle of this task came back in a value; False if that is known.
+
+        The dispatcher keeps the task for us until `unwatch`, although it is our own and its result comes anyway.
+        """
+        known = task in self._watched
+        self._watched.add(task)
+        return not known
+
     def unwatch(self, task: int) -> None:
-        """No handle of this foreign task is left here."""
+        """No handle of this foreign (or kept) task is left here."""
         if task in self._watched:
             self._watched.discard(task)
             self._awaited.discard(task)
@@ -309,8 +319,16 @@ class ClientCore:
             for result in new:
                 self._deadlines.pop(result.id, None)
         if self._cancelled:
-            self._cancelled.difference_update([result.id for result in message.results])
+            self._let_go([result for result in message.results if result.id in self._cancelled])
         return new
+
+    def _let_go(self, results: list[TaskResult]) -> None:
+        """Cancelled tasks have ended. If one was done before, nobody wants what its value holds."""
+        for result in results:
+            self._cancelled.discard(result.id)
+            if isinstance(result.payload, ObjectRef):
+                self._release.append(result.payload.id)
+            self._unwatch += [handle for handle in result.handles or () if handle not in self._watched]
 
     def _welcome(self, epoch: int) -> None:
         if epoch == self.epoch:

@@ -84,7 +84,8 @@ class ThreadDriver:
         self._bell_read = self._bell_write = -1
         self._helper: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_flush_due = False
+        #: The loop whose turn ends with a flush. (A loop may be closed before: then it is just not the next one.)
+        self._loop_due: asyncio.AbstractEventLoop | None = None
 
     # --- the client's side --------------------------------------------------------------------------------------------
 
@@ -170,8 +171,8 @@ class ThreadDriver:
                 loop.add_reader(link.fileno(), self._turn)
                 self._loop = loop
                 self._ring()
-        if not self._loop_flush_due:
-            self._loop_flush_due = True
+        if self._loop_due is not loop:
+            self._loop_due = loop
             loop.call_soon(self._flush_in_loop)
 
     def close(self) -> None:
@@ -280,7 +281,7 @@ class ThreadDriver:
     # --- the event loop -----------------------------------------------------------------------------------------------
 
     def _flush_in_loop(self) -> None:
-        self._loop_flush_due = False
+        self._loop_due = None
         if self._client.core.urgent:
             self.flush()
 

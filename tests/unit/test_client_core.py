@@ -32,7 +32,7 @@ FUNCTION = Function(9, "f", "m:f")
 
 def make(window: int = 100) -> ClientCore:
     core = ClientCore(1, window)
-    core.receive(Welcome(7, 0), 0.0)
+    core.receive(Welcome(7), 0.0)
     core.define(FUNCTION)
     return core
 
@@ -228,7 +228,7 @@ def test_serials_begin_anew_only_with_another_incarnation(epoch: int) -> None:
     submit(core, 1, 2)
     core.flush(0.0)
     core.receive(results(5, 1), 0.0)
-    core.receive(Welcome(epoch, 0), 0.0)
+    core.receive(Welcome(epoch), 0.0)
     core.resume(0.0)
     core.receive(results(1, 2), 0.0)
     acks = [message.serial for message in core.flush(0.0) if isinstance(message, Ack)]
