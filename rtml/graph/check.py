@@ -272,20 +272,19 @@ def _receipts(core: Core) -> Iterable[object]:
 
 
 def _holds(core: Core) -> Iterable[object]:
-    """A task counts the handles that sessions and unfinished tasks have of it."""
+    """A task counts the handles that sessions, unfinished tasks, and the values of ended ones have of it."""
     handles: Counter[int] = Counter()
     for session in core.tables.sessions.values():
-        for task_id, count in session.held.items():
-            handles[task_id] += count
-    for task in _live(core):
-        handles.update(task.spec.handles or ())
+        handles.update(session.held)
+    for task in _all_tasks(core):
+        handles.update(task.inner if task.state is State.DONE else task.spec.handles or ())
     for task in _all_tasks(core):
         if task.holds != handles[task.id]:
             yield task.id, "holds", task.holds, "handles", handles[task.id]
 
 
 def _objects(core: Core) -> Iterable[object]:
-    """A stored object is needed by somebody who is known: a session that was given it, or an unfinished task."""
+    """A stored object is needed by somebody who is known: a session that got it, or a task (as input or result)."""
     tables = core.tables
     for object_id, stored in tables.objects.items():
         if not stored.holders:
@@ -295,7 +294,9 @@ def _objects(core: Core) -> Iterable[object]:
             task = tables.tasks.get(holder)
             if session is not None and object_id in session.objects:
                 continue
-            if task is None or task.state is State.DONE:
+            payload = None if task is None or task.result is None else task.result.payload
+            own = isinstance(payload, ObjectRef) and payload.id == object_id
+            if task is None or (task.state is State.DONE and not own):
                 yield object_id, "is held by", holder, "which is gone"
     for session in tables.sessions.values():
         for object_id in session.objects:
@@ -315,14 +316,12 @@ def _inputs(core: Core) -> Iterable[object]:
 
 
 def _peers(core: Core) -> Iterable[object]:
-    """Links and connected sessions belong together one to one, and each session has a slot of its own."""
+    """Links and connected sessions belong together one to one."""
     tables = core.tables
     yield from (peer for peer, session in tables.peers.items() if session.peer != peer)
     for session in tables.sessions.values():
         if session.peer is not None and tables.peers.get(session.peer) is not session:
             yield session.id, session.peer
-    slots = Counter(session.slot for session in tables.sessions.values())
-    yield from (slot for slot, count in slots.items() if count > 1)
 
 
 def _nodes(core: Core) -> Iterable[object]:

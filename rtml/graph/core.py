@@ -4,10 +4,11 @@
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
-with everything known), then each peer gets one frame. Five parts share the tables and own the decisions:
+with everything known), then each peer gets one frame. Six parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
     Lifecycle    a task from submission to its one result
+    Keeping      what is kept for whom, and when it is forgotten
     Placement    which ready task runs where, and in which batch
     Recovery     what is known again after a restart
     Pools        how many executors there are, and what can never run
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from rtml.graph.keeping import Keeping
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
 from rtml.graph.placement import Placement
@@ -80,7 +82,8 @@ class Core:
         self.tables = Tables(epoch, limits or Limits())
         self.pools = Pools(self.tables)
         self.placement = Placement(self.tables, self.pools)
-        self.lifecycle = Lifecycle(self.tables, self.placement)
+        self.keeping = Keeping(self.tables)
+        self.lifecycle = Lifecycle(self.tables, self.placement, self.keeping)
         self.recovery = Recovery(self.tables, self.placement, self.lifecycle)
         self.membership = Membership(self.tables, self.pools, self.placement, self.lifecycle, self.recovery)
         self.placement.on_timeout = self.lifecycle.timed_out
@@ -171,10 +174,10 @@ class Core:
         else:
             self.lifecycle.submit(session, message.tasks, now)
         if message.ack:
-            self.lifecycle.acknowledged(session, message.ack)
+            self.keeping.acknowledged(session, message.ack)
 
     def _ack(self, session: Session, message: Ack, now: float) -> None:
-        self.lifecycle.acknowledged(session, message.serial)
+        self.keeping.acknowledged(session, message.serial)
 
     def _define(self, session: Session, message: Define, now: float) -> None:
         for function in message.functions:
@@ -187,13 +190,13 @@ class Core:
         if self.recovery.active:
             self.recovery.watch(session, message.tasks)
         else:
-            self.lifecycle.watch(session, message.tasks)
+            self.keeping.watch(session, message.tasks)
 
     def _unwatch(self, session: Session, message: Unwatch, now: float) -> None:
-        self.lifecycle.unwatch(session, message.tasks)
+        self.keeping.unwatch(session, message.tasks)
 
     def _release(self, session: Session, message: Release, now: float) -> None:
-        self.lifecycle.release(session, message.objects)
+        self.keeping.release(session, message.objects)
 
     def _query(self, session: Session, message: Query, now: float) -> None:
         if session.peer is not None:

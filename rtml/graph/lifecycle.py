@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
 from rtml.graph.queues import PATIENCE
 from rtml.graph.state import (
@@ -22,12 +23,11 @@ from rtml.graph.state import (
     Receipt,
     Session,
     State,
-    StoredObject,
     TaskState,
     WorkerState,
     failure,
 )
-from rtml.graph.tables import Ended, Tables, Unlink
+from rtml.graph.tables import Ended, Tables
 from rtml.messages import (
     CANCELLED,
     ERROR,
@@ -35,10 +35,8 @@ from rtml.messages import (
     OK,
     ErrorInfo,
     Finished,
-    Free,
     KillExecutor,
     ObjectRef,
-    Results,
     Revoke,
     Task,
     TaskResult,
@@ -49,9 +47,10 @@ from rtml.messages import (
 class Lifecycle:
     """Decides what becomes of tasks."""
 
-    def __init__(self, tables: Tables, placement: Placement) -> None:
+    def __init__(self, tables: Tables, placement: Placement, keeping: Keeping) -> None:
         self.tables = tables
         self.placement = placement
+        self.keeping = keeping
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
 
     # --- submission
@@ -153,7 +152,7 @@ class Lifecycle:
             inputs.append(payload)
             if payload is not None:
                 if payload.__class__ is ObjectRef:
-                    self._need(task, payload)
+                    self.keeping.need(task.id, payload)
                 continue
             dep = self.tables.tasks.get(dep_id)
             if dep is None:
@@ -182,16 +181,12 @@ class Lifecycle:
         assert task.inputs is not None
         task.inputs[position] = result.payload
         if isinstance(result.payload, ObjectRef):
-            self._need(task, result.payload)
+            self.keeping.need(task.id, result.payload)
         if not task.batch_key and result.batch_key and position == 0:
             task.batch_key = result.batch_key
+        if task.function.definition.rows:
+            task.spec.items = max(task.spec.items, result.items)
         return True
-
-    def _need(self, task: TaskState, ref: ObjectRef) -> None:
-        """Keep an object for a task that has it as an input."""
-        stored = self.tables.objects.get(ref.id)
-        if stored is not None:
-            stored.holders.add(task.id)
 
     def _make_ready(self, task: TaskState, now: float) -> None:
         task.move(State.READY)
@@ -212,35 +207,24 @@ class Lifecycle:
             task = self.placement.reported(worker, result, now)
             if task is None or task.state is State.DONE:
                 receipt.remaining -= 1
-                self.discard(worker, result)
+                self.keeping.discard(worker, result)
             else:
                 self.conclude(task, receipt, result, now)
         if self._ending:
             self.drain(now)
         if not receipt.remaining:
-            self._advance(worker)
+            self.keeping.advance(worker)
         return receipt
 
     def conclude(self, task: TaskState, receipt: Receipt, result: TaskResult, now: float) -> None:
         """An assigned task's attempt has ended: so does the task, or it is tried again."""
         if result.outcome == ERROR and result.retryable and task.failures < task.profile.retries:
-            self.settle(receipt)
+            self.keeping.settle(receipt)
             task.failures += 1
             self.again(task, now)
         else:
             task.receipt = receipt
             self.end(task, result, now)
-
-    def settle(self, receipt: Receipt) -> None:
-        """One result of the message is safe, or nobody wants it."""
-        receipt.remaining -= 1
-        if not receipt.remaining:
-            self._advance(receipt.worker)
-
-    def discard(self, worker: WorkerState, result: TaskResult) -> None:
-        """A result nobody wants: its object goes back at once."""
-        if isinstance(result.payload, ObjectRef) and worker.session is not None:
-            self.tables.tell(worker.session, Free([result.payload.id]))
 
     def again(self, task: TaskState, now: float) -> None:
         """Put a task whose attempt ended without a result back among the ready ones."""
@@ -332,9 +316,8 @@ class Lifecycle:
         spec = task.spec
         if spec.deps or spec.handles:
             self._let_go(task)
-        payload = result.payload
-        if payload.__class__ is ObjectRef:
-            self._store(task, payload)
+        if result.handles or result.payload.__class__ is ObjectRef:
+            self.keeping.keep(task, result)
         session = task.session
         worker = task.worker
         slack = None if task.deadline is None else task.deadline - now
@@ -351,14 +334,12 @@ class Lifecycle:
             session.results.append(result)
             tables.dirty[session.id] = session
         else:
-            self._safe(task)
-        if result.handles:
-            self._hand_over(session, result.handles)
+            self.keeping.safe(task)  # nobody waits for it
         if task.dependents is not None:
             self._resolve(task, now)
         if task.watchers is not None:
             for watcher in task.watchers:
-                self._tell_watcher(watcher, task)
+                self.keeping.tell_watcher(watcher, task)
             task.watchers = None
         task.inputs = None
 
@@ -399,16 +380,10 @@ class Lifecycle:
     def _let_go(self, task: TaskState) -> None:
         """The task needs its dependencies and handles no more."""
         for handle in task.spec.handles or ():
-            self._unhold(handle)
+            self.keeping.unhold(handle)
         for payload in task.inputs or ():
             if isinstance(payload, ObjectRef):
-                self.unneeded(payload.id, task.id)
-
-    def _store(self, task: TaskState, ref: ObjectRef) -> None:
-        if task.worker is not None:
-            stored = self.tables.objects[ref.id] = StoredObject(ref, task.worker)
-            stored.holders.add(task.session.id)
-            task.session.objects.add(ref.id)
+                self.keeping.unneeded(payload.id, task.id)
 
     def _resolve(self, task: TaskState, now: float) -> None:
         """Supply those who waited for this task."""
@@ -421,120 +396,6 @@ class Lifecycle:
                 if not dependent.waiting and dependent.state is State.WAITING:
                     self._make_ready(dependent, now)
         task.dependents = None
-
-    # --- keeping and forgetting
-
-    def acknowledged(self, session: Session, serial: int) -> None:
-        """All results up to `serial` are safe with their submitter."""
-        unacked = session.unacked
-        while unacked and unacked[0].serial <= serial:
-            self._safe_all(unacked.popleft())
-
-    def _safe_all(self, sent: Results) -> None:
-        tasks = self.tables.tasks
-        for result in sent.results:
-            task = tasks.get(result.id)
-            if task is not None:
-                self._safe(task)
-
-    def _safe(self, task: TaskState) -> None:
-        """The submitter has the result."""
-        receipt = task.receipt
-        if receipt is not None:
-            task.receipt = None
-            self.settle(receipt)
-        task.acknowledged = True
-        if not task.holds:
-            self.tables.tasks.pop(task.id, None)
-
-    def _advance(self, worker: WorkerState) -> None:
-        receipts = worker.receipts
-        while receipts and not receipts[0].remaining:
-            worker.safe = max(worker.safe, receipts.popleft().serial)
-
-    def _hand_over(self, session: Session, handles: list[int]) -> None:
-        """The receiver of a value with futures inside holds them until it says `Unwatch`."""
-        for handle in handles:
-            task = self.tables.tasks.get(handle)
-            if task is not None:
-                task.holds += 1
-                session.held[handle] = session.held.get(handle, 0) + 1
-
-    def _unhold(self, task_id: int) -> None:
-        task = self.tables.tasks.get(task_id)
-        if task is not None and task.holds:
-            task.holds -= 1
-            if not task.holds and task.acknowledged:
-                self.tables.tasks.pop(task_id, None)
-
-    def unneeded(self, object_id: int, holder: int) -> None:
-        """A session or task needs an object no more; the last one frees it at its owner."""
-        stored = self.tables.objects.get(object_id)
-        if stored is None:
-            return
-        stored.holders.discard(holder)
-        if stored.holders:
-            return
-        del self.tables.objects[object_id]
-        owner = stored.worker.session
-        if owner is not None and owner.id in self.tables.sessions:
-            self.tables.tell(owner, Free([object_id]))
-        else:
-            self.tables.effects.append(Unlink(stored.ref))
-
-    def release(self, session: Session, objects: list[int]) -> None:
-        """A submitter dropped results that lie in shared memory."""
-        for object_id in objects:
-            session.objects.discard(object_id)
-            self.unneeded(object_id, session.id)
-
-    def forget_session(self, session: Session) -> None:
-        """The submitter is gone for good: nothing is kept for it any more."""
-        for sent in session.unacked:
-            self._safe_all(sent)
-        self._safe_all(Results(0, session.results))
-        session.unacked.clear()
-        session.results = []
-        for task_id, holds in session.held.items():
-            for _ in range(holds):
-                self._unhold(task_id)
-        session.held.clear()
-        self.release(session, list(session.objects))
-
-    # --- handles
-
-    def watch(self, session: Session, ids: list[int]) -> None:
-        """Somebody with a handle wants the result of a task it did not submit."""
-        for task_id in ids:
-            task = self.tables.tasks.get(task_id)
-            if task is None:
-                error = failure("ObjectLost", "the future's task is not known (any more); its submitter may have ended")
-                session.watch_results.append(TaskResult(task_id, 0, ERROR, error=error))
-                self.tables.dirty[session.id] = session
-            elif task.result is not None:
-                self._tell_watcher(session, task)
-            else:
-                task.watchers = [*(task.watchers or ()), session]
-
-    def unwatch(self, session: Session, ids: list[int]) -> None:
-        """The session's handles of these tasks are gone."""
-        for task_id in ids:
-            for _ in range(session.held.pop(task_id, 0)):
-                self._unhold(task_id)
-            task = self.tables.tasks.get(task_id)
-            if task is not None and task.watchers:
-                task.watchers = [watcher for watcher in task.watchers if watcher is not session] or None
-
-    def _tell_watcher(self, watcher: Session, task: TaskState) -> None:
-        result = task.result
-        assert result is not None
-        watcher.watch_results.append(result)
-        self.tables.dirty[watcher.id] = watcher
-        if isinstance(result.payload, ObjectRef):
-            stored = self.tables.objects.get(result.payload.id)
-            if stored is not None:
-                stored.holders.add(watcher.id)
-                watcher.objects.add(result.payload.id)
 
 
 def _timing(task: TaskState, result: TaskResult, now: float, slack: float | None) -> Timing:

@@ -194,7 +194,7 @@ class Membership:
         for task in list(session.children.values()):
             self.lifecycle.cancel_tree(task, "its submitter is gone")
         self.lifecycle.drain(now)
-        self.lifecycle.forget_session(session)
+        self.lifecycle.keeping.forget_session(session)
 
     def died(self, message: ExecutorDied, now: float) -> None:
         """An executor process ended: its tasks run elsewhere, and who is to blame is charged (D7)."""

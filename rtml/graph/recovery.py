@@ -135,7 +135,7 @@ class Recovery:
         """Somebody wants the results of tasks, some of which may not be here yet."""
         for task_id in tasks:
             if task_id in self.tables.tasks:
-                self.lifecycle.watch(session, [task_id])
+                self.lifecycle.keeping.watch(session, [task_id])
             else:
                 self._watches.setdefault(task_id, []).append(session)
 
@@ -150,7 +150,7 @@ class Recovery:
             return
         for watcher in self._watches.pop(spec.id, ()):
             if self.tables.sessions.get(watcher.id) is watcher:
-                self.lifecycle.watch(watcher, [spec.id])
+                self.lifecycle.keeping.watch(watcher, [spec.id])
         held = self._held.pop(spec.id, None)
         if held is not None and not self._adopt(task, *held, now):
             self._held[spec.id] = held
@@ -212,8 +212,8 @@ class Recovery:
 
     def _drop(self, early: tuple[WorkerState, Receipt, TaskResult]) -> None:
         worker, receipt, result = early
-        self.lifecycle.discard(worker, result)
-        self.lifecycle.settle(receipt)
+        self.lifecycle.keeping.discard(worker, result)
+        self.lifecycle.keeping.settle(receipt)
 
     def _revoke(self, task_id: int, worker: WorkerState, attempt: int) -> None:
         if worker.session is not None and self.tables.workers.get(worker.id) is worker:
@@ -251,4 +251,4 @@ class Recovery:
         for task_id, watchers in watches.items():
             for session in watchers:
                 if self.tables.sessions.get(session.id) is session:
-                    self.lifecycle.watch(session, [task_id])
+                    self.lifecycle.keeping.watch(session, [task_id])

@@ -19,6 +19,7 @@ a late result from a current one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from rtml.messages import (
@@ -132,8 +133,8 @@ class Session:
         self.unacked: deque[Results] = deque()
         #: objects delivered to this session and not yet released
         self.objects: set[int] = set()
-        #: tasks kept because this session has handles of them: task id -> how many
-        self.held: dict[int, int] = {}
+        #: tasks kept because this session has handles of them
+        self.held: set[int] = set()
         #: other messages for this peer, in this wake-up
         self.outbox: list[Message] = []
         self.worker: WorkerState | None = None
@@ -173,6 +174,8 @@ class TaskState:
     lane: Any = None
     #: other tasks and sessions that need the result kept
     holds: int = 0
+    #: tasks whose futures are inside of the result
+    inner: Sequence[int] = ()
     #: the submitter has the result: only `holds` keep the record
     acknowledged: bool = False
     failures: int = 0

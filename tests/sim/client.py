@@ -29,7 +29,7 @@ class Client(Process):
 
     def __init__(self, world: World, number: int, dispatcher: Dispatcher, roots: list[Plan]) -> None:
         super().__init__(world, f"client{number}", dispatcher)
-        self.submitter = Submitter(world, world.new_session())
+        self.submitter = Submitter(world, world.new_session(), world.settings.window)
         self.roots = roots
         self.futures: list[Future] = []
         self._flush_due = False

@@ -124,7 +124,7 @@ def run_seed(seed: int, verbose: bool = False) -> Verdict:
         simulation.run()
     except Violation as problem:
         error = str(problem)
-    except Exception as problem:  # noqa: BLE001 - whatever a core raises is a finding
+    except Exception as problem:
         last = traceback.extract_tb(problem.__traceback__)[-1]
         error = f"{type(problem).__name__} in {last.name}, line {last.lineno}: {problem}"
     lines = hashlib.sha256()

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rtml.client.core import ClientCore
-from rtml.messages import OK, ErrorInfo, Message, ObjectRef, Task, TaskResult, task_id
+from rtml.client.core import WINDOW, ClientCore
+from rtml.messages import OK, ErrorInfo, Message, ObjectRef, Results, Task, TaskResult, task_id
 from tests.sim.plans import FUNCTIONS, Plan
 from tests.sim.world import Violation, World
 
@@ -58,6 +58,8 @@ class Future:
     id: int
     plan: Plan | None = None
     foreign: bool = False
+    #: its own, but a handle of it came back
+    kept: bool = False
     done: bool = False
     payload: bytes | ObjectRef | None = None
     error: ErrorInfo | None = None
@@ -74,12 +76,13 @@ class Submitter:
     Args:
         world: the simulation.
         session: its number.
+        window: most unresolved tasks at the dispatcher. Never reached in an executor: its tasks may need their own.
     """
 
-    def __init__(self, world: World, session: int) -> None:
+    def __init__(self, world: World, session: int, window: int = WINDOW) -> None:
         self.world = world
         self.session = session
-        self.core = ClientCore(session, world.settings.window)
+        self.core = ClientCore(session, window)
         self.known: dict[int, Future] = {}
         self._kept: dict[int, list[Future]] = {}
         self._sequence = 0
@@ -129,6 +132,8 @@ class Submitter:
         if future is None:
             future = self.known[number] = Future(number, foreign=True)
             self.core.watch(number)
+        elif not future.foreign and self.core.keep(number):
+            future.kept = True
         return self.hold(future)
 
     def hold(self, future: Future) -> Future:
@@ -147,7 +152,7 @@ class Submitter:
             del self.known[future.id]
         if isinstance(future.payload, ObjectRef):
             self.core.release([future.payload.id])
-        if future.foreign:
+        if future.foreign or future.kept:
             self.core.unwatch(future.id)
         inner, future.inner = future.inner, []
         for each in inner:
@@ -159,11 +164,14 @@ class Submitter:
         """Apply a message of the dispatcher."""
         for result in self.core.receive(message, self.world.now):
             self._resolve(result)
+        if isinstance(message, Results):
+            # Cancelled ones too.
+            for result in message.results:
+                for kept in self._kept.pop(result.id, ()):
+                    self.drop(kept)
 
     def _resolve(self, result: TaskResult) -> None:
         future = self.known.get(result.id)
-        for kept in self._kept.pop(result.id, ()):
-            self.drop(kept)
         if future is None or (future.done and not future.error):
             raise Violation(f"session {self.session} got a result that it does not wait for: {result}")
         future.done = True

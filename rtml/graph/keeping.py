@@ -1,0 +1,198 @@
+"""What is kept for whom, and when it is forgotten: results, shared-memory objects, tasks that somebody has a handle of.
+
+* A result is kept until its submitter acknowledged it; an executor is told which of its results are safe.
+* The record of an ended task is kept beyond that while somebody *holds* it: a session that watches it or got its
+  handle inside of a value, a task that has its handle among its arguments, a kept record that has it inside its value.
+* An object is kept while somebody needs it: the session that got it, a task that has it as an input, the record of the
+  task whose result it is. The last one frees it at its owner.
+"""
+
+from __future__ import annotations
+
+from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
+from rtml.graph.tables import Tables, Unlink
+from rtml.messages import ERROR, Free, ObjectRef, Results, TaskResult
+
+
+class Keeping:
+    """Decides what may be forgotten."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+
+    # --- results
+
+    def acknowledged(self, session: Session, serial: int) -> None:
+        """All results up to `serial` are safe with their submitter."""
+        unacked = session.unacked
+        while unacked and unacked[0].serial <= serial:
+            self._safe_all(unacked.popleft())
+
+    def _safe_all(self, sent: Results) -> None:
+        tasks = self.tables.tasks
+        for result in sent.results:
+            task = tasks.get(result.id)
+            if task is not None:
+                self.safe(task)
+
+    def safe(self, task: TaskState) -> None:
+        """The submitter has the result, or will never want it."""
+        receipt = task.receipt
+        if receipt is not None:
+            task.receipt = None
+            self.settle(receipt)
+        task.acknowledged = True
+        if not task.holds:
+            self._forget(task)
+
+    def settle(self, receipt: Receipt) -> None:
+        """One result of the executor's message is safe, or nobody wants it."""
+        receipt.remaining -= 1
+        if not receipt.remaining:
+            self.advance(receipt.worker)
+
+    def advance(self, worker: WorkerState) -> None:
+        """Messages of which all results are safe may be forgotten by the executor, in order."""
+        receipts = worker.receipts
+        while receipts and not receipts[0].remaining:
+            worker.safe = max(worker.safe, receipts.popleft().serial)
+
+    def discard(self, worker: WorkerState, result: TaskResult) -> None:
+        """A result nobody wants: its object goes back at once."""
+        if isinstance(result.payload, ObjectRef) and result.payload.id not in self.tables.objects:
+            self._free(worker, result.payload)
+
+    # --- records
+
+    def keep(self, task: TaskState, result: TaskResult) -> None:
+        """The record of a task that ends keeps what its value refers to; so does who gets the value."""
+        session = task.session
+        known = session.id in self.tables.sessions
+        if result.handles:
+            task.inner = [handle for handle in result.handles if handle in self.tables.tasks]
+            for handle in task.inner:
+                self.tables.tasks[handle].holds += 1
+            if known:
+                self.hold(session, task.inner)
+        ref = result.payload
+        if isinstance(ref, ObjectRef) and task.worker is not None:
+            stored = self.tables.objects[ref.id] = StoredObject(ref, task.worker)
+            stored.holders.add(task.id)
+            if known:
+                stored.holders.add(session.id)
+                session.objects.add(ref.id)
+
+    def hold(self, session: Session, handles: list[int]) -> None:
+        """The session has handles of these tasks, until it says `Unwatch` or ends."""
+        for handle in handles:
+            task = self.tables.tasks.get(handle)
+            if task is not None and handle not in session.held:
+                task.holds += 1
+                session.held.add(handle)
+
+    def unhold(self, task_id: int) -> None:
+        """One holder less."""
+        task = self.tables.tasks.get(task_id)
+        if task is not None:
+            task.holds -= 1
+            if not task.holds and task.acknowledged:
+                self._forget(task)
+
+    def _forget(self, task: TaskState) -> None:
+        """Nobody can ask for this result any more; nor, by way of it, for what it alone kept."""
+        pending = [task]
+        while pending:
+            task = pending.pop()
+            self.tables.tasks.pop(task.id, None)
+            if task.result is not None and isinstance(task.result.payload, ObjectRef):
+                self.unneeded(task.result.payload.id, task.id)
+            for handle in task.inner:
+                inner = self.tables.tasks.get(handle)
+                if inner is not None:
+                    inner.holds -= 1
+                    if not inner.holds and inner.acknowledged:
+                        pending.append(inner)
+            task.inner = ()
+
+    # --- objects
+
+    def need(self, holder: int, ref: ObjectRef) -> bool:
+        """Keep an object for a task or session; False if it is not known (any more)."""
+        stored = self.tables.objects.get(ref.id)
+        if stored is None:
+            return False
+        stored.holders.add(holder)
+        return True
+
+    def unneeded(self, object_id: int, holder: int) -> None:
+        """A session or task needs an object no more."""
+        stored = self.tables.objects.get(object_id)
+        if stored is None:
+            return
+        stored.holders.discard(holder)
+        if not stored.holders:
+            del self.tables.objects[object_id]
+            self._free(stored.worker, stored.ref)
+
+    def _free(self, owner: WorkerState, ref: ObjectRef) -> None:
+        session = owner.session
+        if session is not None and self.tables.sessions.get(session.id) is session:
+            self.tables.tell(session, Free([ref.id]))
+        else:
+            self.tables.effects.append(Unlink(ref))
+
+    def release(self, session: Session, objects: list[int]) -> None:
+        """A submitter dropped results that lie in shared memory."""
+        for object_id in objects:
+            session.objects.discard(object_id)
+            self.unneeded(object_id, session.id)
+
+    # --- handles
+
+    def watch(self, session: Session, ids: list[int]) -> None:
+        """Somebody with a handle wants the result of a task it did not submit, and to hold it."""
+        self.hold(session, ids)
+        for task_id in ids:
+            task = self.tables.tasks.get(task_id)
+            if task is None:
+                error = failure("ObjectLost", "the future's task is not known (any more); its submitter may have ended")
+                session.watch_results.append(TaskResult(task_id, 0, ERROR, error=error))
+                self.tables.dirty[session.id] = session
+            elif task.result is not None:
+                self.tell_watcher(session, task)
+            elif session not in (task.watchers or ()):
+                task.watchers = [*(task.watchers or ()), session]
+
+    def unwatch(self, session: Session, ids: list[int]) -> None:
+        """The session's handles of these tasks are gone."""
+        for task_id in ids:
+            task = self.tables.tasks.get(task_id)
+            if task is not None and task.watchers:
+                task.watchers = [watcher for watcher in task.watchers if watcher is not session] or None
+            if task_id in session.held:
+                session.held.discard(task_id)
+                self.unhold(task_id)
+
+    def tell_watcher(self, watcher: Session, task: TaskState) -> None:
+        """Send the result of an ended task to one who watches it."""
+        result = task.result
+        assert result is not None
+        if self.tables.sessions.get(watcher.id) is not watcher:
+            return
+        watcher.watch_results.append(result)
+        self.tables.dirty[watcher.id] = watcher
+        self.hold(watcher, result.handles or [])
+        if isinstance(result.payload, ObjectRef) and self.need(watcher.id, result.payload):
+            watcher.objects.add(result.payload.id)
+
+    # --- sessions
+
+    def forget_session(self, session: Session) -> None:
+        """The submitter is gone for good: nothing is kept for it any more."""
+        for sent in session.unacked:
+            self._safe_all(sent)
+        self._safe_all(Results(0, session.results))
+        session.unacked.clear()
+        session.results = []
+        self.unwatch(session, sorted(session.held))
+        self.release(session, sorted(session.objects))
