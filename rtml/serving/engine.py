@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import os
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from rtml import codec
 from rtml.client.client import Client
 from rtml.client.connecting import Connector, Peer
-from rtml.client.embedded import open_client
+from rtml.client.embedded import Embedded, open_client
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import Future
 from rtml.client.loop import AsyncDriver
@@ -76,6 +77,11 @@ class GatewayClient(Client):
         error = codec.decode_error(msgspec.structs.replace(info, pickled=b""))
         return RemoteError(info) if type(error) is TaskError else error
 
+    @property
+    def engine_pid(self) -> int | None:
+        """The process whose end is the end of an engine that was started here; None if it runs elsewhere."""
+        return self._resource.pid if isinstance(self._resource, Embedded) else None
+
 
 class _GatewayPeer(Peer):
     """Asks for the timing of every result: gateways report it (`Server-Timing`)."""
@@ -102,6 +108,8 @@ class ClientEngine:
         self._driver = driver
         #: Of the dispatcher.
         self.address = address
+        #: Readable when the engine has ended; -1 if nobody asked.
+        self._pidfd = -1
 
     @classmethod
     def open(cls, address: str | None, **settings: Any) -> ClientEngine:
@@ -126,7 +134,26 @@ class ClientEngine:
 
     def close(self) -> None:
         """Cancel what is unresolved, and end the engine if it was started here. Blocks until that is done."""
+        self._forget_end()
         self._client.shutdown(wait=False, cancel_futures=True)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called by the loop once, if an engine that was started here ends by itself."""
+        pid = self._client.engine_pid
+        if pid is not None:
+            self._pidfd = os.pidfd_open(pid)
+
+            def ended() -> None:
+                self._forget_end()
+                callback()
+
+            asyncio.get_running_loop().add_reader(self._pidfd, ended)
+
+    def _forget_end(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def prepare(self, function: RemoteFunction[..., Any]) -> Prepared:
         """Make a function known; once, before its first call."""

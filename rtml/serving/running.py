@@ -21,6 +21,8 @@ from rtml.settings import HttpSettings
 
 #: The exit code of a process that ended by a signal before it was done.
 _INTERRUPTED: Final = 130
+#: The exit code when the engine went away: whoever started this should start it again.
+_ENGINE_ENDED: Final = 1
 
 
 def load_apps(places: Sequence[str]) -> list[App]:
@@ -85,7 +87,16 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    code = 0
+
+    def on_engine_end() -> None:
+        nonlocal code
+        code = _ENGINE_ENDED
+        say("the engine has ended by itself, see its output above; stopping")
+        stop.set()
+
     engine = ClientEngine.open(address, **settings)
+    engine.on_end(on_engine_end)
     try:
         gateway = Gateway(engine, apps, body_max=http.body_max, drain_timeout=http.drain_timeout)
         try:
@@ -93,6 +104,9 @@ async def _run(
             for line in _places(apps, f"http://{http.host}:{port}", engine.address):
                 say(line)
             await stop.wait()
+            if code == _ENGINE_ENDED:
+                # Nobody will answer what is running, so there is nothing to wait for.
+                engine.close()
             say("stopping: no new requests; a second signal does not wait for those that run")
         finally:
             await gateway.stop()
@@ -100,7 +114,7 @@ async def _run(
         return _INTERRUPTED
     finally:
         engine.close()
-    return 0
+    return code
 
 
 def _places(apps: Sequence[App], url: str, address: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ class Server:
             if found := re.fullmatch(r"serving on http://127\.0\.0\.1:(\d+)\n", line):
                 self.port = int(found[1])
                 return
+        self.stop()
         raise AssertionError("\n".join(self.lines))
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
@@ -72,9 +74,15 @@ class Server:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        rest, _ = self.process.communicate(timeout=60)
-        self.lines += rest.splitlines()
+        self.rest()
         return self.process.returncode
+
+    def rest(self) -> list[str]:
+        """All lines, when the process has ended."""
+        if self.process.stdout is not None and not self.process.stdout.closed:
+            rest, _ = self.process.communicate(timeout=60)
+            self.lines += rest.splitlines()
+        return self.lines
 
 
 @contextlib.contextmanager
@@ -203,6 +211,34 @@ def test_executors_that_are_killed_cost_no_request() -> None:
             os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
         assert [answer.result()[:2] for answer in answers] == [(200, 36)] * 40
+
+
+def test_a_dispatcher_that_is_killed_costs_no_request() -> None:
+    with running("serve", APP) as server, ThreadPoolExecutor(8) as pool:
+        assert server.post("/v1/sum", {"numbers": [1]})[0] == 200
+        answers = [pool.submit(server.post, "/v1/hold", {"tasks": 4, "number": 3}) for _ in range(40)]
+        os.kill(server.status()["pid"], signal.SIGKILL)
+        assert [answer.result()[:2] for answer in answers] == [(200, 36)] * 40
+
+
+def test_a_gateway_that_is_killed_takes_its_engine_along() -> None:
+    with running("serve", APP) as server:
+        pids = [*server.post("/v1/sum", {"numbers": list(range(64))})[1]["pids"], server.status()["pid"]]
+        server.process.kill()
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        session_dir = Path(server.address.removeprefix("unix:")).parent
+        wait_for(lambda: not session_dir.exists())
+
+
+def test_a_gateway_whose_engine_is_killed_ends_with_an_error() -> None:
+    with running("serve", APP) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, "/v1/nap", {"seconds": 60})
+        wait_for(lambda: live_tasks(server) == 1)
+        status = Path(f"/proc/{server.status()['pid']}/status").read_text()
+        os.kill(int(re.findall(r"^PPid:\t(\d+)", status, re.M)[0]), signal.SIGKILL)
+        assert server.process.wait(20) == 1
+        assert answer.result()[0] == 503
+        assert any(line.startswith("the engine has ended") for line in server.rest())
 
 
 def test_stopping_answers_what_it_has_accepted() -> None:
