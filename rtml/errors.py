@@ -1,6 +1,7 @@
 """The error tree: everything rtml raises by its own decision, with what a gateway says about it.
 
-User exceptions keep their own type; they reach the submitter with the remote traceback attached (`rtml.codec.raise_remote`).
+User exceptions keep their own type; they reach the submitter with the remote traceback attached
+(`rtml.codec.decode_error`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Unschedulable(SubmitError):
 
 
 class TaskError(RtmlError):
-    """A remote exception whose own type could not be carried over; the message and the traceback are the remote ones."""
+    """A remote exception whose own type could not be carried over; message and traceback are the remote ones."""
 
 
 class TaskCancelled(concurrent.futures.CancelledError, RtmlError):  # type: ignore[misc]
