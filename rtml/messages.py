@@ -121,6 +121,8 @@ class Function(msgspec.Struct, array_like=True):
     pickled: bytes | ObjectRef = b""
     asynchronous: bool = False
     options: Options = Options()
+    #: A call counts for as many items as its first array has rows (models); else for one.
+    rows: bool = False
 
 
 class Task(msgspec.Struct, array_like=True):
@@ -139,7 +141,7 @@ class Task(msgspec.Struct, array_like=True):
     options: Options | None = None
     #: Only tasks with equal keys share a batch (for arrays: dtype and shape but the first dimension).
     batch_key: str = ""
-    #: Items this call counts for in a batch (for arrays: the first dimension).
+    #: Items this call counts for in a batch (see `Function.rows`).
     items: int = 1
     #: W3C trace id, for a root submission that continues a caller's trace.
     trace: str = ""
@@ -172,7 +174,7 @@ class TaskResult(msgspec.Struct, array_like=True):
     retryable: bool = False
     #: Futures contained in the value.
     handles: list[int] | None = None
-    #: Facts about the value, for a consumer's batch: see `Task`.
+    #: Facts about the value, for a consumer's batch: see `Task`. An array has as many items as rows.
     batch_key: str = ""
     items: int = 1
     timing: Timing | None = None
@@ -195,6 +197,8 @@ class Attempt(msgspec.Struct, array_like=True):
     chain: list[str] | None = None
     #: The blocked task of this executor on top of which this descendant of it is to be run; 0: nothing is blocked.
     under: int = 0
+    #: The submitter unpickles nothing: see `Hello`.
+    data_only: bool = False
 
 
 # --- both directions ------------------------------------------------------------------------------------------------
@@ -230,6 +234,8 @@ class Hello(msgspec.Struct, array_like=True, tag=10):
     token: str = ""
     #: Wants `TaskResult.timing` in its results (a gateway does; it costs a microsecond a task).
     timings: bool = False
+    #: Unpickles nothing (a gateway does not): executors encode results for it as data (`rtml.codec.encode_data`).
+    data_only: bool = False
 
 
 class Submit(msgspec.Struct, array_like=True, tag=11):
@@ -338,10 +344,9 @@ class LoopLag(msgspec.Struct, array_like=True, tag=34):
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=50):
-    """The answer to `Hello`. `slot` is this process's place in the pin tables of shared segments."""
+    """The answer to `Hello`."""
 
     epoch: int  # incarnation of the dispatcher, a random number
-    slot: int
     wire: tuple[int, int] = WIRE_VERSION
     node: str = ""
     cpus: float = 0.0

@@ -69,8 +69,6 @@ class WorkerCore:
         self.pid = pid
         #: Incarnation of the dispatcher we last heard from; 0 before the first `Welcome`.
         self.epoch = 0
-        #: Our place in the pin tables of shared segments; None before the first `Welcome`.
-        self.slot: int | None = None
         #: No new work is accepted; the process ends once `running` is empty.
         self.leaving = False
         #: Definitions by function id. Never forgotten: the dispatcher sends each once per connection.
@@ -121,7 +119,6 @@ class WorkerCore:
                 self.leave()
             case Welcome():
                 self.epoch = message.epoch
-                self.slot = message.slot
                 return False
             case _:
                 return False

@@ -227,8 +227,8 @@ def test_leave_of_an_idle_executor_says_so() -> None:
 
 def test_results_are_sent_again_until_they_are_safe() -> None:
     core = make()
-    core.receive(Welcome(epoch=8, slot=3), 0.0)
-    assert (core.epoch, core.slot) == (8, 3)
+    core.receive(Welcome(epoch=8), 0.0)
+    assert core.epoch == 8
     core.receive(Assign([attempt(number) for number in range(1, 6)]), 0.0)
     for number in (1, 2, 3):
         core.take(0.0)
