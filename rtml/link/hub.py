@@ -73,31 +73,40 @@ class Hub:
         Raises:
             AddressError: malformed, in use, or a tcp address that is not loopback without `keys`.
         """
-        if address.startswith("unix:"):
-            listener = UnixListener(address[len("unix:") :])
-            try:
-                listener.listen()
-            except BaseException:
-                listener.close()
-                raise
-            self._listeners[listener.socket.fileno()] = listener
-            self._epoll.register(listener.socket.fileno(), select.EPOLLIN)
-            return address
-        if address.startswith(("tcp://", "ipc://")):
-            # Not at the top: most processes never need ZeroMQ, and none may load it before a fork.
-            from rtml.link.zeromq import Router
-
-            router = Router(self._peers, self._numbers)
-            try:
-                actual = router.listen(address, keys)
-            except BaseException:
-                router.close()
-                raise
-            self._routers.append(router)
-            for fd in router.filenos():
-                self._epoll.register(fd, select.EPOLLIN)
-            return actual
+        try:
+            if address.startswith("unix:"):
+                return self._listen_unix(address)
+            if address.startswith(("tcp://", "ipc://")):
+                return self._listen_zeromq(address, keys)
+        except OSError as error:
+            raise AddressError(f"{address}: {error}") from None
         raise AddressError(f"{address!r} is no address: unix:/path, tcp://host:port or ipc:///path")
+
+    def _listen_unix(self, address: str) -> str:
+        listener = UnixListener(address[len("unix:") :])
+        try:
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+        self._listeners[listener.socket.fileno()] = listener
+        self._epoll.register(listener.socket.fileno(), select.EPOLLIN)
+        return address
+
+    def _listen_zeromq(self, address: str, keys: CurveKeys | None) -> str:
+        # Not at the top: most processes never need ZeroMQ, and none may load it before a fork.
+        from rtml.link.zeromq import Router
+
+        router = Router(self._peers, self._numbers)
+        try:
+            actual = router.listen(address, keys)
+        except BaseException:
+            router.close()
+            raise
+        self._routers.append(router)
+        for fd in router.filenos():
+            self._epoll.register(fd, select.EPOLLIN)
+        return actual
 
     def poll(self, timeout: float | None) -> list[tuple[int, bytes | None]]:
         """Frames as (peer number, frame), and (peer number, None) for peers that are gone.

@@ -13,7 +13,6 @@ import contextlib
 import os
 import select
 import socket
-import stat
 import struct
 import time
 from collections import deque
@@ -28,13 +27,13 @@ from rtml.link.base import (
     INBOX_MAX,
     OUTBOX_MAX,
     PACKET_MAX,
-    AddressError,
     Joiner,
     LinkClosed,
     ReceivingLink,
     check_size,
     split,
 )
+from rtml.link.files import connected, prepare, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,32 +48,7 @@ _BACKLOG: Final = 1024
 _ACCEPT_MAX: Final = 64
 #: Seconds between two looks for a listener that is not there yet.
 _RETRY: Final = 0.002
-_SUN_PATH_MAX: Final = 107
 _ERRORS: Final = select.EPOLLHUP | select.EPOLLERR
-
-
-@contextlib.contextmanager
-def _bindable(path: str) -> Iterator[str]:
-    """`path`, or a shorter name of the same file where it exceeds what a socket address holds."""
-    if len(os.fsencode(path)) <= _SUN_PATH_MAX:
-        yield path
-        return
-    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-    finally:
-        os.close(directory)
-
-
-def _connected(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with _bindable(path) as name:
-            sock.connect(name)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def connect_unix(path: str, timeout: float) -> UnixLink:
@@ -86,7 +60,7 @@ def connect_unix(path: str, timeout: float) -> UnixLink:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            sock = _connected(path)
+            sock = connected(path, socket.SOCK_SEQPACKET)
             break
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError) as error:
             if time.monotonic() >= deadline:
@@ -261,33 +235,16 @@ class UnixListener:
             AddressError: somebody listens there, or others could replace files in the directory.
             OSError: as `bind` says.
         """
-        directory = os.path.dirname(self.path) or "."
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        mode = os.stat(directory).st_mode
-        if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
-            raise AddressError(f"unix:{self.path}: the directory can be written by other users")
-        self._remove_stale()
+        prepare(self.path, socket.SOCK_SEQPACKET)
         # Linux gives the mode of the socket itself to the file, so that it is never open to others, not even for a
         # moment.
         os.fchmod(self.socket.fileno(), 0o600)
-        with _bindable(self.path) as name:
+        with short_name(self.path) as name:
             self.socket.bind(name)
         made = os.stat(self.path)
         self._file = (made.st_dev, made.st_ino)
         self.socket.listen(_BACKLOG)
         self.socket.setblocking(False)
-
-    def _remove_stale(self) -> None:
-        try:
-            _connected(self.path).close()
-        except FileNotFoundError:
-            return
-        except OSError:
-            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
-                raise AddressError(f"unix:{self.path} is a file, and not a socket") from None
-            os.unlink(self.path)
-            return
-        raise AddressError(f"unix:{self.path}: somebody listens there already")
 
     def accept(self) -> list[socket.socket]:
         """Connections that wait, at most 64."""
@@ -306,15 +263,18 @@ class UnixListener:
 
     def _turn_away(self) -> None:
         """No descriptor is left: close one connection instead of being told about it for ever."""
-        os.close(self._spare)
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
         with contextlib.suppress(OSError):
             self.socket.accept()[0].close()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Stop listening and remove the file, unless a successor has replaced it."""
         self.socket.close()
-        os.close(self._spare)
+        if self._spare >= 0:
+            os.close(self._spare)
         with contextlib.suppress(OSError):
             found = os.stat(self.path)
             if self._file == (found.st_dev, found.st_ino):

@@ -17,6 +17,7 @@ import contextlib
 import ipaddress
 import os
 import select
+import socket
 import struct
 import threading
 import time
@@ -41,6 +42,7 @@ from rtml.link.base import (
     ReceivingLink,
     check_size,
 )
+from rtml.link.files import prepare
 from rtml.messages import FRAME_MAX
 
 if TYPE_CHECKING:
@@ -417,6 +419,8 @@ class Router:
             raise AddressError(
                 f"{address} can be reached from other machines: configure CURVE keys, or listen on tcp://127.0.0.1"
             )
+        if address.startswith("ipc://"):
+            prepare(address[len("ipc://") :], socket.SOCK_STREAM)
         sock = self._socket
         _set_options(sock, address)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -469,16 +473,16 @@ class Router:
             self._probes = sorted((now + delay for delay in _PROBES), reverse=True)
         if self._access is not None:
             self._grant(self._access)
+        more = True
         for _ in range(BATCH_MAX):
-            if not _readable(self._socket):
+            more = _readable(self._socket)
+            if not more:
                 break
             self._receive(self._socket.recv_multipart(zmq.NOBLOCK), out, gone)
-        else:
-            # More is there: what it says comes before its sender's end.
-            return gone
         for peer in [peer for peer in self.waiting if peer.flush()]:
             self.waiting.discard(peer)
-        if self._identities:
+        # Not while there is more: what it says comes before its sender's end.
+        if self._identities and not more:
             self._probe(gone)
         return gone
 
@@ -527,7 +531,7 @@ class Router:
             if self.route(peer, b"") is False:
                 del self._identities[peer.identity]
                 self.waiting.discard(peer)
-                if not peer.closing:
+                if not peer.closing and not peer.violation:
                     gone.append(peer.number)
 
     def route(self, peer: RouterPeer, packet: bytes) -> bool | None:
