@@ -4,7 +4,7 @@ Every attempt is an asyncio task with a context of its own, so that `rtml.curren
 Messages are sent once per turn of the loop. `Revoke` cancels the asyncio task; if the loop is stuck inside that very
 task's code, the signal that comes with the message raises `CancelledError` there.
 
-`_Steps` wraps each coroutine and enters its task into the running page while a step of it runs: after a crash only that
+`Steps` wraps each coroutine and enters its task into the running page while a step of it runs: after a crash only that
 one is suspected, all others on the loop are innocent. The same entry tells the watch thread whose step holds the loop
 up.
 """
@@ -12,298 +12,23 @@ up.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any
 
-from rtml.client.client import Client
 from rtml.client.context import enter_context_task
-from rtml.client.driver import Waiter
-from rtml.link import Link, LinkClosed, connect
-from rtml.messages import ASYNC_EXECUTOR, FRAME_MAX, Attempt, LoopLag, Message, Refused, Rehello, decode, encode
+from rtml.messages import ASYNC_EXECUTOR, Attempt
 from rtml.workers import setup
 from rtml.workers.calls import Calls, Loaded
 from rtml.workers.core import Key, WorkerCore
 from rtml.workers.interrupt import in_our_code
-from rtml.workers.logs import LogBuffer
+from rtml.workers.loop_driver import LoopDriver
 from rtml.workers.page import COUNT, FIRST, LEFT, STATE
 from rtml.workers.setup import Child, ExecutorSettings
-
-#: A step longer than this, in seconds, is a lag: the loop gets no new work until it is over.
-LAG_S: Final = 0.05
-_WATCH_S: Final = LAG_S / 2
-_RETRY_S: Final = 0.02
-
-
-class LoopDriver:
-    """Moves the messages of the async executor, in the loop's thread (see `rtml.client.driver`).
-
-    Args:
-        core: the executor's half of the protocol; touched in the loop's thread only.
-        address: where the dispatcher listens.
-        loop: runs everything.
-    """
-
-    def __init__(self, core: WorkerCore, address: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.lock = threading.Lock()
-        self.core = core
-        self.address = address
-        self.loop = loop
-        self.logs: LogBuffer | None = None
-        #: Called after messages were applied; set by the executor.
-        self.applied: Callable[[], None] = lambda: None
-        #: Why the dispatcher does not want us.
-        self.refused = ""
-        self._client: Client
-        self._link: Link | None = None
-        self._thread = threading.get_ident()
-        #: A turn of the loop that will transmit is scheduled.
-        self._due = False
-        #: Held while sending: the watch thread sends too.
-        self._sending = threading.Lock()
-
-    # --- the client's side --------------------------------------------------------------------------------------------
-
-    def start(self, client: Client) -> None:
-        """Connect, waiting for the dispatcher."""
-        self._client = client
-        self._connect(setup.RECONNECT_S)
-
-    def submitted(self) -> None:
-        """Sent with everything else of this turn."""
-        self.transmit_soon()
-
-    def flush(self) -> None:
-        """Sent with everything else of this turn."""
-        self.transmit_soon()
-
-    def nudge(self) -> None:
-        """Sent with everything else of this turn."""
-        self.transmit_soon()
-
-    def wait(self, waiter: Waiter, timeout: float | None) -> bool:
-        """For threads that coroutines started. The loop's own thread must await instead.
-
-        Raises:
-            RuntimeError: called in the loop's thread, which would wait for itself.
-        """
-        if waiter.ready:
-            return True
-        if threading.get_ident() == self._thread:
-            if timeout is not None and timeout <= 0:
-                return False
-            raise RuntimeError(
-                "an async task cannot block: await the future instead of calling result(), get() or wait()"
-            )
-        self.transmit_soon()
-        waiter.arm()
-        waiter.sleep(timeout)
-        return waiter.ready
-
-    def awaiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Sent with everything else of this turn."""
-        self.transmit_soon()
-
-    def expect(self) -> None:
-        """The loop always receives."""
-
-    def call(self, callbacks: list[Callable[[], object]]) -> None:
-        """Run callbacks in the loop."""
-        for callback in callbacks:
-            self._soon(callback)
-
-    def close(self) -> None:
-        """User code shut its client down: nothing to do, the link is the executor's."""
-
-    # --- the loop's side ----------------------------------------------------------------------------------------------
-
-    def transmit_soon(self) -> None:
-        """Send in the next turn. From any thread."""
-        if not self._due:
-            self._due = True
-            self._soon(self.transmit)
-
-    def _soon(self, callback: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
-            if threading.get_ident() == self._thread:
-                self.loop.call_soon(callback)
-            else:
-                self.loop.call_soon_threadsafe(callback)
-
-    def transmit(self) -> None:
-        """Sends everything that the core and the client have."""
-        self._due = False
-        if self._link is None:
-            return  # all of it is said again on the next connection
-        client = self._client
-        self.core.relay(client.collect())
-        if self.logs is not None and self.logs.dirty:
-            self.core.relay(self.logs.take())
-        messages = self.core.flush()
-        if messages:
-            self.send(messages)
-
-    def send(self, messages: list[Message]) -> None:
-        """Sends these, from any thread; if the link is broken the loop will notice."""
-        link = self._link
-        if link is None:
-            return
-        frame = encode(messages)
-        frames = [frame] if len(frame) <= FRAME_MAX else [encode([message]) for message in messages]
-        with contextlib.suppress(LinkClosed, OSError), self._sending:
-            for frame in frames:
-                link.send(frame)
-
-    def receive(self) -> None:
-        """Applies what is there, and has the executor act on it."""
-        if self.apply():
-            self.applied()
-
-    def apply(self) -> bool:
-        """Applies what is there. False if the link is gone."""
-        link = self._link
-        if link is None:
-            return False
-        try:
-            frames = link.recv(0)
-        except (LinkClosed, OSError):
-            self._lose()
-            return False
-        now = time.monotonic()
-        for frame in frames:
-            for message in decode(frame):
-                if not self.core.receive(message, now):
-                    self._for_client(message)
-        freed, self.core.freed = self.core.freed, []
-        for number in freed:
-            self._client.store.free(number)
-        return True
-
-    def _for_client(self, message: Message) -> None:
-        self._client.receive(message)
-        if isinstance(message, Rehello):
-            self.core.rehello(message)
-            self.send([setup.hello(self.core), *self._client.collect(), *self.core.resume_link()])
-        elif isinstance(message, Refused):
-            self.refused = message.reason
-            self.core.leave()
-
-    def _lose(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            self.loop.remove_reader(link.fileno())
-            with contextlib.suppress(OSError):
-                link.close()
-        self._connect(0.0)
-
-    def _connect(self, timeout: float) -> None:
-        """Connects, or tries again soon without holding the loop up."""
-        try:
-            link = connect(self.address, timeout)
-        except LinkClosed:
-            self.loop.call_later(_RETRY_S, self._connect, 0.0)
-            return
-        self._link = link
-        self.loop.add_reader(link.fileno(), self.receive)
-        self.send([setup.hello(self.core), *self._client.resume(), *self.core.resume_link()])
-
-
-class _CarriedError(Exception):
-    """Takes an exception through the loop that would otherwise end it (SystemExit, KeyboardInterrupt)."""
-
-
-class _Steps(Coroutine[Any, Any, Any]):
-    """A coroutine that shows in the running page whenever it runs."""
-
-    __slots__ = ("_coroutine", "_id", "_page", "_watch")
-
-    def __init__(self, coroutine: Any, task: int, page: memoryview, watch: _Watch) -> None:
-        self._coroutine = coroutine
-        self._id = task
-        self._page = page
-        self._watch = watch
-
-    def send(self, value: Any) -> Any:
-        page, watch = self._page, self._watch
-        page[FIRST] = self._id
-        page[COUNT] = 1
-        watch.step += 1
-        try:
-            return self._coroutine.send(value)
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise _CarriedError from error
-        finally:
-            page[COUNT] = 0
-            if watch.lagging:
-                watch.turned()
-
-    def throw(self, *error: Any) -> Any:
-        page = self._page
-        page[FIRST] = self._id
-        page[COUNT] = 1
-        self._watch.step += 1
-        try:
-            return self._coroutine.throw(*error)
-        except (SystemExit, KeyboardInterrupt) as carried:
-            raise _CarriedError from carried
-        finally:
-            page[COUNT] = 0
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        raise TypeError("made for the event loop alone")
-
-
-class _Watch:
-    """Notices from a thread of its own that a step of a coroutine holds the loop up. Sleeps while nothing runs."""
-
-    def __init__(self, page: memoryview, report: Callable[[LoopLag], None]) -> None:
-        self._page = page
-        self._report = report
-        #: Steps begun so far.
-        self.step = 0
-        #: The task whose step was reported, 0 if the loop turns.
-        self.lagging = 0
-        self._active = threading.Event()
-        self._started = False
-
-    def busy(self) -> None:
-        """There are coroutines."""
-        if not self._started:
-            self._started = True
-            threading.Thread(target=self._run, name="rtml-watch", daemon=True).start()
-        self._active.set()
-
-    def idle(self) -> None:
-        """There are none."""
-        self._active.clear()
-
-    def turned(self) -> None:
-        """The step that was reported is over."""
-        task, self.lagging = self.lagging, 0
-        self._report(LoopLag(task=task, lag=0.0))
-
-    def _run(self) -> None:
-        seen, since = 0, 0.0
-        while True:
-            self._active.wait()
-            time.sleep(_WATCH_S)
-            now = time.monotonic()
-            if not self._page[COUNT] or self.step != seen:
-                seen, since = self.step, now
-            elif not self.lagging and now - since >= LAG_S:
-                self.lagging = task = self._page[FIRST]
-                self._report(LoopLag(task=task, lag=now - since))
-                if self.step != seen and self.lagging:
-                    self.turned()  # it ended while it was being reported
+from rtml.workers.steps import CarriedError, Steps, Watch
 
 
 class AsyncExecutor:
@@ -322,7 +47,7 @@ class AsyncExecutor:
         self.calls = calls
         self.child = Child()
         self._page = settings.page
-        self._watch = _Watch(settings.page, lambda lag: driver.send([lag]))
+        self._watch = Watch(settings.page, lambda lag: driver.send([lag]))
         #: Running asyncio tasks with the attempts that each is (several for a batch), by the first one's key.
         self._running: dict[Key, tuple[asyncio.Task[Any], list[Attempt]]] = {}
         self._told: set[Key] = set()
@@ -402,7 +127,7 @@ class AsyncExecutor:
         if not asyncio.iscoroutine(awaitable):
             self._finish(group, loaded, awaitable, None, start, batch=batch)
             return
-        steps = _Steps(awaitable, first.id, self._page, self._watch)
+        steps = Steps(awaitable, first.id, self._page, self._watch)
         task = self.driver.loop.create_task(steps, name=loaded.name, context=context)
         key = (first.id, first.attempt)
         self._running[key] = (task, group)
@@ -413,6 +138,7 @@ class AsyncExecutor:
             self._told.discard(key)
             if not self._running:
                 self._watch.idle()
+                self.driver.tidy_soon()
             value, error = _outcome(task)
             self._finish(group, loaded, value, error, start, batch=batch)
 
@@ -458,7 +184,7 @@ class AsyncExecutor:
 
     def on_interrupt(self, number: int, frame: FrameType | None) -> None:
         """SIGUSR1: if a step of user code holds the loop up, look at the messages in its place."""
-        if self.child.forked or not self._page[COUNT] or in_our_code(frame, _Steps.send.__code__):
+        if self.child.forked or not self._page[COUNT] or in_our_code(frame, Steps.run.__code__):
             return
         stuck = self._page[FIRST]
         before = set(self._told)
@@ -482,7 +208,7 @@ def _outcome(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
     error = task.exception()
     if error is None:
         return task.result(), None
-    if isinstance(error, _CarriedError):
+    if isinstance(error, CarriedError):
         return None, error.__cause__
     return None, _without_frame(error)
 

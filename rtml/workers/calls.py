@@ -53,7 +53,7 @@ class Calls:
 
     def __init__(self, core: WorkerCore, client: Client) -> None:
         self._core = core
-        self._store = client.store
+        self.store = client.store
         self._handle = client.handle
         self._loaded: dict[int, Loaded] = {}
 
@@ -68,7 +68,7 @@ class Calls:
             definition = self._core.functions.get(attempt.function)
             if definition is None:
                 raise ProtocolError(f"function {attempt.function:x} was not defined before its first use")
-            call: Any = codec.load_function(definition, self._store, self._handle)
+            call: Any = codec.load_function(definition, self.store, self._handle)
             if isinstance(call, RemoteFunction):
                 call = call.function
             load = getattr(call, "__rtml_load__", None)
@@ -81,9 +81,9 @@ class Calls:
         """The arguments, dependencies filled in."""
         deps = attempt.deps
         if not deps:
-            return codec.decode_call(attempt.args, (), self._store, self._handle)
-        values = [codec.decode_value(payload, self._store, self._handle) for payload in deps]
-        return codec.decode_call(attempt.args, values, self._store, self._handle)
+            return codec.decode_call(attempt.args, (), self.store, self._handle)
+        values = [codec.decode_value(payload, self.store, self._handle) for payload in deps]
+        return codec.decode_call(attempt.args, values, self.store, self._handle)
 
     def info(self, attempt: Attempt, loaded: Loaded) -> TaskInfo:
         """The task as the code inside it sees it."""
@@ -102,7 +102,10 @@ class Calls:
     def success(self, attempt: Attempt, value: Any, run: float, loaded: Loaded) -> TaskResult:
         """The result of a call that returned `value`, or the error that it cannot be sent."""
         try:
-            encoded = codec.encode_value(value, self._store, Future)
+            if attempt.data_only:
+                encoded = codec.encode_data(value, self.store)
+            else:
+                encoded = codec.encode_value(value, self.store, Future)
         except BaseException as error:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
             return self.failure(attempt, error, run, loaded)
         if encoded.handles or encoded.batch_key:
@@ -131,7 +134,7 @@ class Calls:
         chain = [*(attempt.chain or ()), name]
         retryable = loaded is not None and bool(loaded.retry_on) and isinstance(error, loaded.retry_on)
         try:
-            info = codec.encode_error(error, chain)
+            info = codec.encode_error(error, chain, pickle=not attempt.data_only)
         except BaseException as problem:  # noqa: BLE001 - MemoryError, RecursionError, a class that fights back
             info = ErrorInfo(type(error).__name__, f"(details are lost: {type(problem).__name__})", chain=chain)
         return TaskResult(attempt.id, attempt.attempt, ERROR, b"", info, run, retryable)

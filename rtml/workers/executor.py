@@ -77,6 +77,8 @@ class Executor:
         #: Groups that `Interrupted` was raised in, or that end because of one.
         self._told: set[tuple[int, int]] = set()
         self._oldest_unsent = 0.0
+        #: Shared memory was tidied since the last message.
+        self._tidied = False
         self._stdout = sys.stdout
         self._stderr = sys.stderr
 
@@ -99,10 +101,23 @@ class Executor:
                 if core.leaving and not core.running:
                     return
                 self._look = False
-                driver.receive(None)
+                self._wait()
             except Interrupted:
                 # Raised in the last moment of a task, caught between two lines of ours.
                 self._settle_interrupted()
+
+    def _wait(self) -> None:
+        """Blocks until there are messages; when that takes long, shared memory is tidied meanwhile, once."""
+        store = self.calls.store
+        if self._tidied or not store.untidy:
+            self._tidied = False
+            self.driver.receive(None)
+            return
+        limit = time.monotonic() + setup.TIDY_AFTER
+        self.driver.receive(setup.TIDY_AFTER)
+        if time.monotonic() >= limit:
+            store.sweep()
+            self._tidied = True
 
     def leave(self) -> None:
         """Announce the end in the running page."""

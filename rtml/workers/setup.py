@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Seconds between two looks for a dispatcher that is not there. The supervisor starts it again, or ends us.
 RECONNECT_S: Final = 1.0
 
+#: Seconds without anything to do after which shared memory is tidied up.
+TIDY_AFTER: Final = 1.0
+
 #: Seconds until printed text is sent while its task goes on.
 LOGS_DELAY: Final = 0.1
 

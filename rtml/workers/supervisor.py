@@ -18,21 +18,18 @@ The dispatcher decides how many executors there are; only the first ones are sta
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import ctypes
 import gc
 import importlib
-import json
 import os
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from rtml.link import Link, LinkClosed, connect
 from rtml.messages import (
@@ -55,6 +52,8 @@ from rtml.messages import (
 )
 from rtml.workers import janitor
 from rtml.workers.page import PID, SLOTS_MAX, RunningPage
+from rtml.workers.processes import die_with_parent, fork, prefer_for_oom, reason_of
+from rtml.workers.settings import Settings, parse
 
 #: Threads of numerical libraries per executor: several executors must not fight for the same cores.
 _ONE_THREAD: Final = (
@@ -66,55 +65,11 @@ _ONE_THREAD: Final = (
 )
 #: Executors share these imports; together about 100 ms and 20 MiB that are paid once.
 _PREIMPORTS: Final = ("numpy", "rtml.workers.executor", "cloudpickle")
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 _NICE: Final = {EXECUTOR: 19, ASYNC_EXECUTOR: 5}
 #: A dispatcher that dies within this many seconds of its start did not come up.
 _DISPATCHER_UP_S: Final = 2.0
 _DISPATCHER_FAILURES_MAX: Final = 5
 _RECONNECT_S: Final = 0.02
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a supervisor is told on its command line. Directories are absolute."""
-
-    session_dir: str
-    shm_dir: str
-    workers: int
-    async_executors: int = 1
-    driver_pid: int = 0
-    listen: tuple[str, ...] = ()
-    link: str = "unix"
-    name: str = "local"
-    cpu: float | None = None
-    gpu: float = 0.0
-    memory: int = 0
-    resources: dict[str, float] = field(default_factory=dict)
-    blocked_max: int = 64
-    preimport: tuple[str, ...] = ()
-    path: tuple[str, ...] = ()
-    logs: bool = True
-    drain: float = 2.0
-    dispatcher_args: tuple[str, ...] = ()
-
-    @property
-    def unix_address(self) -> str:
-        """Where the dispatcher listens for the processes of this node."""
-        return f"unix:{self.session_dir}/dispatcher.sock"
-
-    @property
-    def executor_address(self) -> str:
-        """Where executors connect."""
-        return self.unix_address if self.link == "unix" else f"ipc://{self.session_dir}/dispatcher.zmq"
-
-    @property
-    def listen_addresses(self) -> list[str]:
-        """All addresses of the dispatcher."""
-        addresses = [self.unix_address]
-        if self.executor_address not in addresses:
-            addresses.append(self.executor_address)
-        return addresses + [address for address in self.listen if address not in addresses]
 
 
 @dataclass
@@ -276,7 +231,7 @@ class Supervisor:
         self._lose_link()
         up = time.monotonic() - self._dispatcher_started > _DISPATCHER_UP_S
         self._dispatcher_failures = 0 if up else self._dispatcher_failures + 1
-        _say(f"the dispatcher died ({_reason(status)})")
+        _say(f"the dispatcher died ({reason_of(status)})")
         if self._dispatcher_failures >= _DISPATCHER_FAILURES_MAX:
             _say(f"giving up: the dispatcher died {self._dispatcher_failures} times at its start")
             return False
@@ -376,26 +331,12 @@ class Supervisor:
 
     # --- children ---------------------------------------------------------------------------------------------------
 
-    def _fork(self, body: Callable[[], int], name: str, end: signal.Signals = signal.SIGKILL) -> int:
+    def _fork(self, body: Callable[[], int], name: str) -> int:
         """Forks a process that dies with us and runs `body` to its exit code. Returns its pid."""
-        assert len(os.listdir("/proc/self/task")) == 1, "a fork copies only the forking thread"
-        us = os.getpid()
-        pid = os.fork()
-        if pid:
-            return pid
-        _end_process(lambda: self._in_child(us, body, name, end))
+        return fork(body, name, self._close_in_child)
 
-    def _in_child(self, parent: int, body: Callable[[], int], name: str, end: signal.Signals) -> int:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        # A group of its own: what user code forks ends with it.
-        os.setpgid(0, 0)
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, int(end), 0, 0, 0)
-        libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
-        if os.getppid() != parent:
-            return 1  # it died before we asked to be told
+    def _close_in_child(self) -> None:
+        """A child keeps nothing of ours open."""
         for fd in (self._wake_read, self._wake_write, self._dispatcher, self._driver, self._janitor_fd):
             if fd >= 0:
                 os.close(fd)
@@ -403,7 +344,6 @@ class Supervisor:
             os.close(child.pidfd)
         if self._link is not None:
             self._link.close()
-        return body()
 
     def _fork_executor(self, worker: int, role: str) -> None:
         if not self._slots:
@@ -414,7 +354,7 @@ class Supervisor:
 
         def run() -> int:
             os.nice(_NICE.get(role, 0))
-            _prefer_for_oom()
+            prefer_for_oom()
             return self._run_executor(worker, role, slot)
 
         pid = self._fork(run, f"rtml-{'async' if role == ASYNC_EXECUTOR else 'exec'}-{worker}")
@@ -454,7 +394,7 @@ class Supervisor:
         left = self._page.left(child.slot)
         self._page.clear(child.slot)
         self._slots.append(child.slot)
-        reason = f"killed: {child.killed}" if child.killed else "left" if left else _reason(status)
+        reason = f"killed: {child.killed}" if child.killed else "left" if left else reason_of(status)
         self._send([ExecutorDied(worker=child.worker, reason=reason, running=running)])
 
     # --- janitor ----------------------------------------------------------------------------------------------------
@@ -466,7 +406,7 @@ class Supervisor:
         def run() -> int:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+            die_with_parent(False)
             janitor.run_janitor(us, self._page, directories)
             return 0
 
@@ -535,92 +475,14 @@ class Supervisor:
             os.waitpid(self._dispatcher_pid, 0)
 
 
-def _end_process(body: Callable[[], int]) -> NoReturn:
-    """Runs a forked process's body and ends it, without ever returning into the parent's code."""
-    code = 1
-    try:
-        code = body()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:  # noqa: BLE001 - the end of a process: say why, and do not run the parent's handlers
-        sys.stderr = sys.__stderr__
-        sys.excepthook(*sys.exc_info())
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _prefer_for_oom() -> None:
-    """When memory runs out the kernel should end the process that runs user code, not the dispatcher."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("500")
-
-
-def _reason(status: int) -> str:
-    """A wait status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            return f"signal {signal.Signals(number).name}"
-        except ValueError:
-            return f"signal {number}"
-    return f"exit code {os.WEXITSTATUS(status)}"
-
-
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"rtml supervisor: {text}\n".encode())
 
 
-def _parse(arguments: list[str]) -> Settings:
-    parser = argparse.ArgumentParser(prog="python -m rtml.workers.supervisor", description=__doc__)
-    add: Any = parser.add_argument
-    add("--session-dir", required=True, help="private directory of the dispatcher's sockets; removed at the end")
-    add("--shm-dir", required=True, help="directory of shared-memory objects; removed at the end")
-    add("--workers", type=int, required=True, help="sync executors")
-    add("--async-executors", type=int, default=1, help="async executors")
-    add("--driver-pid", type=int, default=0, help="end with this process")
-    add("--listen", action="append", default=[], help="a further address for the dispatcher (repeatable)")
-    add("--link", choices=("unix", "zmq"), default="unix", help="what executors use")
-    add("--name", default="local", help="the node's name")
-    add("--cpu", type=float, default=None, help="cpu slots (default: one per sync executor)")
-    add("--gpu", type=float, default=0.0, help="gpus")
-    add("--memory", type=int, default=0, help="bytes (default: all of the machine)")
-    add("--resources", type=json.loads, default={}, help="custom labels as a JSON object of numbers")
-    add("--blocked-max", type=int, default=64, help="executors beyond --workers for blocked tasks")
-    add("--preimport", default="", help="modules to import before the fork, comma-separated")
-    add("--path", action="append", default=[], help="put in front of sys.path of executors (repeatable)")
-    add("--no-logs", dest="logs", action="store_false", help="drop what tasks print and log")
-    add("--drain", type=float, default=2.0, help="seconds that running tasks get when it is told to stop")
-    add("--dispatcher-arg", action="append", default=[], help="passed on to the dispatcher (repeatable)")
-    found = parser.parse_args(arguments)
-    return Settings(
-        session_dir=os.path.abspath(found.session_dir),
-        shm_dir=os.path.abspath(found.shm_dir),
-        workers=found.workers,
-        async_executors=found.async_executors,
-        driver_pid=found.driver_pid,
-        listen=tuple(found.listen),
-        link=found.link,
-        name=found.name,
-        cpu=found.cpu,
-        gpu=found.gpu,
-        memory=found.memory,
-        resources=found.resources,
-        blocked_max=found.blocked_max,
-        preimport=tuple(filter(None, found.preimport.split(","))),
-        path=tuple(found.path),
-        logs=found.logs,
-        drain=found.drain,
-        dispatcher_args=tuple(found.dispatcher_arg),
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process."""
-    settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    settings = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
     for variable in _ONE_THREAD:
         os.environ.setdefault(variable, "1")
     return Supervisor(settings).run()

@@ -1,0 +1,105 @@
+"""Watching coroutines: which one's step is running now, and whether it holds the loop up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Final
+
+from rtml.messages import LoopLag
+from rtml.workers.page import COUNT, FIRST
+
+#: A step longer than this, in seconds, is a lag: the loop gets no new work until it is over.
+LAG_S: Final = 0.05
+_WATCH_S: Final = LAG_S / 2
+
+
+class CarriedError(Exception):
+    """Takes an exception through the loop that would otherwise end it (SystemExit, KeyboardInterrupt)."""
+
+
+class Steps(Coroutine[Any, Any, Any]):
+    """A coroutine that shows in the running page whenever it runs."""
+
+    __slots__ = ("_coroutine", "_id", "_page", "_watch")
+
+    def __init__(self, coroutine: Any, task: int, page: memoryview, watch: Watch) -> None:
+        self._coroutine = coroutine
+        self._id = task
+        self._page = page
+        self._watch = watch
+
+    def send(self, value: Any) -> Any:
+        """See `Coroutine`."""
+        return self.run(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """See `Coroutine`."""
+        return self.run(self._coroutine.throw, *error)
+
+    def close(self) -> None:
+        """See `Coroutine`."""
+        self._coroutine.close()
+
+    def run(self, step: Callable[..., Any], *values: Any) -> Any:
+        """One step, shown in the page."""
+        page, watch = self._page, self._watch
+        page[FIRST] = self._id
+        page[COUNT] = 1
+        watch.step += 1
+        try:
+            return step(*values)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise CarriedError from error
+        finally:
+            page[COUNT] = 0
+            if watch.lagging:
+                watch.turned()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise TypeError("made for the event loop alone")
+
+
+class Watch:
+    """Notices from a thread of its own that a step of a coroutine holds the loop up. Sleeps while nothing runs."""
+
+    def __init__(self, page: memoryview, report: Callable[[LoopLag], None]) -> None:
+        self._page = page
+        self._report = report
+        #: Steps begun so far.
+        self.step = 0
+        #: The task whose step was reported, 0 if the loop turns.
+        self.lagging = 0
+        self._active = threading.Event()
+        self._started = False
+
+    def busy(self) -> None:
+        """There are coroutines."""
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name="rtml-watch", daemon=True).start()
+        self._active.set()
+
+    def idle(self) -> None:
+        """There are none."""
+        self._active.clear()
+
+    def turned(self) -> None:
+        """The step that was reported is over."""
+        task, self.lagging = self.lagging, 0
+        self._report(LoopLag(task=task, lag=0.0))
+
+    def _run(self) -> None:
+        seen, since = 0, 0.0
+        while True:
+            self._active.wait()
+            time.sleep(_WATCH_S)
+            now = time.monotonic()
+            if not self._page[COUNT] or self.step != seen:
+                seen, since = self.step, now
+            elif not self.lagging and now - since >= LAG_S:
+                self.lagging = task = self._page[FIRST]
+                self._report(LoopLag(task=task, lag=now - since))
+                if self.step != seen and self.lagging:
+                    self.turned()  # it ended while it was being reported
