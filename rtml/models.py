@@ -55,6 +55,9 @@ class Model:
         settings: How to run it.
     """
 
+    #: Read by `codec.describe_function`: a call with four rows fills four places of a batch.
+    __rtml_rows__ = True
+
     def __init__(self, source: str | bytes, settings: Settings) -> None:
         self._source = source
         self._settings = settings

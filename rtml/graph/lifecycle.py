@@ -182,8 +182,8 @@ class Lifecycle:
         task.inputs[position] = result.payload
         if isinstance(result.payload, ObjectRef):
             self.keeping.need(task.id, result.payload)
-        if not task.batch_key and result.batch_key and position == 0:
-            task.batch_key = result.batch_key
+        if result.batch_key and task.profile.batch:
+            task.batch_key = _completed_key(task, position, result.batch_key)
         if task.function.definition.rows:
             task.spec.items = max(task.spec.items, result.items)
         return True
@@ -360,6 +360,9 @@ class Lifecycle:
                 if task.owner.children is None:
                     task.owner.children = {}
                 task.owner.children[child.id] = child
+                if child.deadline is not None:
+                    # So far its root's timer was enough.
+                    self.tables.at(child.deadline, self._expire, child)
             else:
                 self.cancel_tree(child, "the task that submitted it has ended")
         task.children = None
@@ -396,6 +399,26 @@ class Lifecycle:
                 if not dependent.waiting and dependent.state is State.WAITING:
                     self._make_ready(dependent, now)
         task.dependents = None
+
+
+def _completed_key(task: TaskState, position: int, facts: str) -> str:
+    """The batch key of a task, with what is now known of its dependency at `position`.
+
+    The submitter wrote "?" wherever an argument is a future: one for each dependency, in their order, unless some lie
+    inside containers or stand there twice. Then nothing can be said about which is which.
+    """
+    asked = task.spec.batch_key
+    if not asked:
+        return facts if position == 0 else task.batch_key
+    marks = [index for index, part in enumerate(asked.split("|")) if part == "?" or part.endswith("=?")]
+    if len(marks) != len(task.spec.deps or ()):
+        return task.batch_key
+    if len(marks) == 1:
+        return asked.replace("?", facts)
+    parts = task.batch_key.split("|")
+    # The separator may stand in the facts too (numpy writes |u1), and the places of the others are counted by it.
+    parts[marks[position]] = parts[marks[position]][:-1] + facts.replace("|", "")
+    return "|".join(parts)
 
 
 def _timing(task: TaskState, result: TaskResult, now: float, slack: float | None) -> Timing:
