@@ -13,8 +13,12 @@ from typing import Any, Final
 import msgspec
 
 from rtml.client.client import Client
+from rtml.client.connecting import Connector
 from rtml.client.embedded import open_client
 from rtml.client.threads import ThreadDriver
+
+#: Seconds that an engine may take to be there: an operator asks one that runs.
+_PATIENCE: Final = 3.0
 
 #: Width of a timeline, in characters.
 _TIMELINE: Final = 50
@@ -46,7 +50,11 @@ def ask(address: str, what: str, argument: str = "") -> str:
         ValueError: no engine is found.
         ConnectionLost: nobody answers.
     """
-    client = open_client(Client, ThreadDriver, find_address(address), logs=False)
+
+    def make_driver(connector: Connector) -> ThreadDriver:
+        return ThreadDriver(Connector(connector.address, connect_timeout=_PATIENCE))
+
+    client = open_client(Client, make_driver, find_address(address), logs=False)
     try:
         return client.query(what, argument)
     finally:
