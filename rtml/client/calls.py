@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import itertools
-import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
+from rtml.client import progress
 from rtml.client.functions import RETRY_ON, RemoteFunction, task
-from rtml.client.future import Future, Gathered
+from rtml.client.future import Future, Gathered, remaining
 from rtml.codec import function_name, is_async
 from rtml.errors import SubmitError
 from rtml.messages import Options
@@ -99,23 +100,44 @@ def ungather(value: Any) -> Any:
     return value
 
 
-def ordered(futures: list[Future[Any]], deadline: float | None) -> Iterator[Any]:
+def ordered(futures: list[Future[Any]], deadline: float | None, name: str) -> Iterator[Any]:
     """The results in order, forgetting each future as it is used; cancels what is left when abandoned."""
     futures.reverse()
-    return _ordered(futures, deadline)
+    return _ordered(futures, deadline, progress.for_map(name, len(futures)))
 
 
-def _ordered(futures: list[Future[Any]], deadline: float | None) -> Iterator[Any]:
+def _ordered(futures: list[Future[Any]], deadline: float | None, shown: progress.Progress | None) -> Iterator[Any]:
+    total = len(futures)
     try:
         while futures:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            future = futures.pop()
-            try:
-                value = future.result(timeout)
-            finally:
-                future.cancel()
-            yield value
+            if shown is not None:
+                _watch(futures, total, deadline, shown)
+            # No local name for the future or its value: they must not live here while the caller uses the value.
+            yield _result_or_cancel(futures.pop(), deadline)
     finally:
-        for _, group in itertools.groupby(futures, key=lambda future: future._client):
-            members = list(group)
-            members[0]._client.cancel_all(members)
+        if shown is not None:
+            shown.close()
+        for client, group in itertools.groupby(futures, key=lambda future: future._client):
+            client.cancel_all(list(group))
+
+
+def _result_or_cancel(future: Future[Any], deadline: float | None) -> Any:
+    try:
+        try:
+            return future.result(remaining(deadline))
+        finally:
+            future.cancel()
+    finally:
+        # An exception holds this frame, which must not hold the future that holds the exception.
+        del future
+
+
+def _watch(futures: list[Future[Any]], total: int, deadline: float | None, shown: progress.Progress) -> None:
+    """Draw while the next future is not there."""
+    while True:
+        if shown.due:
+            shown.draw(total - sum([not future.done() for future in futures]))
+        left = remaining(deadline)
+        if left == 0 or futures[-1].done():
+            return
+        concurrent.futures.wait(futures[-1:], progress.PERIOD if left is None else min(progress.PERIOD, left))

@@ -205,13 +205,13 @@ class Client(concurrent.futures.Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         if chunksize == 1:
             futures = [self.submit(fn, *args) for args in zip(*iterables)]
-            return calls.ordered(futures, deadline)
+            return calls.ordered(futures, deadline, codec.function_name(fn))
         plain = fn.function if isinstance(fn, RemoteFunction) else fn
         chunked = calls.chunked(fn)
         rows = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
         return itertools.chain.from_iterable(
-            calls.ordered([self.submit(chunked, plain, chunk) for chunk in chunks], deadline)
+            calls.ordered([self.submit(chunked, plain, chunk) for chunk in chunks], deadline, codec.function_name(fn))
         )
 
     def put(self, value: T) -> Future[T]:

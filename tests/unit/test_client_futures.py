@@ -5,22 +5,22 @@ from __future__ import annotations
 import concurrent.futures as cf
 import copy
 import functools
-import gc
+import io
 import logging
 import os
 import sys
 import threading
-import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import rtml
+from rtml.client import progress
 from rtml.client.client import Client
-from rtml.client.future import Future
 from rtml.errors import SerializationError, SubmitError, TaskCancelled
-from rtml.messages import Release, Submit
+from rtml.messages import Logs
 from tests.fake_dispatcher import FakeDispatcher, connected
 
 Pair = tuple[FakeDispatcher, Client]
@@ -333,6 +333,67 @@ def test_an_engine_future_cannot_be_resolved_or_copied_by_users(client: Client) 
         copy.copy(future)
 
 
+class Dummy:
+    def method(self) -> None:
+        pass
+
+
+def make_dummy(n: int) -> Dummy:
+    return Dummy()
+
+
+def test_nothing_holds_on_to_values(client: Client) -> None:
+    for value in client.map(make_dummy, range(10)):
+        seen = weakref.ref(value)
+        del value
+        assert seen() is None
+    dummy = Dummy()
+    gone = threading.Event()
+    watched = weakref.ref(dummy, lambda _: gone.set())
+    client.submit(dummy.method)
+    del dummy
+    assert gone.wait(10)
+    assert watched() is None
+
+
+def test_waiting_under_constant_switching(client: Client) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            futures = {client.submit(add, n) for n in range(100)}
+            assert not cf.wait(futures, timeout=30).not_done
+            assert {future.result(0) for future in futures} == set(range(1, 101))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_progress_of_long_maps(client: Client, fake: FakeDispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PERIOD", 0.01)
+    threading.Timer(0.1, fake.open_gate).start()
+    assert list(client.map(hold, range(100), timeout=20)) == list(range(100))
+    written = terminal.getvalue()
+    assert "hold [" in written
+    assert " 0/100" in written
+    assert written.endswith("\r\x1b[K")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert list(client.map(add, range(3))) == [1, 2, 3]
+
+
+def test_what_tasks_print_is_shown_with_their_name(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    client.receive(Logs([(1, "crop", 12, "out", "a\nb"), (1, "crop", 12, "err", "c")]))
+    shown = capsys.readouterr()
+    assert shown.out == "(crop pid=12) a\n(crop pid=12) b\n"
+    assert shown.err == "(crop pid=12) c\n"
+
+
 def test_shutdown() -> None:
     with connected() as (fake, client):
         with client:
@@ -372,166 +433,3 @@ def test_a_forked_child_is_refused(client: Client) -> None:
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert future.result(10) == 2
-
-
-# --- rtml's own -------------------------------------------------------------------------------------------------------
-
-
-def test_get(client: Client, fake: FakeDispatcher) -> None:
-    assert rtml.get(client.submit(add, 1)) == 2
-    assert rtml.get([client.submit(add, n) for n in range(1000)], timeout=10) == list(range(1, 1001))
-    assert rtml.get([]) == []
-    held = client.submit(hold)
-    with pytest.raises(ValueError, match="broken"):
-        rtml.get([held, client.submit(fail)], timeout=10)
-    with pytest.raises(TimeoutError, match="1 of 2"):
-        rtml.get([held, client.submit(add, 1)], timeout=0.1)
-    with pytest.raises(TypeError):
-        rtml.get([cf.Future()])  # type: ignore[arg-type]
-
-
-def test_wait(client: Client, fake: FakeDispatcher) -> None:
-    futures = [client.submit(add, n) for n in range(10)]
-    held = client.submit(hold)
-    done, pending = rtml.wait([held, *futures], num_returns=10, timeout=10)
-    assert (done, pending) == (futures, [held])
-    done, pending = rtml.wait([held, *futures], num_returns=3)
-    assert (done, pending) == (futures[:3], [held, *futures[3:]])
-    assert rtml.wait([held], timeout=0.01) == ([], [held])
-    assert rtml.wait([held, futures[0]], num_returns=2, timeout=0) == ([futures[0]], [held])
-    with pytest.raises(ValueError, match="num_returns"):
-        rtml.wait(futures, num_returns=11)
-    with pytest.raises(ValueError, match="twice"):
-        rtml.wait([held, held], timeout=0)
-
-
-def test_one_by_one_of_a_thousand_is_not_quadratic_in_python(client: Client) -> None:
-    pending = [client.submit(add, n) for n in range(1000)]
-    begin = time.process_time()
-    values = []
-    while pending:
-        (done,), pending = rtml.wait(pending, num_returns=1, timeout=10)
-        values.append(done.result())
-    assert sorted(values) == list(range(1, 1001))
-    assert time.process_time() - begin < 5
-
-
-def test_as_completed(client: Client, fake: FakeDispatcher) -> None:
-    held = client.submit(hold, 0)
-    futures = [client.submit(add, n) for n in range(100)]
-    iterator = rtml.as_completed([held, *futures, held], timeout=10)
-    first = [next(iterator) for _ in range(100)]
-    assert set(first) == set(futures)
-    fake.open_gate()
-    assert list(iterator) == [held]
-    assert list(rtml.as_completed([])) == []
-    fake.close_gate()
-    with pytest.raises(TimeoutError, match="1 of 2"):
-        list(rtml.as_completed([client.submit(hold), client.submit(add, 1)], timeout=0.1))
-
-
-def test_gather(client: Client, fake: FakeDispatcher) -> None:
-    assert rtml.gather().result(1) == []
-    assert rtml.gather(*[client.submit(add, n) for n in range(1000)]).result(10) == list(range(1, 1001))
-    held = client.submit(hold, 3)
-    both = rtml.gather(held, rtml.gather(client.submit(add, 1)))
-    assert both.running()
-    with pytest.raises(ValueError, match="broken"):
-        rtml.gather(held, client.submit(fail)).result(10)
-    kept = rtml.gather(client.submit(fail), client.submit(add, 1), return_exceptions=True).result(10)
-    assert isinstance(kept[0], ValueError)
-    assert kept[1] == 2
-    fake.open_gate()
-    assert both.result(10) == [3, [2]]
-
-
-def test_cancelling_gathered(client: Client) -> None:
-    members = [client.submit(hold), client.submit(hold)]
-    both = rtml.gather(*members)
-    assert both.cancel()
-    assert all(member.cancelled() for member in members)
-    assert both.cancelled()
-    assert rtml.cancel(*members) == 0
-
-
-def test_put_and_large_values(client: Client, fake: FakeDispatcher) -> None:
-    numpy = pytest.importorskip("numpy")
-    array = numpy.arange(200_000.0)
-    stored = rtml.put(array)
-    assert stored.done()
-    assert client.submit(numpy.sum, stored).result(10) == array.sum()
-    result = client.submit(numpy.negative, array)
-    value = result.result(10)
-    assert (value == -array).all()
-    del value, result, stored
-    gc.collect()
-    client.submit(add, 1).result(10)
-    deadline = time.monotonic() + 10
-    while not any(isinstance(message, Release) for message in fake.received):
-        assert time.monotonic() < deadline
-        client.submit(add, 1).result(10)
-    assert client.store.objects == 0
-
-
-def test_refs_stay_futures(client: Client, fake: FakeDispatcher) -> None:
-    inner = client.submit(add, 1)
-    waiting = client.submit(hold, 5)
-    inner.result(10)
-    seen = client.submit(lambda reference: type(reference.future).__name__, rtml.ref(waiting))
-    assert seen.result(10) == "int"  # The fake's handles are plain ids.
-    assert fake.tasks[seen.id].handles == [waiting.id]
-    # One that has ended takes its value along.
-    assert client.submit(lambda reference: reference.result(), rtml.ref(inner)).result(10) == 2
-
-
-def test_futures_in_results_are_the_same_futures_again(client: Client) -> None:
-    inner = client.submit(add, 1)
-    inner.result(10)
-    outer = client.submit(lambda box: box, {"ref": rtml.ref(inner)})
-    assert outer.result(10)["ref"].future is inner
-
-
-def test_dropped_futures_still_run_and_leave_nothing(client: Client, fake: FakeDispatcher) -> None:
-    for n in range(300):
-        client.submit(add, n)
-    assert client.wait_idle(10)
-    assert not client._pending
-    assert not client._kept
-
-
-def test_kept_futures_are_small(client: Client) -> None:
-    future = client.submit(add, 1)
-    future.result(10)
-    assert not vars(future) if hasattr(future, "__dict__") else True
-    assert sys.getsizeof(future) < 250
-
-
-def test_bursts_are_coalesced(client: Client, fake: FakeDispatcher) -> None:
-    client.wait_idle(10)
-    before = sum(isinstance(message, Submit) for message in fake.received)
-    rtml.get([client.submit(add, n) for n in range(2000)], 20)
-    frames = sum(isinstance(message, Submit) for message in fake.received) - before
-    assert frames < 400
-
-
-def test_a_lone_submission_is_sent_without_anybody_waiting(client: Client, fake: FakeDispatcher) -> None:
-    first, second = client.submit(hold), client.submit(add, 1)
-    deadline = time.monotonic() + 10
-    while second.id not in fake.results:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    while not second.done():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    assert not first.done()
-
-
-def test_queries(client: Client) -> None:
-    assert client.query("status", "x") == "status x"
-
-
-def test_names() -> None:
-    assert set(rtml.__all__) <= set(dir(rtml))
-    with pytest.raises(AttributeError):
-        rtml.nothing
-    assert rtml.Future is Future
