@@ -13,7 +13,7 @@ tasks it concerns. Rules of this file:
 
 Who sends what:
 
-    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Ack, Query
+    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query
     dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply
     executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag; also all of a submitter
     dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe; also all to a submitter
@@ -296,6 +296,12 @@ class Heartbeat(msgspec.Struct, array_like=True, tag=19):
     """Nothing to say. Sent on links that cannot see a peer vanish (ZeroMQ)."""
 
 
+class Holding(msgspec.Struct, array_like=True, tag=20):
+    """After a `Hello` on a new connection: objects of results that this submitter has, and did not release."""
+
+    objects: list[int]
+
+
 # --- executor -> dispatcher -------------------------------------------------------------------------------------------
 
 
@@ -488,6 +494,7 @@ Message = (
     | Query
     | Logs
     | Heartbeat
+    | Holding
     | Finished
     | Blocked
     | Resumed

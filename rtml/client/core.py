@@ -34,6 +34,7 @@ from rtml.messages import (
     Define,
     Function,
     Hello,
+    Holding,
     Message,
     ObjectRef,
     Options,
@@ -92,6 +93,8 @@ class ClientCore:
         self._unwatch: list[int] = []
         self._cancel: list[int] = []
         self._release: list[int] = []
+        #: Objects of delivered results that were not released.
+        self._objects: set[int] = set()
         self._queries: list[Query] = []
         #: The newest `Results.serial` that was applied, and the newest acknowledged; `_acked <= _applied`.
         self._applied = 0
@@ -164,7 +167,9 @@ class ClientCore:
 
     def release(self, objects: Iterable[int]) -> None:
         """These results in shared memory are not needed by this submitter any more."""
-        self._release.extend(objects)
+        objects = list(objects)
+        self._release += objects
+        self._objects.difference_update(objects)
 
     def query(self, number: int, what: str, argument: str = "") -> None:
         """Ask the dispatcher; not repeated after a lost connection."""
@@ -233,6 +238,7 @@ class ClientCore:
             # The watch goes on until the handle is dropped here: a value that contains it may still be sent on.
             new = [result for result in message.results if result.id in self._awaited]
             self._awaited.difference_update([result.id for result in new])
+            self._objects.update(_objects(new))
             return new
         if isinstance(message, Welcome):
             self._welcome(message.epoch)
@@ -306,7 +312,8 @@ class ClientCore:
         self._sent = 0
         # All unsent again: hold back acknowledgements until those with dependencies have gone out (rule 2).
         self._holds = deque((task.id, 0) for task in self._queue if task.deps is not None)
-        return self.flush(now)
+        holding: list[Message] = [Holding(sorted(self._objects))] if self._objects else []
+        return holding + self.flush(now)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -320,6 +327,7 @@ class ClientCore:
                 self._deadlines.pop(result.id, None)
         if self._cancelled:
             self._let_go([result for result in message.results if result.id in self._cancelled])
+        self._objects.update(_objects(new))
         return new
 
     def _let_go(self, results: list[TaskResult]) -> None:
@@ -378,6 +386,10 @@ class ClientCore:
                 # A copy, because the options of one `.options(...)` call are shared by many tasks.
                 base = task.options or Options()
                 task.options = msgspec.structs.replace(base, deadline=max(0.0, deadline - now))
+
+
+def _objects(results: list[TaskResult]) -> list[int]:
+    return [result.payload.id for result in results if result.payload.__class__ is not bytes]  # type: ignore[union-attr]
 
 
 def _parts(tasks: list[Task]) -> list[list[Task]]:

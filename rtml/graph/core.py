@@ -41,6 +41,7 @@ from rtml.messages import (
     Finished,
     Heartbeat,
     Hello,
+    Holding,
     Interrupt,
     Logs,
     LoopLag,
@@ -97,6 +98,7 @@ class Core:
             Watch: self._watch,
             Unwatch: self._unwatch,
             Release: self._release,
+            Holding: self._holding,
             Query: self._query,
             Logs: self._logs,
             Heartbeat: self._heartbeat,
@@ -197,6 +199,9 @@ class Core:
 
     def _release(self, session: Session, message: Release, now: float) -> None:
         self.keeping.release(session, message.objects)
+
+    def _holding(self, session: Session, message: Holding, now: float) -> None:
+        self.recovery.holding(session, message.objects)
 
     def _query(self, session: Session, message: Query, now: float) -> None:
         if session.peer is not None:

@@ -116,9 +116,23 @@ class Keeping:
 
     # --- objects
 
-    def need(self, holder: int, ref: ObjectRef) -> bool:
+    def adopt(self, owner: WorkerState, ref: ObjectRef, sessions: list[Session]) -> None:
+        """An object older than this dispatcher is kept for these sessions; it is freed if nobody has it."""
+        if ref.id in self.tables.objects:
+            return
+        stored = StoredObject(ref, owner)
+        for session in sessions:
+            if self.tables.sessions.get(session.id) is session:
+                stored.holders.add(session.id)
+                session.objects.add(ref.id)
+        if stored.holders:
+            self.tables.objects[ref.id] = stored
+        else:
+            self._free(owner, ref)
+
+    def need(self, holder: int, object_id: int) -> bool:
         """Keep an object for a task or session; False if it is not known (any more)."""
-        stored = self.tables.objects.get(ref.id)
+        stored = self.tables.objects.get(object_id)
         if stored is None:
             return False
         stored.holders.add(holder)
@@ -182,7 +196,7 @@ class Keeping:
         watcher.watch_results.append(result)
         self.tables.dirty[watcher.id] = watcher
         self.hold(watcher, result.handles or [])
-        if isinstance(result.payload, ObjectRef) and self.need(watcher.id, result.payload):
+        if isinstance(result.payload, ObjectRef) and self.need(watcher.id, result.payload.id):
             watcher.objects.add(result.payload.id)
 
     # --- sessions

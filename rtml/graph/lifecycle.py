@@ -152,7 +152,7 @@ class Lifecycle:
             inputs.append(payload)
             if payload is not None:
                 if payload.__class__ is ObjectRef:
-                    self.keeping.need(task.id, payload)
+                    self.keeping.need(task.id, payload.id)
                 continue
             dep = self.tables.tasks.get(dep_id)
             if dep is None:
@@ -181,7 +181,7 @@ class Lifecycle:
         assert task.inputs is not None
         task.inputs[position] = result.payload
         if isinstance(result.payload, ObjectRef):
-            self.keeping.need(task.id, result.payload)
+            self.keeping.need(task.id, result.payload.id)
         if result.batch_key and task.profile.batch:
             task.batch_key = _completed_key(task, position, result.batch_key)
         if task.function.definition.rows:
@@ -300,7 +300,7 @@ class Lifecycle:
         tables = self.tables
         if task.state is State.ASSIGNED:
             if task.receipt is None:
-                self._revoke(task)
+                self._revoke(task, now)
         elif task.state is State.READY:
             self.placement.remove(task)
         task.move(State.DONE)
@@ -343,9 +343,15 @@ class Lifecycle:
             task.watchers = None
         task.inputs = None
 
-    def _revoke(self, task: TaskState) -> None:
-        """The attempt that is out there becomes a ghost: tell its executor."""
+    def _revoke(self, task: TaskState, now: float) -> None:
+        """The attempt that is out there becomes a ghost: tell its executor. One that is not sent yet stays here."""
         worker = task.worker
+        if worker is not None and worker.outgoing:
+            kept = [attempt for attempt in worker.outgoing if attempt.id != task.id]
+            if len(kept) < len(worker.outgoing):
+                worker.outgoing = kept
+                self.placement.returned(worker, [(task.id, task.attempt)], now)
+                return
         if worker is not None and worker.session is not None and not worker.dying:
             self.tables.tell(worker.session, Revoke([(task.id, task.attempt)]))
             self.tables.interrupts[worker.id] = worker

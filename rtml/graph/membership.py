@@ -57,6 +57,8 @@ class Membership:
         session.timings = hello.timings
         session.data_only = hello.data_only
         session.epoch = hello.epoch
+        if hello.epoch not in {0, tables.epoch}:
+            self.recovery.begin(now)
         tables.peers[peer] = session
         cpus = sum(node.cpu for node in tables.nodes.values())
         session.outbox[:0] = [Welcome(tables.epoch, cpus=cpus), *tables.resend(session)]

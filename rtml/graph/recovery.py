@@ -16,7 +16,7 @@ from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
 from rtml.graph.state import Receipt, Session, State, TaskState, WorkerState
 from rtml.graph.tables import Tables
-from rtml.messages import Blocked, Finished, Revoke, Task, TaskResult
+from rtml.messages import Blocked, Finished, ObjectRef, Revoke, Task, TaskResult, session_of
 
 
 class Recovery:
@@ -39,6 +39,8 @@ class Recovery:
         #: tasks by one that has to come before them: their parent, or one whose future they were given
         self._parked: dict[int, list[tuple[Session, Task]]] = {}
         self._watches: dict[int, list[Session]] = {}
+        #: who has objects that are not known here yet
+        self._holding: dict[int, list[Session]] = {}
         #: last in, first out: tasks to submit, and tasks to end with their early result
         self._work: list[tuple[Session, Task] | TaskState] = []
 
@@ -54,9 +56,16 @@ class Recovery:
 
     # --- executors
 
+    def begin(self, now: float) -> None:
+        """A peer is here that knew an earlier dispatcher: keep what comes too early."""
+        until = now + self.tables.limits.recovery
+        if self._until is None:
+            self.tables.at(until, self._end, None)
+        self._until = until
+
     def expect(self, worker_id: int, now: float) -> None:
         """This executor lives and will say Hello."""
-        self._begin(now)
+        self.begin(now)
         self._expected.add(worker_id)
 
     def spoke(self, worker_id: int) -> None:
@@ -66,7 +75,7 @@ class Recovery:
     def holds(self, worker: WorkerState, holds: list[tuple[int, int]], now: float) -> None:
         """An executor that is new here holds these attempts, running ones first."""
         for task_id, attempt in holds:
-            self._begin(now)
+            self.begin(now)
             task = self.tables.tasks.get(task_id)
             if task is not None and self._adopt(task, worker, attempt, now):
                 self._release(task_id)
@@ -138,6 +147,14 @@ class Recovery:
                 self.lifecycle.keeping.watch(session, [task_id])
             else:
                 self._watches.setdefault(task_id, []).append(session)
+
+    def holding(self, session: Session, objects: list[int]) -> None:
+        """A submitter has these objects."""
+        for object_id in objects:
+            if self.lifecycle.keeping.need(session.id, object_id):
+                session.objects.add(object_id)
+            elif self.active:
+                self._holding.setdefault(object_id, []).append(session)
 
     def _submit(self, session: Session, spec: Task, now: float) -> None:
         missing = self._missing(spec)
@@ -222,12 +239,6 @@ class Recovery:
 
     # --- the end of it
 
-    def _begin(self, now: float) -> None:
-        until = now + self.tables.limits.recovery
-        if self._until is None:
-            self.tables.at(until, self._end, None)
-        self._until = until
-
     def _end(self, _: None, now: float) -> None:
         assert self._until is not None
         if now < self._until:
@@ -240,12 +251,24 @@ class Recovery:
         for task_id, (worker, attempt) in held.items():
             self._revoke(task_id, worker, attempt)
         early, self._early = self._early, {}
-        for entry in early.values():
-            self._drop(entry)
+        for worker, receipt, result in early.values():
+            # Its submitter may have the value already.
+            if isinstance(result.payload, ObjectRef):
+                self.lifecycle.keeping.adopt(worker, result.payload, self._holding.pop(result.payload.id, []))
+            self.lifecycle.keeping.settle(receipt)
+        holding, self._holding = self._holding, {}
+        for object_id, sessions in holding.items():
+            owner = self.tables.sessions.get(session_of(object_id))
+            if owner is not None and owner.worker is not None:
+                self.lifecycle.keeping.adopt(owner.worker, ObjectRef(object_id, 0, ""), sessions)
+        wanted = {handle for _, _, result in early.values() for handle in result.handles or ()} | set(self._watches)
         parked, self._parked = self._parked, {}
         for waiting in parked.values():
             for session, spec in waiting:
                 if self.tables.sessions.get(session.id) is session:
+                    if spec.id in wanted or (spec.options is not None and spec.options.detached):
+                        # It outlived its parent, which had ended before the restart.
+                        spec.parent = 0
                     self.lifecycle.submit(session, [spec], now)
         watches, self._watches = self._watches, {}
         for task_id, watchers in watches.items():
