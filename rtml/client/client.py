@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
-import sys
 import time
 import weakref
 from collections import deque
@@ -18,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from rtml import codec
-from rtml.client import calls, logs
+from rtml.client import calls, logs, references
 from rtml.client.context import current_task, forks
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Waiter
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import PENDING, Future, Gathered, Group, error_of, outcome_of, remaining
+from rtml.client.references import Lease
 from rtml.errors import ConnectionLost, TaskCancelled
 from rtml.messages import (
     CANCELLED,
@@ -47,7 +47,7 @@ from rtml.store import Store
 
 T = TypeVar("T")
 
-#: Seconds that `shutdown` gives a driver program's last messages.
+#: Seconds that the dispatcher may take to answer a question.
 _QUERY_TIMEOUT: Final = 10.0
 
 
@@ -223,7 +223,7 @@ class Client(concurrent.futures.Executor):
             future._settle(encoded.payload, None, OK)
         held: list[Any] = list(encoded.handles)
         if isinstance(encoded.payload, ObjectRef):
-            held.append(_Lease(self, "free", encoded.payload.id))
+            held.append(Lease(self, "free", encoded.payload.id))
         future._held = held or None
         return future
 
@@ -439,21 +439,18 @@ class Client(concurrent.futures.Executor):
 
     def _link(self, task: Task, deps: Sequence[Future[Any]], handles: Sequence[Future[Any]]) -> Future[Any] | None:
         """Fill in what a task refers to, and keep it alive. Under the lock. Returns a dependency that has failed."""
-        kept: list[Any] = []
+        kept: list[Any] = list(deps)
         if deps:
-            task.deps = []
-            for dep in deps:
-                if dep._failure is not None and dep._state is not PENDING:
-                    return dep
-                task.deps.append((dep.id, dep._payload if dep._state is not PENDING else None))
-            kept += deps
+            task.deps, failed = references.values_of(deps)
+            if failed is not None:
+                return failed
         if handles:
             task.handles = [future.id for future in handles]
             for future in handles:
                 self._escaped[future.id] = future
             kept += handles
         if isinstance(task.args, ObjectRef):
-            kept.append(_Lease(self, "free", task.args.id))
+            kept.append(Lease(self, "free", task.args.id))
         self._kept[task.id] = kept
         return None
 
@@ -499,17 +496,17 @@ class Client(concurrent.futures.Executor):
         future = self._known(task)
         if future is None:
             future = self._handles[task] = Future(self, task)
-            future._held = [_Lease(self, "unwatch", task)]
+            future._held = [Lease(self, "unwatch", task)]
             self.core.watch(task)
         elif task not in self._handles and self.core.keep(task):
-            future._held = [*(future._held or ()), _Lease(self, "unwatch", task)]
+            future._held = [*(future._held or ()), Lease(self, "unwatch", task)]
         return future
 
     def _hold(self, future: Future[Any], result: TaskResult) -> None:
         """Keep alive what the result refers to: its shared memory, the futures in it. Under the lock."""
         held: list[Any] = [] if future._held is None else future._held
         if isinstance(result.payload, ObjectRef):
-            held.append(_Lease(self, "release", result.payload.id))
+            held.append(Lease(self, "release", result.payload.id))
         # Watched before the result is acknowledged, else the dispatcher might forget them.
         held += [self._handle(task) for task in result.handles or ()]
         future._held = held
@@ -549,21 +546,6 @@ class Client(concurrent.futures.Executor):
         resource, self._resource = self._resource, None
         if resource is not None:
             resource.close()
-
-
-class _Lease:
-    """A claim that ends with its holder: on shared memory ("free" own, "release" results), or a watched task."""
-
-    __slots__ = ("_client", "_kind", "_number")
-
-    def __init__(self, client: Client, kind: str, number: int) -> None:
-        self._client = client
-        self._kind = kind
-        self._number = number
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self._client.drop(self._kind, self._number)
 
 
 def as_future(thing: Any) -> Future[Any]:

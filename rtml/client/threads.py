@@ -122,13 +122,16 @@ class ThreadDriver:
             if link is None:
                 return
             self._flushes += 1
-            messages = self._client.collect()
-            if not messages:
-                return
             try:
-                send(link, messages)
+                messages = self._client.collect()
+                if messages:
+                    send(link, messages)
             except LinkClosed:
                 self._lose(link)
+            except KeyboardInterrupt:
+                # What was collected may not have been sent: a new link is told everything again.
+                self._lose(link)
+                raise
 
     def nudge(self) -> None:
         """Have the helper send soon. From finalisers: no lock."""
@@ -211,10 +214,16 @@ class ThreadDriver:
             if timeout is not None and timeout <= 0:
                 return
             try:
-                self._deliver(link.recv(timeout))
+                frames = link.recv(timeout)
             except LinkClosed:
                 self._lose(link)
                 return
+            try:
+                self._deliver(frames)
+            except KeyboardInterrupt:
+                # Some results may not have been applied: on a new link the dispatcher sends them again.
+                self._lose(link)
+                raise
             if core.urgent:
                 self.flush()
 

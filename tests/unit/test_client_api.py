@@ -14,6 +14,7 @@ import pytest
 import rtml
 from rtml.client.client import Client
 from rtml.client.future import Future
+from rtml.errors import LimitExceeded
 from rtml.messages import Release, Submit
 from tests.fake_dispatcher import FakeDispatcher, connected
 
@@ -145,6 +146,15 @@ def test_put_and_large_values(client: Client, fake: FakeDispatcher) -> None:
         assert time.monotonic() < deadline
         client.submit(add, 1).result(10)
     assert client.store.objects == 0
+
+
+def test_too_many_small_values_for_one_call(client: Client) -> None:
+    piece = client.submit(bytes, 60_000)
+    piece.result(10)
+    pieces = [rtml.put(bytes(60_000)) for _ in range(900)]
+    with pytest.raises(LimitExceeded, match="900 futures"):
+        client.submit(len, pieces)
+    assert client.submit(len, [piece] * 900).result(20) == 900
 
 
 def test_refs_stay_futures(client: Client, fake: FakeDispatcher) -> None:

@@ -1,0 +1,66 @@
+"""What futures and tasks refer to: values that are there already, and claims that end with their holder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from rtml.client.future import PENDING, Future
+from rtml.errors import LimitExceeded
+from rtml.messages import ObjectRef
+
+#: Bytes of values of ended futures among one call's arguments, beside what lies in shared memory: they share a frame.
+_VALUES_BYTES_MAX: Final = 48 * 1024 * 1024
+
+
+class Dropping(Protocol):
+    """Who is told when a claim ends."""
+
+    def drop(self, kind: str, number: int) -> None:
+        """Called by finalisers in any thread: must take no lock."""
+
+
+class Lease:
+    """A claim that ends with its holder: on shared memory ("free" own, "release" results), or a watched task."""
+
+    __slots__ = ("_kind", "_number", "_owner")
+
+    def __init__(self, owner: Dropping, kind: str, number: int) -> None:
+        self._owner = owner
+        self._kind = kind
+        self._number = number
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self._owner.drop(self._kind, self._number)
+
+
+def values_of(
+    deps: Sequence[Future[Any]],
+) -> tuple[list[tuple[int, bytes | ObjectRef | None]], Future[Any] | None]:
+    """What `Task.deps` says of these futures: the payloads of those that have ended; and the first that has failed.
+
+    The caller holds the driver's lock until the task is with the core (rule 1 of `rtml.client.core`).
+
+    Raises:
+        LimitExceeded: the values are too large together.
+    """
+    links: list[tuple[int, bytes | ObjectRef | None]] = []
+    size = 0
+    for dep in deps:
+        if dep._state is PENDING:
+            links.append((dep.id, None))
+            continue
+        if dep._failure is not None:
+            return links, dep
+        payload = dep._payload
+        links.append((dep.id, payload))
+        if isinstance(payload, bytes):
+            size += len(payload)
+    if size > _VALUES_BYTES_MAX:
+        raise LimitExceeded(
+            f"the values of the {len(deps)} futures among the arguments have {size} bytes together, more than "
+            f"{_VALUES_BYTES_MAX}; combine them in several steps"
+        )
+    return links, None
