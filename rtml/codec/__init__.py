@@ -1,6 +1,7 @@
 """Payloads: what users' functions, values and exceptions are on the wire.
 
-`values` encodes calls and results, `pickling` is the pickler below it, `functions` turns callables into definitions,
+`values` encodes calls and results, `pickling` is the pickler below it, `data` and `arrays` are what needs no pickler
+(readers that trust nobody take nothing else), `functions` turns callables into definitions,
 `failures` exceptions into `ErrorInfo`, and `explain` finds the part that cannot be pickled. The dispatcher uses none of
 this: to it payloads are opaque.
 """
@@ -14,6 +15,7 @@ from rtml.codec.values import (
     decode_data,
     decode_value,
     encode_call,
+    encode_data,
     encode_value,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "decode_value",
     "describe_function",
     "encode_call",
+    "encode_data",
     "encode_error",
     "encode_value",
     "function_id",

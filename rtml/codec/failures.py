@@ -36,19 +36,20 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.args[0]}"""'
 
 
-def encode_error(error: BaseException, chain: Sequence[str] = ()) -> ErrorInfo:
+def encode_error(error: BaseException, chain: Sequence[str] = (), *, pickle: bool = True) -> ErrorInfo:
     """What to send of an exception.
 
     Args:
         error: as it was caught, with its traceback.
         chain: names of the tasks that led here, root first, the failing task last.
+        pickle: False for a reader that unpickles nothing.
     """
     return ErrorInfo(
         type=_type_name(type(error)),
         message=_message(error)[:MESSAGE_MAX],
         traceback=_traceback_text(error)[-TRACEBACK_MAX:],
         chain=list(chain),
-        pickled=_pickled(error),
+        pickled=_pickled(error) if pickle else b"",
     )
 
 

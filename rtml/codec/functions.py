@@ -21,6 +21,9 @@ from rtml.store import Store
 #: Where a wrapper may keep the function that it wraps.
 _WRAPPED: Final = ("function", "__wrapped__")
 
+#: Attribute of callables whose calls count for as many items as their arrays have rows.
+ROWS: Final = "__rtml_rows__"
+
 _CO_COROUTINE: Final = 0x80
 
 
@@ -51,14 +54,15 @@ def describe_function(
         pickled = encoded.payload
         if handles is not None:
             handles.extend(encoded.handles)
-    described = Function(0, name, ref, pickled, is_async(function), options)
+    described = Function(0, name, ref, pickled, is_async(function), options, getattr(function, ROWS, False) is True)
     described.id = function_id(described)
     return described
 
 
 def function_id(function: Function) -> int:
     """63 bits that name the definition: a hash of all of it but its id. Never 0."""
-    content = repr((function.name, function.ref, function.pickled, function.asynchronous, function.options))
+    parts = (function.name, function.ref, function.pickled, function.asynchronous, function.options, function.rows)
+    content = repr(parts)
     digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 1) or 1
 

@@ -149,39 +149,3 @@ def out_of_band(
                     raise SerializationError("the value contains futures, which cannot be handled here")
                 made[future] = make_handle(future)
             yield made[future]
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Builds containers, scalars and numeric numpy arrays, and refuses anything that would run other code."""
-
-    _ALLOWED: Final = {
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy.core.numeric", "_frombuffer"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"),
-        ("builtins", "complex"),
-        ("builtins", "bytearray"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED:
-            return super().find_class(module, name)
-        raise SerializationError(f"the value is no plain data: it contains a {module}.{name}")
-
-
-def load_data(stream: bytes | memoryview, items: Iterator[Any]) -> Any:
-    """Like `load`, but only for plain data: no code of the sender is run.
-
-    Raises:
-        SerializationError: the value contains anything but containers, scalars and arrays.
-    """
-    try:
-        return _DataUnpickler(io.BytesIO(stream), buffers=items).load()
-    except SerializationError:
-        raise
-    except Exception as error:
-        raise unpicklable(error) from error

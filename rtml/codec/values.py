@@ -6,6 +6,7 @@ The first byte says what a payload is:
     \x80   a pickle, protocol 5, of plain Python (every such pickle begins with this byte)
     T      one numeric numpy array: dtype, shape, data; readable in any language
     X      a pickle with items kept out of its stream (`rtml.codec.pickling`): an envelope, the stream, the buffers
+    D      data without a pickle, for those who unpickle nothing (`rtml.codec.data`): msgpack
 
 In the store the first part is as above, and what follows inline (array data, buffers) are parts of their own. Arrays
 out of the store are read-only views of the shared memory; arrays that came inline are copies, and writable.
@@ -24,23 +25,22 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from rtml.codec import explain
-from rtml.codec.pickling import PROTOCOL, SCALARS, Pickled, dump, load, load_data, out_of_band, unpicklable
-from rtml.errors import SerializationError
+from rtml.codec import data, explain
+from rtml.codec.arrays import ALIGNMENT, TENSOR, array_facts, decode_tensor, encode_tensor, is_tensor
+from rtml.codec.pickling import PROTOCOL, SCALARS, Pickled, dump, load, out_of_band, unpicklable
+from rtml.errors import RtmlError, SerializationError
 from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.store import Buffer, Store
 
 _NONE: Final = b"N"
 _PICKLE: Final = b"\x80"
-_TENSOR: Final = b"T"
 _ENVELOPE: Final = b"X"
 
 _CONTAINERS: Final = frozenset({list, tuple, dict})
-#: Kinds of numpy dtypes whose bytes mean the same everywhere: bool, (u)int, float, complex, datetime, timedelta.
-_TENSOR_KINDS: Final = "biufcmM"
-#: Inline buffers are aligned to this within the payload, whose own data begins at such an address in CPython.
-_INLINE_ALIGNMENT: Final = 16
 _LENGTH: Final = struct.Struct("<I")
+
+#: Tags of what `decode_data` takes; the empty one of an empty payload, for the better message.
+_WITHOUT_PICKLES: Final = (_NONE, TENSOR, data.DATA, b"")
 
 MakeHandle = Callable[[int], Any]
 
@@ -153,15 +153,40 @@ def encode_value(
         if len(payload) <= INLINE_MAX or store is None:
             return EncodedValue(payload)
         return EncodedValue(store.put([payload]))
-    if _is_tensor(value):
-        batch_key, items = _array_facts(value)
-        return EncodedValue(_encode_tensor(value, store), (), batch_key, items)
+    if is_tensor(value):
+        batch_key, items = array_facts(value)
+        return EncodedValue(encode_tensor(value, store), (), batch_key, items)
     pickled = Pickled()
     try:
         stream = dump(value, pickled, future_type)
     except Exception as error:
         raise explain.cannot_pickle(what, value, error, future_type) from error
     return EncodedValue(_place(stream, pickled, store), [future.id for future in pickled.handles])
+
+
+def encode_data(value: Any, store: Store | None, what: str = "the result") -> EncodedValue:
+    """Encode one value for a reader that unpickles nothing (`decode_data`).
+
+    Args:
+        value: arrays, numbers, text, bytes, dates, in lists, tuples, dicts, sets, structs and dataclasses.
+        store: takes what is larger than `INLINE_MAX`; None keeps everything inline.
+        what: how an error message calls the value.
+
+    Raises:
+        SerializationError: the value contains anything else; the message names the part.
+        LimitExceeded: the store is full.
+    """
+    if value is None:
+        return _ENCODED_NONE
+    if is_tensor(value):
+        batch_key, items = array_facts(value)
+        return EncodedValue(encode_tensor(value, store), (), batch_key, items)
+    try:
+        return EncodedValue(data.place(value, store))
+    except RtmlError:
+        raise
+    except Exception as error:  # noqa: BLE001 - properties of user classes raise anything
+        raise explain.no_data(what, value, error) from None
 
 
 class _Walk:
@@ -189,7 +214,7 @@ class _Walk:
             return self._replace_in(kind, value)
         if self._future_type is not None and issubclass(kind, self._future_type):
             return self._dependency(value)
-        if _is_tensor(value):
+        if is_tensor(value):
             self.tensors = True
             # numpy pickles what is not contiguous through two more copies (crops of images are of this kind).
             flags = value.flags
@@ -278,7 +303,7 @@ def _place(stream: bytes, pickled: Pickled, store: Store | None) -> bytes | Obje
     parts: list[Buffer] = [head]
     at = len(head)
     for buffer in buffers:
-        gap = -at % _INLINE_ALIGNMENT
+        gap = -at % ALIGNMENT
         parts += (bytes(gap), buffer)
         at += gap + buffer.nbytes
     return b"".join(parts)
@@ -299,24 +324,14 @@ def _name_argument(
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def _is_tensor(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray and value.dtype.kind in _TENSOR_KINDS
-
-
-def _array_facts(array: Any) -> tuple[str, int]:
-    shape = array.shape
-    return (f"{array.dtype.str}{shape[1:]}", shape[0]) if shape else (f"{array.dtype.str}", 1)
-
-
 def _call_facts(args: tuple[Any, ...], kwargs: dict[str, Any], future_type: type | None) -> tuple[str, int]:
     items = 0
     known = False
     keys = []
     for name, value in (*(("", value) for value in args), *sorted(kwargs.items())):
         key = ""
-        if _is_tensor(value):
-            key, count = _array_facts(value)
+        if is_tensor(value):
+            key, count = array_facts(value)
             items = items or count
             known = True
         elif future_type is not None and isinstance(value, future_type):
@@ -324,35 +339,6 @@ def _call_facts(args: tuple[Any, ...], kwargs: dict[str, Any], future_type: type
             known = True
         keys.append(f"{name}={key}" if name else key)
     return ("|".join(keys), items or 1) if known else ("", 1)
-
-
-def _encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:
-    kind: bytes = array.dtype.str.encode()
-    head = struct.pack(f"<BB{array.ndim}Q", len(kind), array.ndim, *array.shape)
-    head = _TENSOR + head + kind
-    head += bytes(-len(head) % _INLINE_ALIGNMENT)
-    if array.nbytes + len(head) <= INLINE_MAX or store is None:
-        data: bytes = array.tobytes()
-        return head + data
-    if not array.flags.c_contiguous:
-        array = array.copy(order="C")
-    data = array.reshape(-1).view("u1")
-    return store.put([head, memoryview(data)])
-
-
-def _decode_tensor(head: Buffer, data: memoryview | None) -> Any:
-    """The array of a payload (`data` None: it follows the head, and is copied), or of two parts in the store."""
-    import numpy
-
-    _, length, ndim = struct.unpack_from("<BBB", head)
-    shape = struct.unpack_from(f"<{ndim}Q", head, 3)
-    start = 3 + 8 * ndim
-    dtype = numpy.dtype(bytes(memoryview(head)[start : start + length]).decode("ascii"))
-    if data is not None:
-        # Not numpy.ndarray(buffer=...), which would keep the exporter for its base and so could be made writable.
-        return numpy.frombuffer(data, dtype).reshape(shape)
-    offset = start + length
-    return numpy.ndarray(shape, dtype, memoryview(head), offset + -offset % _INLINE_ALIGNMENT).copy()
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -378,7 +364,7 @@ def decode_call(
             return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
         except Exception as error:
             raise unpicklable(error) from error
-    return cast("tuple[tuple[Any, ...], dict[str, Any]]", _decode(payload, deps, store, make_handle, load))
+    return cast("tuple[tuple[Any, ...], dict[str, Any]]", _decode(payload, deps, store, make_handle))
 
 
 def decode_value(payload: bytes | ObjectRef, store: Store | None, make_handle: MakeHandle | None = None) -> Any:
@@ -393,49 +379,67 @@ def decode_value(payload: bytes | ObjectRef, store: Store | None, make_handle: M
             return pickle.loads(payload)
         except Exception as error:
             raise unpicklable(error) from error
-    return _decode(payload, (), store, make_handle, load)
+    return _decode(payload, (), store, make_handle)
 
 
 def decode_data(payload: bytes | ObjectRef, store: Store | None) -> Any:
-    """Like `decode_value`, but only for plain data (containers, scalars, arrays): it runs no code of the sender.
+    """The value of a payload of `encode_data`: nothing is unpickled, no code of the sender can run.
+
+    Tuples and sets have become lists, structs and dataclasses dicts, dates without a time zone text.
 
     Raises:
-        SerializationError: the value contains anything else.
+        SerializationError: the payload was encoded in another way, or is damaged.
         ObjectLost: the object is gone.
     """
-    return _decode(payload, (), store, None, load_data)
+    head, shared, inline = _open(payload, store)
+    if head[:1] not in _WITHOUT_PICKLES:
+        raise SerializationError("the value is a pickle, and this process unpickles nothing")
+    return _decode_plain(head, shared, inline)
+
+
+def _open(payload: bytes | ObjectRef, store: Store | None) -> tuple[bytes | memoryview, list[memoryview], bool]:
+    """The first part of a payload, the parts behind it, and whether all of it is in the first."""
+    if not isinstance(payload, ObjectRef):
+        return payload, [], True
+    if store is None:
+        raise SerializationError("the value lies in shared memory, which this process has no access to")
+    head, *shared = store.get(payload)
+    return head, shared, False
 
 
 def _decode(
-    payload: bytes | ObjectRef,
-    deps: Sequence[Any],
-    store: Store | None,
-    make_handle: MakeHandle | None,
-    loader: Callable[[Any, Iterator[Any]], Any],
+    payload: bytes | ObjectRef, deps: Sequence[Any], store: Store | None, make_handle: MakeHandle | None
 ) -> Any:
-    head: bytes | memoryview
-    if isinstance(payload, ObjectRef):
-        if store is None:
-            raise SerializationError("the value lies in shared memory, which this process has no access to")
-        head, *shared = store.get(payload)
-        inline = False
-    else:
-        head, shared, inline = payload, [], True
+    head, shared, inline = _open(payload, store)
     tag = head[:1]
     if tag == _PICKLE:
-        return loader(head, iter(()))
+        return load(head, iter(()))
+    if tag != _ENVELOPE:
+        return _decode_plain(head, shared, inline)
     try:
-        if tag == _ENVELOPE:
-            stream, items = _open_envelope(memoryview(head), shared, inline, deps, make_handle)
-        elif tag == _TENSOR:
-            return _decode_tensor(head, None if inline else shared[0])
-        elif head == _NONE:
-            return None
-        else:
-            raise SerializationError(f"no payload of this version of rtml: it begins with {bytes(head[:4])!r}")
+        stream, items = _open_envelope(memoryview(head), shared, inline, deps, make_handle)
     except (struct.error, msgspec.DecodeError, IndexError, TypeError, ValueError) as error:
-        raise SerializationError(f"a damaged payload: {error}") from error
-    return loader(stream, items)
+        raise _damaged(error) from error
+    return load(stream, items)
+
+
+def _decode_plain(head: bytes | memoryview, shared: list[memoryview], inline: bool) -> Any:
+    """The value of a payload without a pickle."""
+    tag = head[:1]
+    try:
+        if tag == TENSOR:
+            return decode_tensor(head, None if inline else shared[0])
+        if tag == data.DATA:
+            return data.unpack(memoryview(head)[1:], shared)
+    except (struct.error, msgspec.MsgspecError, IndexError, RecursionError, TypeError, ValueError) as error:
+        raise _damaged(error) from error
+    if head == _NONE:
+        return None
+    raise SerializationError(f"no payload of this version of rtml: it begins with {bytes(head[:4])!r}")
+
+
+def _damaged(error: BaseException) -> SerializationError:
+    return SerializationError(f"a damaged payload: {error}")
 
 
 def _open_envelope(
@@ -450,7 +454,7 @@ def _open_envelope(
     if inline:
         at = start + envelope.stream
         for size in envelope.sizes:
-            at += -at % _INLINE_ALIGNMENT
+            at += -at % ALIGNMENT
             buffers.append(bytearray(head[at : at + size]))
             at += size
     return stream, out_of_band(envelope.slots, iter(buffers), deps, envelope.handles, make_handle)

@@ -68,7 +68,7 @@ class GatewayClient(Client):
         """The value of a payload.
 
         Raises:
-            SerializationError: it is anything but containers, scalars and arrays.
+            SerializationError: it is no data, but a pickle.
         """
         return codec.decode_data(payload, self.store)
 
@@ -84,13 +84,13 @@ class GatewayClient(Client):
 
 
 class _GatewayPeer(Peer):
-    """Asks for the timing of every result: gateways report it (`Server-Timing`)."""
+    """Asks for results without pickles, and for the timing of each: gateways report it (`Server-Timing`)."""
 
     def introduce(self, client: Client) -> list[Message]:
         messages = super().introduce(client)
         for message in messages:
             if isinstance(message, Hello):
-                message.timings = True
+                message.timings = message.data_only = True
         return messages
 
 

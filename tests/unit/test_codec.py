@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-import os
 import pickle
 import shutil
 import tempfile
@@ -96,7 +95,6 @@ trees = st.recursive(
 def test_values_round_trip(value: Any) -> None:
     assert value_trip(value) == value
     assert call_trip(value, name=value) == ((value,), {"name": value})
-    assert codec.decode_data(codec.encode_value(value, None).payload, None) == value
 
 
 arrays = hnp.arrays(
@@ -222,17 +220,6 @@ def test_facts() -> None:
     assert (plain.batch_key, plain.items) == ("", 1)
 
 
-def test_plain_data_only() -> None:
-    image = np.zeros((20, 30))
-    value = {"a": [1, "b", (2.5, None)], "image": image}
-    back = codec.decode_data(codec.encode_value(value, None).payload, None)
-    assert (back["image"] == image).all()
-    assert codec.decode_data(codec.encode_value(np.float32(2), None).payload, None) == 2
-    for bad in (Point(1, 2), os.system, lambda: 1, Colour.RED):
-        with pytest.raises(SerializationError, match="no plain data"):
-            codec.decode_data(codec.encode_value([bad], None).payload, None)
-
-
 def test_garbage() -> None:
     for payload in (
         b"",
@@ -343,8 +330,6 @@ def test_futures_in_results_are_handles(store: Store) -> None:
     assert codec.encode_value(Handle(3), store, Handle).handles == [3]
     with pytest.raises(SerializationError, match="contains futures"):
         codec.decode_value(encoded.payload, store)
-    with pytest.raises(SerializationError, match="no plain data"):
-        codec.decode_data(encoded.payload, store)
 
 
 def test_dependencies_next_to_big_arrays(store: Store, other: Store) -> None:

@@ -1,0 +1,99 @@
+"""Numpy arrays as bytes: one numeric array per payload, and the dtypes that a reader accepts.
+
+What is read here may come from anybody: a dtype with Python objects in it would make numpy take bytes for pointers.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from typing import Any, Final
+
+from rtml.messages import INLINE_MAX, ObjectRef
+from rtml.store import Buffer, Store
+
+#: Tag of a payload that is one numeric array: dtype, shape, data; readable in any language.
+TENSOR: Final = b"T"
+
+#: Kinds of numpy dtypes whose bytes mean the same everywhere: bool, (u)int, float, complex, datetime, timedelta.
+_TENSOR_KINDS: Final = "biufcmM"
+#: Inline buffers are aligned to this within the payload, whose own data begins at such an address in CPython.
+ALIGNMENT: Final = 16
+
+#: Numbers, times, and text and bytes of a fixed size.
+_DTYPE: Final = re.compile(r"[<>|=][biufcmMSU]\d+(\[\d*[a-zA-Z]+\])?")
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a numeric numpy array."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray and value.dtype.kind in _TENSOR_KINDS
+
+
+def array_facts(array: Any) -> tuple[str, int]:
+    """What arrays that can share a batch have in common, and how many rows this one has."""
+    shape = array.shape
+    return (f"{array.dtype.str}{shape[1:]}", shape[0]) if shape else (f"{array.dtype.str}", 1)
+
+
+def known_dtype(text: str) -> Any:
+    """The dtype that a sender named.
+
+    Raises:
+        ValueError: it is none that can be made of bytes.
+    """
+    import numpy
+
+    if not _DTYPE.fullmatch(text):
+        raise ValueError(f"no array can be made of bytes with dtype {text[:40]!r}")
+    return numpy.dtype(text)
+
+
+def raw(array: Any) -> memoryview:
+    """The data of an array in C order, without a copy if it lies so."""
+    if not array.flags.c_contiguous:
+        array = array.copy(order="C")
+    return memoryview(array.reshape(-1).view("u1"))
+
+
+def from_buffer(data: memoryview, dtype: Any, shape: Any) -> Any:
+    """The array of these bytes, a view of them.
+
+    Raises:
+        ValueError: they are not as many as the shape says.
+    """
+    import numpy
+
+    # Not numpy.ndarray(buffer=...), which would keep the exporter for its base and so could be made writable.
+    return numpy.frombuffer(data, dtype).reshape(shape) if data.nbytes else numpy.empty(0, dtype).reshape(shape)
+
+
+def encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:
+    """The payload of a numeric array."""
+    kind: bytes = array.dtype.str.encode()
+    head = struct.pack(f"<BB{array.ndim}Q", len(kind), array.ndim, *array.shape)
+    head = TENSOR + head + kind
+    head += bytes(-len(head) % ALIGNMENT)
+    if array.nbytes + len(head) <= INLINE_MAX or store is None:
+        data: bytes = array.tobytes()
+        return head + data
+    return store.put([head, raw(array)])
+
+
+def decode_tensor(head: Buffer, data: memoryview | None) -> Any:
+    """The array of a payload (`data` None: it follows the head, and is copied), or of two parts in the store.
+
+    Raises:
+        ValueError: it is damaged; struct.error and TypeError likewise.
+    """
+    import numpy
+
+    _, length, ndim = struct.unpack_from("<BBB", head)
+    shape = struct.unpack_from(f"<{ndim}Q", head, 3)
+    start = 3 + 8 * ndim
+    dtype = known_dtype(bytes(memoryview(head)[start : start + length]).decode("ascii"))
+    if data is not None:
+        return from_buffer(data, dtype, shape)
+    offset = start + length
+    return numpy.ndarray(shape, dtype, memoryview(head), offset + -offset % ALIGNMENT).copy()
