@@ -17,9 +17,10 @@ while the owner's hold lasts, and the owner looks at the table only after that h
 A process that dies leaves its entries set. Whether it lives is told by a lock file (`Presence`): the kernel drops the
 lock when the process ends, whatever the reason, also for a zombie, and across pid namespaces; pids would not tell.
 
-Mapping goes through ctypes and not the `mmap` module for two reasons: `mmap` keeps a file descriptor for each mapping
-(a thousand objects would be a thousand descriptors), and a view's lifetime can be seen only at the object that exports
-the buffer, which here is a class of ours with a finaliser.
+Mapping goes through ctypes for two reasons: the `mmap` module keeps a file descriptor for each mapping (a thousand
+objects would be a thousand descriptors), and a view's lifetime can be seen only at the object that exports the buffer,
+which here is a class of ours with a finaliser. Unmapping is left to an `mmap` object, in whose place the file is
+mapped: it goes when nothing refers to it, while finalisers run in any order where views are part of a garbage cycle.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -46,13 +48,13 @@ _HEADER: Final = struct.Struct("<QQ")
 _PROT_READ: Final = 1
 _PROT_WRITE: Final = 2
 _MAP_SHARED: Final = 1
+_MAP_FIXED: Final = 16
 #: Linux 5.14. Reading suffices (the pages exist) and maps 16 pages a fault, which writing does not: 6 against 17 ms.
 _MADV_POPULATE_READ: Final = 22
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
@@ -78,21 +80,34 @@ def header(object_id: int, table: bytes) -> bytes:
 class Mapping:
     """A mapped segment. `live` has one entry per exported view that is still reachable in this process."""
 
-    __slots__ = ("__weakref__", "_entry", "_pid", "_pins", "address", "live", "memory", "session", "size")
+    __slots__ = (
+        "__weakref__",
+        "_area",
+        "_entry",
+        "_forgotten",
+        "_pid",
+        "_pins",
+        "address",
+        "live",
+        "memory",
+        "session",
+    )
 
-    def __init__(self, address: int, size: int, session: int, entry: int) -> None:
-        self.address = address
-        self.size = size
+    def __init__(self, area: mmap.mmap, session: int, entry: int) -> None:
+        self._area = area
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(area))
         #: What is written into the pin table.
         self.session = session
         #: This process's position in the tables; -1 for the owner, who looks at `live` instead.
         self._entry = entry
         # A forked child inherits the mapping, but the parent's pin is not the child's to take back.
         self._pid = os.getpid()
-        self._pins = (ctypes.c_int32 * ENTRIES).from_address(address + PINS_OFFSET)
-        #: All bytes, without lifetime: only for use inside this package while the mapping is referenced.
-        self.memory = memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+        self._pins = (ctypes.c_int32 * ENTRIES).from_buffer(area, PINS_OFFSET)
+        #: All bytes. Views of it pin nothing: only for use inside this package.
+        self.memory = memoryview(area)
         self.live: list[None] = []
+        #: The finaliser has run: the last view gives the entry back.
+        self._forgotten = False
 
     @classmethod
     def open(cls, fd: int, size: int, session: int, *, owner: bool) -> Mapping:
@@ -100,15 +115,16 @@ class Mapping:
 
         A mapping without an entry (the table is full) must not export views: see `pinnable`.
         """
-        address = _libc.mmap(None, size, _PROT_READ | _PROT_WRITE, _MAP_SHARED, fd, 0)
-        if address == _MAP_FAILED:
+        area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        if _libc.mmap(address, size, _PROT_READ | _PROT_WRITE, _MAP_SHARED | _MAP_FIXED, fd, 0) == _MAP_FAILED:
             error = ctypes.get_errno()
             raise OSError(error, f"mmap of {size} bytes of shared memory: {os.strerror(error)}")
         if owner:
-            return cls(address, size, session, -1)
+            return cls(area, session, -1)
         # What is shared is immutable: C code that ignores the read-only flag shall crash, not corrupt other processes.
         _libc.mprotect(address + HEADER_OFFSET, size - HEADER_OFFSET, _PROT_READ)
-        claims = (ctypes.c_int32 * ENTRIES).from_address(address + CLAIMS_OFFSET)
+        claims = (ctypes.c_int32 * ENTRIES).from_buffer(area, CLAIMS_OFFSET)
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             taken = list(claims)
@@ -117,7 +133,7 @@ class Mapping:
                 claims[entry] = session
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
-        return cls(address, size, session, entry)
+        return cls(area, session, entry)
 
     @property
     def pinnable(self) -> bool:
@@ -146,7 +162,7 @@ class Mapping:
         """A read-only view of everything; the segment stays pinned until it and all that is made of it are gone."""
         self.live.append(None)
         try:
-            exporter: Any = _exporter_type(self.size).from_address(self.address)
+            exporter: Any = _exporter_type(len(self._area)).from_buffer(self._area)
             exporter.mapping = self
         except BaseException:
             self.live.pop()
@@ -159,6 +175,14 @@ class Mapping:
         if os.getpid() == self._pid:
             self.live.pop()
             self._show()
+            if self._forgotten and not self.live:
+                self._leave()
+
+    def _leave(self) -> None:
+        """Give the entry back; nothing may be written to it from now on."""
+        entry, self._entry = self._entry, -1
+        if entry >= 0:
+            self.clear(entry)
 
     def _show(self) -> None:
         # No lock: finalisers run inside any other code, also inside this function. List operations are atomic, and
@@ -180,17 +204,17 @@ class Mapping:
     def clear(self, entry: int) -> None:
         """Take back the claim and the pin of a dead process."""
         self._pins[entry] = 0
-        (ctypes.c_int32 * ENTRIES).from_address(self.address + CLAIMS_OFFSET)[entry] = 0
+        (ctypes.c_int32 * ENTRIES).from_buffer(self._area, CLAIMS_OFFSET)[entry] = 0
 
     def populate(self, size: int) -> None:
         """Map the pages of the first `size` bytes in one call, which beats a page fault for each. A mere hint."""
-        _libc.madvise(self.address, min(size, self.size), _MADV_POPULATE_READ)
+        _libc.madvise(self.address, min(size, len(self._area)), _MADV_POPULATE_READ)
 
     def __del__(self) -> None:
-        # Only reached when nothing exported is alive: exporters refer to their mapping.
-        if os.getpid() == self._pid and self._entry >= 0:
-            self.clear(self._entry)
-        _libc.munmap(self.address, self.size)
+        # Exporters refer to their mapping, so none is alive, except in a garbage cycle that has not come to them yet.
+        self._forgotten = True
+        if os.getpid() == self._pid and not self.live:
+            self._leave()
 
 
 @functools.cache

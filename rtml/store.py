@@ -242,8 +242,16 @@ class Store:
             finally:
                 self._lock.release()
 
+    @property
+    def untidy(self) -> bool:
+        """Whether `sweep` may find something to do."""
+        return bool(self._pinned or self._freed or self._foreign)
+
     def sweep(self) -> None:
-        """Look after everything that is freed, also after processes that died reading. For the owner's idle moments."""
+        """Look after everything that is freed, or mapped here and gone, also after processes that died reading.
+
+        For the owner's idle moments.
+        """
         with self._lock:
             self._settle(None)
         self._prune()
