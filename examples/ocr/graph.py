@@ -49,12 +49,12 @@ class Page(msgspec.Struct):
     height: int
 
 
-detect = rtml.model(steps.models() / "ch_PP-OCRv4_det_infer.onnx", name="detect", warmup=(1, 3, 480, 640))
+detect = rtml.model(steps.MODELS / "ch_PP-OCRv4_det_infer.onnx", name="detect", warmup=(1, 3, 480, 640))
 classify = rtml.model(
-    steps.models() / "ch_ppocr_mobile_v2.0_cls_infer.onnx", name="classify", batch=16, warmup=(1, 3, 48, 192)
+    steps.MODELS / "ch_ppocr_mobile_v2.0_cls_infer.onnx", name="classify", batch=16, warmup=(1, 3, 48, 192)
 )
 recognise = rtml.model(
-    steps.models() / "ch_PP-OCRv4_rec_infer.onnx", name="recognise", batch=4, warmup=(1, 3, 48, 320), after=steps.spell
+    steps.MODELS / "ch_PP-OCRv4_rec_infer.onnx", name="recognise", batch=4, warmup=(1, 3, 48, 320), after=steps.spell
 )
 
 open_picture = rtml.task(steps.open_picture)

@@ -7,13 +7,13 @@ ships in scikit-image; only the picture is taken from that package, its code is 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
+
+from examples.packages import folder_of
 
 #: Kept around the text of a drawn page, in pixels.
 _MARGIN = 40
@@ -108,10 +108,11 @@ def _drawn() -> Iterator[Page]:
 
 
 def _photographed() -> Iterator[Page]:
-    found = importlib.util.find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
+    try:
+        file = folder_of("skimage") / "data" / "page.png"
+    except ModuleNotFoundError:
         return
-    picture = Image.open(Path(found.submodule_search_locations[0]) / "data" / "page.png").convert("RGB")
+    picture = Image.open(file).convert("RGB")
     # Below this the photograph cuts through a line of code, which has no right answer.
     yield _page("photograph", picture.crop((0, 0, picture.width, 140)), _PHOTO)
 

@@ -8,14 +8,13 @@ upright.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from examples.packages import folder_of
 from examples.pictures import open_rgb
 from rtml.errors import InvalidInput
 from rtml.onnxfile import describe
@@ -66,24 +65,15 @@ class Reading(NamedTuple):
     score: float
 
 
-@functools.cache
-def models() -> Path:
-    """Where the library keeps its ONNX files.
-
-    Raises:
-        ModuleNotFoundError: rapidocr-onnxruntime is not installed.
-    """
-    found = importlib.util.find_spec("rapidocr_onnxruntime")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the page reader needs rapidocr-onnxruntime: pip install 'rtml[examples]'")
-    return Path(found.submodule_search_locations[0]) / "models"
+#: Where the library keeps its ONNX files.
+MODELS = folder_of("rapidocr_onnxruntime") / "models"
 
 
 @functools.cache
 def _library() -> Library:
     from examples.ocr.library import Library
 
-    characters = describe(str(models() / "ch_PP-OCRv4_rec_infer.onnx")).properties["character"]
+    characters = describe(str(MODELS / "ch_PP-OCRv4_rec_infer.onnx")).properties["character"]
     return Library(characters.splitlines())
 
 
