@@ -38,5 +38,7 @@ def open_rgb(data: bytes) -> Image.Image:
             return paper.convert("RGB")
     except InvalidInput:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except UnidentifiedImageError:
+        raise InvalidInput("the body is no picture, or of an unknown format") from None
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise InvalidInput(f"the body is no picture: {error}") from None
