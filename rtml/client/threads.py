@@ -153,16 +153,21 @@ class ThreadDriver:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._client.core.urgent:
             self.flush()
-        while not waiter.ready:
-            if self._link is not None and self._lead.acquire(blocking=False):
-                try:
-                    self._receive_until(waiter, deadline)
-                finally:
-                    self._resign()
-            else:
-                self._follow(waiter, deadline)
-            if deadline is not None and time.monotonic() >= deadline:
-                break
+        if timeout is not None and timeout <= 0:
+            self._turn()
+        try:
+            while not waiter.ready and not _passed(deadline):
+                if self._link is not None and self._lead.acquire(blocking=False):
+                    try:
+                        self._receive_until(waiter, deadline)
+                    finally:
+                        self._resign()
+                else:
+                    self._follow(waiter, deadline)
+        finally:
+            # A leaving leader may have chosen this thread to lead, just when that had its result or gave up.
+            if (self._followers or self._tell_helper) and not self._is_led():
+                self._promote()
         return waiter.ready
 
     def awaiting(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -254,13 +259,15 @@ class ThreadDriver:
             self._ring()
 
     def _resign(self) -> None:
-        """Stop leading, and have another waiting thread lead."""
+        """Stop leading, and have another waiting thread lead, or the helper."""
         self._lead.release()
+        self._promote()
+
+    def _promote(self) -> None:
         follower = None
         if self._followers:
             with self.lock:
-                if self._followers:
-                    follower = self._followers[-1]
+                follower = next((waiter for waiter in reversed(self._followers) if not waiter.ready), None)
         if follower is not None:
             follower.wake()
         elif self._tell_helper:
@@ -424,6 +431,10 @@ class ThreadDriver:
             self._poll(left, watch=False)
             self._run_callbacks()
         return not self._closed
+
+
+def _passed(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _leave_loop(loop: asyncio.AbstractEventLoop, link: Link) -> None:
