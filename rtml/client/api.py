@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +29,8 @@ def connect(
 ) -> Client:
     """Connect to an engine and make it the current client, see `rtml.client.embedded.connect`."""
     client = _connect(address, workers=workers, link=link, logs=logs, **settings)
-    _close_at_exit()
+    if not context.is_executor():
+        atexit.register(client.close_at_exit)
     return client
 
 
@@ -211,23 +211,6 @@ def _drive(group: Group, clients: list[Client], timeout: float | None) -> bool:
         one.driver.expect()
     return clients[0].driver.wait(group, timeout)
 
-
-def _close_at_exit() -> None:
-    global _registered
-    if not _registered:
-        _registered = True
-        atexit.register(_at_exit)
-
-
-def _at_exit() -> None:
-    found = context.current_client()
-    if found is not None and not context.is_executor():
-        # Like the standard executors, finish what was submitted; not after an error that ends the program.
-        crashed = getattr(sys, "last_type", None) is not None
-        found.shutdown(wait=True, cancel_futures=crashed)
-
-
-_registered = False
 
 __all__ = [
     "RemoteFunction",

@@ -7,9 +7,11 @@ told.
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import itertools
 import os
+import sys
 import time
 import weakref
 from collections import deque
@@ -406,6 +408,11 @@ class Client(concurrent.futures.Executor):
         elif not already:
             self.driver.expect()
 
+    def close_at_exit(self) -> None:
+        """Like the standard executors, finish what was submitted; but not after an error that ends the program."""
+        crashed = getattr(sys, "last_type", None) is not None
+        self.shutdown(wait=True, cancel_futures=crashed)
+
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -537,6 +544,7 @@ class Client(concurrent.futures.Executor):
                 task.deps = [(dep, payload if payload is not None else ended.get(dep)) for dep, payload in task.deps]
 
     def _close(self) -> None:
+        atexit.unregister(self.close_at_exit)
         self.driver.close()
         if self._pending:
             self.fail_all(ConnectionLost("the client was closed"))

@@ -243,6 +243,24 @@ def test_unfinished_work_is_finished_at_the_end_of_the_program(tmp_path: Path) -
     assert target.read_text() == "done"
 
 
+def test_several_clients_at_the_end_of_the_program(tmp_path: Path) -> None:
+    ended = run_program(
+        f"""
+        import pathlib, time, rtml
+        def work(name):
+            time.sleep(0.2)
+            (pathlib.Path({str(tmp_path)!r}) / name).write_text("done")
+        first, second = rtml.connect(workers=1), rtml.connect(workers=1)
+        first.submit(work, "a")
+        first.shutdown(wait=False)
+        second.submit(work, "b")
+        """
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_a_program_that_crashes_ends_at_once() -> None:
     begin = time.monotonic()
     ended = run_program(
