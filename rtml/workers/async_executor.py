@@ -26,7 +26,7 @@ from rtml.workers.calls import Calls, Loaded
 from rtml.workers.core import Key, WorkerCore
 from rtml.workers.interrupt import in_our_code
 from rtml.workers.loop_driver import LoopDriver
-from rtml.workers.page import COUNT, FIRST, LEFT, STATE
+from rtml.workers.page import FIRST, LEFT, STATE
 from rtml.workers.setup import Child, ExecutorSettings
 from rtml.workers.steps import CarriedError, Steps, Watch
 
@@ -71,7 +71,9 @@ class AsyncExecutor:
         core = self.core
         now = time.monotonic()
         while group := core.take(now):
+            self._watch.enter(group[0].id)
             self._begin(group)
+            self._watch.leave()
         self._cancel_revoked()
         if core.dirty:
             self.driver.transmit_soon()
@@ -127,7 +129,7 @@ class AsyncExecutor:
         if not asyncio.iscoroutine(awaitable):
             self._finish(group, loaded, awaitable, None, start, batch=batch)
             return
-        steps = Steps(awaitable, first.id, self._page, self._watch)
+        steps = Steps(awaitable, first.id, self._watch)
         task = self.driver.loop.create_task(steps, name=loaded.name, context=context)
         key = (first.id, first.attempt)
         self._running[key] = (task, group)
@@ -140,7 +142,9 @@ class AsyncExecutor:
                 self._watch.idle()
                 self.driver.tidy_soon()
             value, error = _outcome(task)
+            self._watch.enter(first.id)
             self._finish(group, loaded, value, error, start, batch=batch)
+            self._watch.leave()
 
         task.add_done_callback(done)
 
@@ -184,8 +188,8 @@ class AsyncExecutor:
 
     def on_interrupt(self, number: int, frame: FrameType | None) -> None:
         """SIGUSR1: if a step of user code holds the loop up, look at the messages in its place."""
-        if self.child.forked or not self._page[COUNT] or in_our_code(frame, Steps.run.__code__):
-            return
+        if self.child.forked or in_our_code(frame, Steps.run.__code__):
+            return  # the loop looks by itself
         stuck = self._page[FIRST]
         before = set(self._told)
         self.driver.apply()

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from rtml.client.context import enter_process_task
 from rtml.client.driver import Waiter
+from rtml.client.future import Group
 from rtml.messages import EXECUTOR, Attempt, TaskResult
 from rtml.workers import setup
 from rtml.workers.calls import QUICK, Calls, Loaded, holds_futures
@@ -134,12 +135,16 @@ class Executor:
             if (attempt.id, attempt.attempt) in self.core.running:
                 self.core.finish(self.calls.cancelled(attempt, 0.0, self.calls.function(attempt)))
         self._shown = 0
-        self._page[COUNT] = 0
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     def _run(self, group: list[Attempt]) -> None:
         """Runs one call to its results."""
+        shown = self._show(group)
+        self._run_shown(group)
+        self._shown = shown
+
+    def _run_shown(self, group: list[Attempt]) -> None:
         attempt = group[0]
         core = self.core
         try:
@@ -191,7 +196,6 @@ class Executor:
         """Calls user code. Returns its value, or what it raised, and the seconds that it took."""
         attempt = group[0]
         driver = self.driver
-        shown = self._show(group)
         self._levels.append(group)
         before = enter_process_task(self.calls.info(attempt, loaded))
         outer = driver.current
@@ -216,14 +220,16 @@ class Executor:
         driver.current = outer
         enter_process_task(before)
         self._levels.pop()
-        self._shown = shown
-        self._page[COUNT] = shown
         if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
             sys.stdout, sys.stderr = self._stdout, self._stderr
         return value, raised, run
 
     def _show(self, group: list[Attempt]) -> int:
-        """Enters the attempts into the running page; returns how many were there before."""
+        """Enters the attempts into the running page, on top of blocked ones; returns how many these are.
+
+        They stay there until the next ones begin: a process may also die of a task's result, or of what it left behind.
+        Once the dispatcher has the result, the entry means nothing to it.
+        """
         page, before = self._page, self._shown
         shown = before
         for attempt in group:
@@ -275,7 +281,9 @@ class Executor:
             driver.transmit()
             return self._without_block(waiter, deadline)
         attempt = self._levels[-1][0]
-        core.block(attempt, inline=len(self._levels) < NESTED_MAX)
+        # A descendant may take long: who waits for a time, or for the first of many, must not be held up by it.
+        patient = deadline is None and not (isinstance(waiter, Group) and waiter.needed < len(waiter.wanted))
+        core.block(attempt, inline=patient and len(self._levels) < NESTED_MAX)
         try:
             while not waiter.ready and not self._unwanted():
                 group = core.take(time.monotonic())

@@ -22,12 +22,11 @@ class CarriedError(Exception):
 class Steps(Coroutine[Any, Any, Any]):
     """A coroutine that shows in the running page whenever it runs."""
 
-    __slots__ = ("_coroutine", "_id", "_page", "_watch")
+    __slots__ = ("_coroutine", "_id", "_watch")
 
-    def __init__(self, coroutine: Any, task: int, page: memoryview, watch: Watch) -> None:
+    def __init__(self, coroutine: Any, task: int, watch: Watch) -> None:
         self._coroutine = coroutine
         self._id = task
-        self._page = page
         self._watch = watch
 
     def send(self, value: Any) -> Any:
@@ -44,25 +43,27 @@ class Steps(Coroutine[Any, Any, Any]):
 
     def run(self, step: Callable[..., Any], *values: Any) -> Any:
         """One step, shown in the page."""
-        page, watch = self._page, self._watch
-        page[FIRST] = self._id
-        page[COUNT] = 1
-        watch.step += 1
+        self._watch.enter(self._id)
         try:
             return step(*values)
         except (SystemExit, KeyboardInterrupt) as error:
             raise CarriedError from error
         finally:
-            page[COUNT] = 0
-            if watch.lagging:
-                watch.turned()
+            self._watch.leave()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         raise TypeError("made for the event loop alone")
 
 
 class Watch:
-    """Notices from a thread of its own that a step of a coroutine holds the loop up. Sleeps while nothing runs."""
+    """Knows what the loop is doing, shows it in the running page, and reports what holds the loop up.
+
+    The latter is noticed by a thread, which sleeps while there are no coroutines.
+
+    Args:
+        page: this process's slot of the running page.
+        report: sends a message, from any thread.
+    """
 
     def __init__(self, page: memoryview, report: Callable[[LoopLag], None]) -> None:
         self._page = page
@@ -73,6 +74,18 @@ class Watch:
         self.lagging = 0
         self._active = threading.Event()
         self._started = False
+
+    def enter(self, task: int) -> None:
+        """The loop turns to this task: a step of its code, its arguments or its result."""
+        self._page[FIRST] = task
+        self._page[COUNT] = 1
+        self.step += 1
+
+    def leave(self) -> None:
+        """It is done with it for now."""
+        self._page[COUNT] = 0
+        if self.lagging:
+            self.turned()
 
     def busy(self) -> None:
         """There are coroutines."""
