@@ -92,6 +92,19 @@ def evil(x: Any) -> Any:
     return Unpicklable()
 
 
+@rtml.task
+def spell(numbers: Any) -> Any:
+    """Text of any length, and as many numbers."""
+    return {"words": np.array([f"word {int(number)}" for number in numbers], object), "numbers": numbers}
+
+
+app.model(
+    "spell",
+    spell,
+    inputs=[TensorSpec("numbers", "INT64", (-1,))],
+    outputs=[TensorSpec("words", "BYTES", (-1,)), TensorSpec("numbers", "INT64", (-1,))],
+)
+
 _VECTOR = [TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "FP32", (-1,))]
 app.model(
     "scale", scale, inputs=_VECTOR, outputs=[TensorSpec("product", "FP32", (-1,)), TensorSpec("sum", "FP32", (-1,))]

@@ -142,6 +142,17 @@ def test_models_with_several_tensors(server: Server, rows: int) -> None:
     assert {output["name"]: set(output["data"]) for output in body["outputs"]} == {"product": {6.0}, "sum": {5.0}}
 
 
+@pytest.mark.parametrize("rows", [2, 20_000])
+def test_models_that_return_text(server: Server, rows: int) -> None:
+    tensor = {"name": "numbers", "datatype": "INT64", "shape": [rows], "data": list(range(rows))}
+    status, body, _ = server.post("/v2/models/spell/infer", {"inputs": [tensor]})
+    assert status == 200
+    assert {output["name"]: output["data"] for output in body["outputs"]} == {
+        "words": [f"word {number}" for number in range(rows)],
+        "numbers": list(range(rows)),
+    }
+
+
 def test_errors_say_what_and_not_where(server: Server) -> None:
     assert server.post("/v1/fail", {"how": "raise"})[:2] == (500, {"error": "no such page", "type": "LookupError"})
     status, body, _ = server.post("/v1/fail", {"how": "object"})
@@ -155,6 +166,7 @@ def test_the_gateway_never_unpickles(server: Server) -> None:
     request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
     status, body, _ = server.post("/v2/models/evil/infer", request)
     assert (status, body["type"]) == (500, "SerializationError")
+    assert "the result is no plain data: it contains a Unpicklable" in body["error"]
     assert server.process.poll() is None
 
 

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rtml
@@ -51,6 +52,15 @@ def hold(value: Any = None) -> Any:
 
 def add(a: int, b: int = 1) -> int:
     return a + b
+
+
+class RowCounter:
+    """Called with arrays, like a model."""
+
+    __rtml_rows__ = True
+
+    def __call__(self, array: Any) -> int:
+        return len(array)
 
 
 def fail(text: str = "broken") -> None:
@@ -433,3 +443,12 @@ def test_a_forked_child_is_refused(client: Client) -> None:
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert future.result(10) == 2
+
+
+def test_only_models_count_the_rows_of_arrays(client: Client, fake: FakeDispatcher) -> None:
+    array = np.zeros((5, 2))
+    for function, items in ((rtml.task(batch=4)(len), 1), (rtml.task(batch=4)(RowCounter()), 5)):
+        future = function.submit_to(client, (array,), {})
+        future.result(10)
+        task = next(task for task in fake.tasks.values() if task.id == future.id)
+        assert (task.batch_key, task.items) == ("<f8(2,)", items)

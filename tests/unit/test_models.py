@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtml import codec
 from rtml.errors import InvalidInput, SubmitError
+from rtml.messages import Options
 from rtml.models import Model, model
 from tests.unit import tiny_onnx
 
@@ -170,6 +172,12 @@ def test_options() -> None:
         model(tiny_onnx.doubler(), batch=-1)
     with pytest.raises(ValueError, match="must be"):
         model(tiny_onnx.doubler(), threads=0)
+
+
+def test_definitions_say_that_rows_are_counted() -> None:
+    run = model(tiny_onnx.doubler(), batch=4)
+    assert codec.describe_function(run.function, run.defaults).rows
+    assert not codec.describe_function(ones, Options(batch=4)).rows
 
 
 def test_warm_up_shapes() -> None:
