@@ -27,6 +27,11 @@ def has_identity(fn: Any) -> bool:
     return isinstance(fn, _CONSTANT)
 
 
+def is_one_off(fn: Any) -> bool:
+    """Whether `fn` is a plain function made inside another one: perhaps one of very many, each called once."""
+    return isinstance(fn, types.FunctionType) and "<" in fn.__qualname__ and not is_async(fn)
+
+
 def flatten(
     fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any], Options | None]:

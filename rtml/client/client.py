@@ -106,6 +106,8 @@ class Client(concurrent.futures.Executor):
         self._dropped: deque[tuple[str, int]] = deque()
         #: Definitions by function object, as long as that lives.
         self._described: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+        #: Closures and lambdas that were submitted once.
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._groups: list[Group] = []
         self._queries: dict[int, tuple[Waiter, list[str]]] = {}
 
@@ -136,6 +138,11 @@ class Client(concurrent.futures.Executor):
         if isinstance(fn, RemoteFunction):
             return fn.submit_to(self, args, kwargs)
         plain, args, kwargs, options = calls.flatten(fn, args, kwargs)
+        if calls.is_one_off(plain) and plain not in self._seen:
+            # Programs make closures by the million and call each once: the first call carries its function along as
+            # an argument, and only a function that comes again gets a definition, which lives as long as the client.
+            self._seen.add(plain)
+            plain, args, options = calls.call_object, (plain, *args), Options(name=plain.__qualname__)
         return self.call(self.describe(plain), args, kwargs, options)
 
     def call(

@@ -80,7 +80,7 @@ class ClientCore:
         self._buffer: list[Task] = []
         #: Unsent because the window was full.
         self._queue: deque[Task] = deque()
-        #: (task, newest applied serial at its submission) of unsent tasks with unresolved dependencies, oldest first.
+        #: (task, newest applied serial at its submission) of unsent tasks that refer to others, oldest first.
         self._holds: deque[tuple[int, int]] = deque()
         #: Cancelled here, end not yet confirmed by the dispatcher.
         self._cancelled: set[int] = set()
@@ -130,7 +130,7 @@ class ClientCore:
         self._buffer.append(task)
         if deadline is not None:
             self._deadlines[task.id] = deadline
-        if task.deps is not None:
+        if task.deps is not None or task.handles is not None:
             self._holds.append((task.id, self._applied))
 
     def cancel(self, tasks: Iterable[int]) -> list[int]:
@@ -237,6 +237,7 @@ class ClientCore:
         if isinstance(message, WatchResults):
             # The watch goes on until the handle is dropped here: a value that contains it may still be sent on.
             new = [result for result in message.results if result.id in self._awaited]
+            self._abandon([result for result in message.results if result.id not in self._awaited])
             self._awaited.difference_update([result.id for result in new])
             self._objects.update(_objects(new))
             return new
@@ -311,7 +312,7 @@ class ClientCore:
         self._acked = 0
         self._sent = 0
         # All unsent again: hold back acknowledgements until those with dependencies have gone out (rule 2).
-        self._holds = deque((task.id, 0) for task in self._queue if task.deps is not None)
+        self._holds = deque((task.id, 0) for task in self._queue if task.deps or task.handles)
         holding: list[Message] = [Holding(sorted(self._objects))] if self._objects else []
         return holding + self.flush(now)
 
@@ -326,15 +327,16 @@ class ClientCore:
             for result in new:
                 self._deadlines.pop(result.id, None)
         if self._cancelled:
-            self._let_go([result for result in message.results if result.id in self._cancelled])
+            gone = [result for result in message.results if result.id in self._cancelled]
+            self._cancelled.difference_update([result.id for result in gone])
+            self._abandon(gone)
         self._objects.update(_objects(new))
         return new
 
-    def _let_go(self, results: list[TaskResult]) -> None:
-        """Cancelled tasks have ended. If one was done before, nobody wants what its value holds."""
+    def _abandon(self, results: list[TaskResult]) -> None:
+        """Results that came when nobody wanted them any more: neither does anybody want what their values hold."""
         for result in results:
-            self._cancelled.discard(result.id)
-            if isinstance(result.payload, ObjectRef):
+            if isinstance(result.payload, ObjectRef) and result.payload.id not in self._objects:
                 self._release.append(result.payload.id)
             self._unwatch += [handle for handle in result.handles or () if handle not in self._watched]
 
