@@ -28,11 +28,12 @@ from rtml.graph.membership import Membership
 from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
 from rtml.graph.recovery import Recovery
-from rtml.graph.state import Session, State, WorkerState
+from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.messages import (
     Ack,
     Assign,
+    Attempt,
     Blocked,
     Cancel,
     Define,
@@ -67,6 +68,12 @@ Arrivals = Iterable[tuple[int, list[Message] | None]]
 INTERRUPT_AGAIN = 0.02
 INTERRUPT_AGAIN_MAX = 1.0
 
+#: Results in one frame: at most 32 MiB of payloads.
+RESULTS_MAX = 512
+
+#: Bytes of resolved dependencies in one frame, where several attempts go to one executor.
+FRAME_DEPENDENCIES_MAX = 8 * 1024 * 1024
+
 #: A worker is told that results are safe at the latest after so many messages.
 _SAFE_LAG_MAX = 16
 
@@ -90,6 +97,8 @@ class Core:
         self.placement.on_timeout = self.lifecycle.timed_out
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
+        #: deaths reported in this wake-up
+        self._deaths: list[ExecutorDied] = []
         self._handlers: dict[type, Callable[[Session, Any, float], None]] = {
             Submit: self._submit,
             Ack: self._ack,
@@ -125,6 +134,10 @@ class Core:
                 self.membership.gone(peer, now)
             else:
                 self._receive(peer, messages, now)
+        # Last, because what a process sent before it died may come after its supervisor's report.
+        deaths, self._deaths = self._deaths, []
+        for death in deaths:
+            self.membership.died(death, now)
         tables.run_timers(now)
         if not self.recovery.waiting:
             self.placement.schedule(now)
@@ -287,7 +300,7 @@ class Core:
         self.membership.started(message)
 
     def _died(self, session: Session, message: ExecutorDied, now: float) -> None:
-        self.membership.died(message, now)
+        self._deaths.append(message)
 
     # --- outgoing
 
@@ -326,17 +339,28 @@ class Core:
             worker = session.worker
             if worker is not None:
                 if worker.outgoing:
-                    messages.append(Assign(worker.outgoing))
+                    *earlier, last = _in_frames(worker.outgoing)
+                    for attempts in earlier:
+                        effects.append(Send(session.peer, [*messages, Assign(attempts)]))
+                        messages = []
+                    messages.append(Assign(last))
                     worker.outgoing = []
                 if worker.safe > worker.safe_sent and (messages or worker.safe - worker.safe_sent >= _SAFE_LAG_MAX):
                     messages.append(Safe(worker.safe))
                     worker.safe_sent = worker.safe
-            if session.results:
+            while session.results:
                 session.serial += 1
-                results = Results(session.serial, session.results)
-                session.results = []
+                if len(session.results) > RESULTS_MAX:
+                    results = Results(session.serial, session.results[:RESULTS_MAX])
+                    session.results = session.results[RESULTS_MAX:]
+                else:
+                    results = Results(session.serial, session.results)
+                    session.results = []
                 session.unacked.append(results)
                 messages.append(results)
+                if session.results:
+                    effects.append(Send(session.peer, messages))
+                    messages = []
             if session.watch_results:
                 messages.append(WatchResults(session.watch_results))
                 session.watch_results = []
@@ -379,3 +403,19 @@ class Core:
                 for node in tables.nodes.values()
             ],
         }
+
+
+def _in_frames(attempts: list[Attempt]) -> list[list[Attempt]]:
+    """Attempts in as many parts as their dependencies need frames; the calls of a batch stay together."""
+    if not any(attempt.deps for attempt in attempts):
+        return [attempts]
+    parts: list[list[Attempt]] = [[]]
+    size = 0
+    for attempt in attempts:
+        size += inline_bytes(attempt.deps or ())
+        part = parts[-1]
+        if size > FRAME_DEPENDENCIES_MAX and part and not (attempt.batch and attempt.batch == part[-1].batch):
+            parts.append([])
+            size = inline_bytes(attempt.deps or ())
+        parts[-1].append(attempt)
+    return parts

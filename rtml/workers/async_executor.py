@@ -252,10 +252,12 @@ def run_async_executor(settings: ExecutorSettings) -> int:
     executor.child.watch()
     signal.signal(signal.SIGUSR1, executor.on_interrupt)
     signal.signal(signal.SIGTERM, executor.on_leave)
+    os.nice(settings.nice)
     loop.run_until_complete(executor.run())
     if driver.refused:
         os.write(2, f"rtml executor {settings.worker}: refused: {driver.refused}\n".encode())
         return 1
+    driver.end()
     settings.page[STATE] = LEFT
     client.store.close(unlink=not client.store.objects)
     return 0

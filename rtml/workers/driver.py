@@ -183,6 +183,10 @@ class ExecutorDriver:
     def close(self) -> None:
         """User code shut its client down: nothing to do, the link is the executor's."""
 
+    def end(self) -> None:
+        """Close the link for good, after everything that was sent has left."""
+        self._link.close()
+
     # --- the main thread ----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:

@@ -121,7 +121,9 @@ class Executor:
             self._tidied = True
 
     def leave(self) -> None:
-        """Announce the end in the running page."""
+        """Everything is sent: announce the end, for which no task is to blame."""
+        self.driver.end()
+        self._page[COUNT] = 0
         self._page[STATE] = LEFT
 
     def _look_at_messages(self) -> None:
@@ -383,6 +385,7 @@ def run_executor(settings: ExecutorSettings) -> int:
     sys.setrecursionlimit(sys.getrecursionlimit() + NESTED_MAX * _FRAMES_PER_LEVEL)
     signal.signal(signal.SIGUSR1, executor.on_interrupt)
     signal.signal(signal.SIGTERM, executor.on_leave)
+    os.nice(settings.nice)
     try:
         executor.run()
     except RefusedError as refused:

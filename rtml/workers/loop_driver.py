@@ -103,6 +103,12 @@ class LoopDriver:
     def close(self) -> None:
         """User code shut its client down: nothing to do, the link is the executor's."""
 
+    def end(self) -> None:
+        """Close the link for good, after everything that was sent has left."""
+        if self._link is not None:
+            self.loop.remove_reader(self._link.fileno())
+            self._link.close()
+
     # --- the loop's side ----------------------------------------------------------------------------------------------
 
     def transmit_soon(self) -> None:

@@ -44,6 +44,8 @@ class ExecutorSettings:
     page: memoryview
     #: Send what tasks print to their submitter; otherwise it is dropped.
     logs: bool = True
+    #: Lowers the priority once the process is ready, so that a busy machine does not delay its start (D13).
+    nice: int = 0
 
 
 class Child:

@@ -126,6 +126,10 @@ class Supervisor:
             self._import_shared()
             for worker in range(1, self.settings.workers + 1):
                 self._fork_executor(worker, EXECUTOR)
+            if self.settings.async_executors:
+                # Only now: asyncio takes as long as everything before, and sync executors do without.
+                importlib.import_module("rtml.workers.async_executor")
+                _freeze()
             for worker in range(self.settings.async_executors):
                 self._fork_executor(self.settings.workers + 1 + worker, ASYNC_EXECUTOR)
             code = self._serve()
@@ -164,8 +168,6 @@ class Supervisor:
         for path in reversed(self.settings.path):
             if path not in sys.path:
                 sys.path.insert(0, path)
-        if self.settings.async_executors:
-            importlib.import_module("rtml.workers.async_executor")
         for module in _PREIMPORTS:
             importlib.import_module(module)
         for module in self.settings.preimport:
@@ -173,9 +175,7 @@ class Supervisor:
                 importlib.import_module(module)
             except Exception as error:  # noqa: BLE001 - user code; executors meet the same error where it can be reported
                 _say(f"cannot pre-import {module}: {type(error).__name__}: {error}")
-        # What is shared with the children stays shared: no collection ever touches (and so copies) these pages.
-        gc.collect()
-        gc.freeze()
+        _freeze()
 
     def _serve(self) -> int:
         while True:
@@ -353,11 +353,15 @@ class Supervisor:
         self._page.clear(slot)
 
         def run() -> int:
-            os.nice(_NICE.get(role, 0))
             prefer_for_oom()
             return self._run_executor(worker, role, slot)
 
-        pid = self._fork(run, f"rtml-{'async' if role == ASYNC_EXECUTOR else 'exec'}-{worker}")
+        try:
+            pid = self._fork(run, f"rtml-{'async' if role == ASYNC_EXECUTOR else 'exec'}-{worker}")
+        except OSError as error:  # the machine has no room for another process
+            self._slots.append(slot)
+            self._send([ExecutorDied(worker=worker, reason=f"not started: {error}")])
+            return
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)  # also here, so that the group exists before we could want to kill it
         self._page.slot(slot)[PID] = pid
@@ -375,6 +379,7 @@ class Supervisor:
             shm_dir=self.settings.shm_dir,
             page=self._page.slot(slot),
             logs=self.settings.logs,
+            nice=_NICE.get(role, 0),
         )
         if role == ASYNC_EXECUTOR:
             from rtml.workers.async_executor import run_async_executor
@@ -473,6 +478,12 @@ class Supervisor:
         janitor.kill_group(self._dispatcher_pid)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._dispatcher_pid, 0)
+
+
+def _freeze() -> None:
+    """What is shared with the children stays shared: no collection ever touches (and so copies) these pages."""
+    gc.collect()
+    gc.freeze()
 
 
 def _say(text: str) -> None:
