@@ -26,12 +26,14 @@ from rtml.graph.state import (
     TaskState,
     WorkerState,
     failure,
+    inline_bytes,
 )
 from rtml.graph.tables import Ended, Tables
 from rtml.messages import (
     CANCELLED,
     ERROR,
     EXPIRED,
+    INLINE_MAX,
     OK,
     ErrorInfo,
     Finished,
@@ -146,6 +148,13 @@ class Lifecycle:
 
     def _link(self, task: TaskState, deps: list[tuple[int, bytes | ObjectRef | None]]) -> bool:
         """Attach the dependencies; False if one has failed already."""
+        if len(deps) > self.tables.limits.dependencies_max:
+            message = (
+                f"task {task.profile.name!r} has {len(deps)} futures among its arguments, more than "
+                f"{self.tables.limits.dependencies_max} (dependencies_max); combine them in several steps"
+            )
+            self.fail(task, failure("LimitExceeded", message, task))
+            return False
         inputs: list[bytes | ObjectRef | None] = []
         task.inputs = inputs
         for position, (dep_id, payload) in enumerate(deps):
@@ -192,9 +201,20 @@ class Lifecycle:
         task.move(State.READY)
         if not task.ready_at:
             task.ready_at = now
-        error = self.placement.push(task, now)
+        error = self._too_large(task) or self.placement.push(task, now)
         if error is not None:
             self.fail(task, error)
+
+    def _too_large(self, task: TaskState) -> ErrorInfo | None:
+        """Resolved dependencies travel in one frame, unless they are large enough to lie in shared memory."""
+        inputs, most = task.inputs, self.tables.limits.inputs_max
+        if not inputs or len(inputs) * INLINE_MAX <= most or inline_bytes(inputs) <= most:
+            return None
+        message = (
+            f"the {len(inputs)} futures among the arguments of task {task.profile.name!r} have more than {most} bytes "
+            "in all (inputs_max); combine them in several steps"
+        )
+        return failure("LimitExceeded", message, task)
 
     # --- results of attempts
 

@@ -19,7 +19,7 @@ a late result from a current one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from rtml.messages import (
@@ -348,6 +348,11 @@ class StoredObject:
         self.ref = ref
         self.worker = worker
         self.holders: set[int] = set()
+
+
+def inline_bytes(payloads: Iterable[bytes | ObjectRef | None]) -> int:
+    """Bytes of those payloads that travel inside messages."""
+    return sum(len(payload) for payload in payloads if isinstance(payload, bytes))
 
 
 def failure(kind: str, message: str, task: TaskState | None = None) -> ErrorInfo:

@@ -31,8 +31,10 @@ class Limits(NamedTuple):
     graph_tasks_max: int = 1_000_000
     #: tasks between a task and its root
     depth_max: int = 1_000
-    #: dependencies and handles of one task
+    #: futures among the arguments of one task
     dependencies_max: int = 100_000
+    #: bytes of their values, but for those in shared memory
+    inputs_max: int = 48 * 1024 * 1024
     #: function definitions known at a time
     functions_max: int = 100_000
     #: seconds a vanished submitter may take to come back before its graphs are cancelled
@@ -62,6 +64,13 @@ class Unlink(NamedTuple):
     ref: ObjectRef
 
 
+class Sweep(NamedTuple):
+    """Effect: the process of this session is dead: remove all its segments but those that are still needed."""
+
+    session: int
+    keep: frozenset[str]
+
+
 class Answer(NamedTuple):
     """Effect: an operator's question, which the shell answers from the core's snapshot and its own records."""
 
@@ -69,7 +78,7 @@ class Answer(NamedTuple):
     query: Query
 
 
-Effect = Send | Close | Unlink | Answer
+Effect = Send | Close | Unlink | Sweep | Answer
 
 
 class Ended(NamedTuple):
@@ -155,9 +164,18 @@ class Tables:
         """Record a function; a second definition of the same id changes nothing."""
         known = self.functions.get(definition.id)
         if known is None:
+            if len(self.functions) >= self.limits.functions_max:
+                self._forget_a_function()
             profile = self.profile(definition, definition.options)
             known = self.functions[definition.id] = FunctionState(definition, profile, BatchCost())
         return known
+
+    def _forget_a_function(self) -> None:
+        """Make room: the oldest definition that no live task uses goes."""
+        unused = (number for number, function in self.functions.items() if not function.users)
+        oldest = next(unused, None)
+        if oldest is not None:
+            del self.functions[oldest]
 
     def profile(self, definition: Function, options: Options) -> Profile:
         """What a call asks for: the call's options, else the function's."""
