@@ -17,13 +17,14 @@ import random
 import signal
 import time
 from collections import Counter, deque
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 import msgspec
 
 from rtml.graph.core import Core
-from rtml.graph.tables import Answer, Close, Effect, Ended, Limits, Send, Unlink
+from rtml.graph.tables import Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import Hub
 from rtml.messages import OUTCOMES, Message, ObjectRef, Query, Reply, Timing, decode, encode
 from rtml.metrics import DispatcherMetrics
@@ -123,6 +124,8 @@ class Dispatcher:
                 hub.close_peer(effect.peer)
             elif isinstance(effect, Unlink):
                 self._unlink(effect.ref)
+            elif isinstance(effect, Sweep):
+                self._sweep(effect)
 
     def _unlink(self, ref: ObjectRef) -> None:
         """Remove a segment whose owner is dead. The name was checked to be one file of our directory."""
@@ -131,6 +134,13 @@ class Dispatcher:
                 os.unlink(os.path.join(self.shm_dir, ref.segment))
             except OSError:
                 pass  # swept with its dead owner's other segments
+
+    def _sweep(self, effect: Sweep) -> None:
+        """Remove what a dead executor left. Segments begin with their owner's session (`rtml.store`)."""
+        if self.shm_dir:
+            for path in Path(self.shm_dir).glob(f"{effect.session:08x}-*"):
+                if path.name not in effect.keep:
+                    path.unlink(missing_ok=True)
 
     # --- what operators ask
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
-from rtml.graph.tables import Tables, Unlink
+from rtml.graph.tables import Sweep, Tables, Unlink
 from rtml.messages import ERROR, Free, ObjectRef, Results, TaskResult
 
 
@@ -160,6 +160,12 @@ class Keeping:
         for object_id in objects:
             session.objects.discard(object_id)
             self.unneeded(object_id, session.id)
+
+    def sweep(self, worker: WorkerState) -> None:
+        """An executor is dead: what it stored and nobody needs (or never heard of) is removed."""
+        if worker.session is not None:
+            kept = frozenset(stored.ref.segment for stored in self.tables.objects.values() if stored.worker is worker)
+            self.tables.effects.append(Sweep(worker.session.id, kept))
 
     # --- handles
 

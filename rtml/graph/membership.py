@@ -237,6 +237,8 @@ class Membership:
                 session.peer = None
             session.gone_at = now
             self.end_session(session, now)
+            if not self.recovery.active:
+                self.lifecycle.keeping.sweep(worker)
 
     def _charge(self, task: TaskState, reason: str, now: float) -> None:
         """The only task that was inside a function: the crash is its own."""

@@ -177,7 +177,7 @@ class Recovery:
     def _missing(self, spec: Task) -> int:
         """A task that has to be here before this one; 0 if there is none."""
         tasks = self.tables.tasks
-        if spec.id in tasks:
+        if spec.id in tasks or not self.active:
             return 0
         if spec.parent:
             parent = tasks.get(spec.parent)
@@ -246,22 +246,22 @@ class Recovery:
             return
         self._until = None
         self._expected.clear()
+        self._submit_parked(now)
         self._blocked.clear()
         held, self._held = self._held, {}
         for task_id, (worker, attempt) in held.items():
             self._revoke(task_id, worker, attempt)
-        early, self._early = self._early, {}
-        for worker, receipt, result in early.values():
-            # Its submitter may have the value already.
-            if isinstance(result.payload, ObjectRef):
-                self.lifecycle.keeping.adopt(worker, result.payload, self._holding.pop(result.payload.id, []))
-            self.lifecycle.keeping.settle(receipt)
-        holding, self._holding = self._holding, {}
-        for object_id, sessions in holding.items():
-            owner = self.tables.sessions.get(session_of(object_id))
-            if owner is not None and owner.worker is not None:
-                self.lifecycle.keeping.adopt(owner.worker, ObjectRef(object_id, 0, ""), sessions)
-        wanted = {handle for _, _, result in early.values() for handle in result.handles or ()} | set(self._watches)
+        self._settle_results()
+        watches, self._watches = self._watches, {}
+        for task_id, watchers in watches.items():
+            for session in watchers:
+                if self.tables.sessions.get(session.id) is session:
+                    self.lifecycle.keeping.watch(session, [task_id])
+
+    def _submit_parked(self, now: float) -> None:
+        """What they waited for does not come any more."""
+        handles = [handle for _, _, result in self._early.values() for handle in result.handles or ()]
+        wanted = {*handles, *self._watches}
         parked, self._parked = self._parked, {}
         for waiting in parked.values():
             for session, spec in waiting:
@@ -269,9 +269,18 @@ class Recovery:
                     if spec.id in wanted or (spec.options is not None and spec.options.detached):
                         # It outlived its parent, which had ended before the restart.
                         spec.parent = 0
-                    self.lifecycle.submit(session, [spec], now)
-        watches, self._watches = self._watches, {}
-        for task_id, watchers in watches.items():
-            for session in watchers:
-                if self.tables.sessions.get(session.id) is session:
-                    self.lifecycle.keeping.watch(session, [task_id])
+                    self.submit(session, [spec], now)
+
+    def _settle_results(self) -> None:
+        """Results that nobody asked for again: their submitters have them already, and maybe their objects."""
+        keeping = self.lifecycle.keeping
+        early, self._early = self._early, {}
+        holding, self._holding = self._holding, {}
+        for worker, receipt, result in early.values():
+            if isinstance(result.payload, ObjectRef):
+                keeping.adopt(worker, result.payload, holding.pop(result.payload.id, []))
+            keeping.settle(receipt)
+        for object_id, sessions in holding.items():
+            owner = self.tables.sessions.get(session_of(object_id))
+            if owner is not None and owner.worker is not None:
+                keeping.adopt(owner.worker, ObjectRef(object_id, 0, ""), sessions)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rtml.graph.check import check
 from rtml.graph.core import Core
-from rtml.graph.tables import Answer, Close, Effect, Limits, Send, Unlink
-from rtml.messages import OK, Assign, Message, Reply, Results, TaskResult
+from rtml.graph.tables import Answer, Close, Effect, Limits, Send, Sweep, Unlink
+from rtml.messages import OK, Assign, Message, Reply, Results, TaskResult, session_of
 from tests.sim.network import Link, Peer
 from tests.sim.world import Violation, World
 
@@ -121,6 +121,10 @@ class Dispatcher:
                 link.close_by_dispatcher()
         elif isinstance(effect, Unlink):
             self.world.memory.pop(effect.ref.id, None)
+        elif isinstance(effect, Sweep):
+            for number in list(self.world.memory):
+                if session_of(number) == effect.session and str(number) not in effect.keep:
+                    del self.world.memory[number]
         elif isinstance(effect, Answer) and link is not None:
             link.down([Reply(effect.query.id, "")])
 

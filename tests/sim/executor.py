@@ -204,7 +204,7 @@ class Executor(Process):
             result.handles = escaped or None
             if frame.plan.big:
                 number = self.world.store(self.submitter.session, result.payload)
-                result.payload = ObjectRef(number, _BIG, self.name)
+                result.payload = ObjectRef(number, _BIG, str(number))
             number = frame.plan.number
             self.world.completed[number] = self.world.completed.get(number, 0) + 1
         elif outcome is None:
