@@ -64,7 +64,7 @@ class Embedded:
         # The same name, so that a client that is given the socket's path finds the memory too.
         self.shm_dir = shared_memory_of(self.session_dir)
         Store.make(self.shm_dir)
-        command = [sys.executable, "-m", "rtml.workers.supervisor"]
+        command = [sys.executable, "-P", "-m", "rtml.workers.supervisor"]
         command += ["--session-dir", self.session_dir, "--shm-dir", self.shm_dir, "--driver-pid", str(os.getpid())]
         command += ["--link", self._link, *self._arguments]
         for path in sys.path:

@@ -199,6 +199,13 @@ def _columns(calls: list[Call]) -> Call:
     return args, kwargs
 
 
+def run_coroutine(coroutine: Any) -> Any:
+    """The value of a coroutine made by a function that does not look asynchronous (an async method, a lambda)."""
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
 def holds_futures(result: TaskResult) -> bool:
     """Whether the result must be sent before the futures in it may be dropped here."""
     return result.handles is not None or result.payload.__class__ is not bytes

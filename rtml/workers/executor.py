@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, Final
 
 from rtml.client.context import enter_process_task
@@ -27,7 +27,7 @@ from rtml.client.driver import Waiter
 from rtml.client.future import Group
 from rtml.messages import EXECUTOR, Attempt, TaskResult
 from rtml.workers import setup
-from rtml.workers.calls import QUICK, Calls, Loaded, holds_futures
+from rtml.workers.calls import QUICK, Calls, Loaded, holds_futures, run_coroutine
 from rtml.workers.core import WorkerCore
 from rtml.workers.driver import ExecutorDriver, RefusedError
 from rtml.workers.interrupt import in_our_code
@@ -208,6 +208,8 @@ class Executor:
         try:
             self._user = True
             value = loaded.call(*args, **kwargs)
+            if value.__class__ is CoroutineType:
+                value = run_coroutine(value)
             self._user = False
         except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit and KeyboardInterrupt included
             self._user = False

@@ -22,6 +22,10 @@ _CRITICAL: Final = (
 )
 
 
+#: Of those, functions that only lead to user code.
+_LEADING: Final = frozenset({"run_coroutine"})
+
+
 def in_our_code(frame: FrameType | None, caller: CodeType) -> bool:
     """Whether between `frame` and the function of ours that called user code there is another one of ours.
 
@@ -30,7 +34,7 @@ def in_our_code(frame: FrameType | None, caller: CodeType) -> bool:
         caller: the code of the function that calls user code.
     """
     while frame is not None and frame.f_code is not caller:
-        if frame.f_globals.get("__name__", "").startswith(_CRITICAL):
+        if frame.f_globals.get("__name__", "").startswith(_CRITICAL) and frame.f_code.co_name not in _LEADING:
             return True
         frame = frame.f_back
     return False

@@ -61,6 +61,8 @@ class Child:
 
     def _after_fork(self) -> None:
         self.forked = True
+        # What it prints would wait in its own copy of our buffer for ever.
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def new_session() -> int:

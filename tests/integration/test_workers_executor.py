@@ -202,6 +202,19 @@ def test_a_task_may_run_a_loop_of_its_own(client: rtml.Client) -> None:
     assert [future.result(20) for future in [client.submit(own_loop, 5) for _ in range(8)]] == [15] * 8
 
 
+class Patient:
+    async def wait(self, x: int) -> int:
+        return x + int(await rtml.submit(increment, 0))
+
+    async def wait_long(self, path: str) -> None:
+        await await_long(path)
+
+
+def test_a_coroutine_that_nobody_expected_is_run(client: rtml.Client) -> None:
+    method: Any = Patient().wait
+    assert client.submit(method, 2).result(10) == 3
+
+
 def with_callback() -> int:
     done = threading.Event()
     future = rtml.submit(increment, 41)
@@ -323,7 +336,7 @@ async def spin_in_loop(path: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [spin, sleep_long, lock_up, wait_for_child, spin_on_top, await_long, spin_in_loop],
+    [spin, sleep_long, lock_up, wait_for_child, spin_on_top, await_long, spin_in_loop, Patient().wait_long],
     ids=lambda f: str(f.__name__),
 )
 def test_cancelling_reaches_running_code(client: rtml.Client, tmp_path: Path, function: Callable[[str], Any]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -82,6 +83,30 @@ def test_killed_parts_leave_nothing(victims: str) -> None:
             assert eventually(lambda: not any(place.exists() for place in places))
         client.shutdown()
     assert not any(place.exists() for place in places)
+
+
+def count_and_run(path: str, seconds: float) -> str:
+    with open(path, "a") as file:
+        file.write("run\n")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return "ran"
+
+
+@pytest.mark.parametrize("link", ["unix", "zmq"])
+def test_a_running_task_outlives_the_dispatcher(tmp_path: Path, link: Literal["unix", "zmq"]) -> None:
+    """Its executor says what it holds in the middle of the task, so that nobody runs it again."""
+    path = tmp_path / "runs"
+    with rtml.connect(workers=2, link=link) as client:
+        (supervisor,) = children_of_this()
+        future = client.submit(count_and_run, str(path), 2.0)
+        assert eventually(path.exists)
+        for pid in processes(supervisor)["dispatcher"]:
+            kill(pid)
+        assert client.submit(idle, 0).result(20) == "slept"
+        assert future.result(20) == "ran"
+    assert path.read_text() == "run\n"
 
 
 def test_the_next_start_sweeps_what_a_killed_tree_left(tmp_path: Path) -> None:
