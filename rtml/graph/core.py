@@ -249,6 +249,8 @@ class Core:
         if worker is None or message.serial <= worker.serial:
             return  # sent again after a reconnect, and already known
         worker.serial = message.serial
+        if worker.unclaimed:
+            worker.unclaimed.difference_update([result.id for result in message.results])
         if self.recovery.active:
             self.recovery.finished(worker, message, now)
         else:
@@ -280,6 +282,8 @@ class Core:
             self._take_back(worker, message.attempts, now)
 
     def _take_back(self, worker: WorkerState, attempts: list[tuple[int, int]], now: float) -> None:
+        if worker.unclaimed:
+            worker.unclaimed.difference_update([task for task, _ in attempts])
         if self.recovery.active:
             self.recovery.returned(worker, attempts)
         for task in self.placement.returned(worker, attempts, now):

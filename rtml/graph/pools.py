@@ -129,8 +129,10 @@ class Pools:
             f"all {executors} executors of the node are blocked in get(); use async functions for tasks that wait, "
             "or raise blocked_max"
         )
-        root = self.tables.tasks.get(head.graph.id, head)
-        self.doomed.append((root, failure("NestingLimit", message, head)))
+        victim = head
+        while isinstance(victim.owner, TaskState):
+            victim = victim.owner
+        self.doomed.append((victim, failure("NestingLimit", message, head)))
 
 
 def _offer(node: NodeState) -> str:

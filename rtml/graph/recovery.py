@@ -41,6 +41,8 @@ class Recovery:
         self._watches: dict[int, list[Session]] = {}
         #: who has objects that are not known here yet
         self._holding: dict[int, list[Session]] = {}
+        #: nothing that is missing will come any more
+        self._closing = False
         #: last in, first out: tasks to submit, and tasks to end with their early result
         self._work: list[tuple[Session, Task] | TaskState] = []
 
@@ -81,6 +83,7 @@ class Recovery:
                 self._release(task_id)
             else:
                 self._held[task_id] = (worker, attempt)
+                worker.unclaimed.add(task_id)
         self._run(now)
 
     def blocked(self, worker: WorkerState, message: Blocked) -> None:
@@ -177,12 +180,14 @@ class Recovery:
     def _missing(self, spec: Task) -> int:
         """A task that has to be here before this one; 0 if there is none."""
         tasks = self.tables.tasks
-        if spec.id in tasks or not self.active:
+        if spec.id in tasks or self._closing:
             return 0
         if spec.parent:
             parent = tasks.get(spec.parent)
             if parent is None or parent.state < State.ASSIGNED:
                 return spec.parent
+        if not self.active:
+            return 0
         for dep, payload in spec.deps or ():
             if payload is None and dep not in tasks:
                 return dep
@@ -199,6 +204,7 @@ class Recovery:
         if task.state >= State.ASSIGNED or task.attempt > attempt:
             return False
         self.lifecycle.dequeue(task)
+        worker.unclaimed.discard(task.id)
         self.placement.adopt(worker, task, attempt, now)
         message = self._blocked.pop(task.id, None)
         if message is not None:
@@ -259,7 +265,13 @@ class Recovery:
                     self.lifecycle.keeping.watch(session, [task_id])
 
     def _submit_parked(self, now: float) -> None:
-        """What they waited for does not come any more."""
+        """What they waited for does not come any more. Parents first: they may have waited for a handle only."""
+        patient = [entry for waiting in self._parked.values() for entry in waiting]
+        self._parked = {}
+        for session, spec in patient:
+            if self.tables.sessions.get(session.id) is session:
+                self.submit(session, [spec], now)
+        self._closing = True
         handles = [handle for _, _, result in self._early.values() for handle in result.handles or ()]
         wanted = {*handles, *self._watches}
         parked, self._parked = self._parked, {}
@@ -270,6 +282,7 @@ class Recovery:
                         # It outlived its parent, which had ended before the restart.
                         spec.parent = 0
                     self.submit(session, [spec], now)
+        self._closing = False
 
     def _settle_results(self) -> None:
         """Results that nobody asked for again: their submitters have them already, and maybe their objects."""

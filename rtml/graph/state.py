@@ -324,6 +324,8 @@ class WorkerState:
         self.leaving = False
         self.dying = False
         self.lagging = False
+        #: attempts that it holds since before this dispatcher, of tasks that nobody has claimed yet
+        self.unclaimed: set[int] = set()
         self.idle_since = 0.0
         #: number of its last `Finished`
         self.serial = 0
@@ -336,7 +338,9 @@ class WorkerState:
     def ready(self) -> bool:
         """Whether it may be given work."""
         session = self.session
-        return session is not None and session.peer is not None and not (self.leaving or self.dying or self.recalling)
+        return session is not None and session.peer is not None and not (
+            self.leaving or self.dying or self.recalling or self.unclaimed
+        )
 
 
 class StoredObject:

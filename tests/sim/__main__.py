@@ -27,7 +27,7 @@ def main() -> int:
         tasks += verdict.tasks
         if verdict.error:
             failed.append(verdict)
-            print(f"seed {seed} failed: {verdict.error}")
+            print(f"seed {seed} failed: {verdict.error}", flush=True)
             if len(failed) >= 10 and not options.keep_going:
                 break
     passed = seed - first + 1 - len(failed)

@@ -28,7 +28,7 @@ class Verdict:
     seed: int
     error: str
     tasks: int
-    records: int
+    events: int
     #: of the whole log
     digest: str
     #: the log's last lines
@@ -131,4 +131,4 @@ def run_seed(seed: int, verbose: bool = False) -> Verdict:
     for record in world.records:
         lines.update(line(record).encode())
     tail = [line(record) for record in world.records[-40:]] if error else []
-    return Verdict(seed, error, len(world.plans), len(world.records), lines.hexdigest(), tail)
+    return Verdict(seed, error, len(world.plans), world.happened, lines.hexdigest(), tail)

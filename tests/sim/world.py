@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 #: Objects of a session are numbered from here, tasks from one.
 _OBJECTS_FROM = 1 << 31
 
+#: Seconds after which everybody who lives has connected again.
+LONGEST_ABSENCE = 2.0
+
+#: A seed that needs more never ends.
+_EVENTS_MAX = 100_000
+
 
 class Violation(AssertionError):
     """The simulated engine did something that it must never do."""
@@ -70,7 +76,7 @@ def draw_settings(random: Random) -> Settings:
         latency=random.choice((2e-5, 2e-4, 2e-3)),
         session_grace=random.choice((0.2, 2.0)),
         worker_grace=random.choice((0.5, 10.0)),
-        recovery=random.choice((0.1, 1.0, 5.0)),
+        recovery=random.choice((0.1, 2.5, 5.0)),
         coalesce=random.choice((1, 8, 64)),
         window=random.choice((4, 50, 65_536)),
         program_faults=random.random() < 0.6,
@@ -105,6 +111,7 @@ class World:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
         self._session = 0
+        self.happened = 0
         #: latency is this many times the usual one
         self.slowness = 1.0
         #: task id -> the future in its arguments
@@ -137,6 +144,9 @@ class World:
                 return stop()
             self.now, _, action, arguments = heappop(events)
             action(*arguments)
+            self.happened += 1
+            if self.happened > _EVENTS_MAX:
+                raise Violation(f"more than {_EVENTS_MAX} events: something goes round in circles")
         return True
 
     def latency(self) -> float:
@@ -151,6 +161,9 @@ class World:
         if self.dispatcher_deaths:
             # What was delivered and is only known by handles is lost with the dispatcher.
             found.add("ObjectLost")
+            if self.settings.recovery < LONGEST_ABSENCE:
+                # Somebody may have been away for longer than peers of a new dispatcher are waited for.
+                found |= {"TaskCancelled", "ObjectGone"}
         if self.settings.blocked_max < 64:
             found.add("NestingLimit")
         return found
