@@ -306,12 +306,12 @@ def _objects(core: Core) -> Iterable[object]:
 
 
 def _inputs(core: Core) -> Iterable[object]:
-    """The objects among the inputs of an unfinished task are kept for it."""
+    """The objects among the inputs of an unfinished task are kept for it, or by its submitter."""
     for task in _live(core):
         for payload in task.inputs or ():
             if isinstance(payload, ObjectRef):
                 stored = core.tables.objects.get(payload.id)
-                if stored is not None and task.id not in stored.holders:
+                if stored is not None and stored.holders.isdisjoint({task.id, task.session.id}):
                     yield task.id, "needs", payload.id
 
 

@@ -176,6 +176,7 @@ class Placement:
         if worker.queue:
             return
         worker.load = 0.0
+        worker.secluded = False
         if worker.role != ASYNC_EXECUTOR and worker.shape is not None:
             worker.node.give(worker.shape)
             worker.shape = None
@@ -327,12 +328,15 @@ class Placement:
 
     def _place_async(self, lane: Lane, now: float) -> bool:
         shape = lane.profile.shape
+        alone = lane.head().alone
         best = None
         for worker in self.tables.workers.values():
             if (
                 worker.role == ASYNC_EXECUTOR
                 and worker.ready
                 and not worker.lagging
+                and not worker.secluded
+                and not (alone and worker.queue)
                 and len(worker.queue) < ASYNC_TASKS_MAX
                 and worker.node.fits(shape)
                 and (best is None or len(worker.queue) < len(best.queue))
@@ -449,6 +453,7 @@ class Placement:
         profile = first.profile
         batch = 0
         if worker.role == ASYNC_EXECUTOR:
+            worker.secluded = first.alone
             for task in tasks:
                 worker.node.take(task.profile.shape)
         elif worker.shape is None:
@@ -520,6 +525,9 @@ class Placement:
         task.cost = task.function.estimate or PREFETCH
         worker.load += task.cost
         worker.queue[task.id] = task
+        if task.profile.timeout is not None:
+            # When it began is not known: it gets its time again.
+            self.tables.at(now + task.profile.timeout, self.on_timeout, (task, attempt))
 
     def _check_recall(self, now: float) -> None:
         """An executor is idle while work waits unstarted behind another's: bring it back."""

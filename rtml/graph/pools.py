@@ -95,7 +95,7 @@ class Pools:
                 if all(worker.stack for worker in workers):
                     self._nesting_limit(lane, len(workers))
                 continue
-            if role == ASYNC_EXECUTOR and any(not worker.lagging for worker in workers):
+            if role == ASYNC_EXECUTOR and not lane.head().alone and any(_takes_more(worker) for worker in workers):
                 continue
             if role == ASYNC_EXECUTOR and len(workers) > node.cpu:
                 continue
@@ -133,6 +133,11 @@ class Pools:
         while isinstance(victim.owner, TaskState):
             victim = victim.owner
         self.doomed.append((victim, failure("NestingLimit", message, head)))
+
+
+def _takes_more(worker: WorkerState) -> bool:
+    """Whether an async executor accepts further tasks."""
+    return not (worker.lagging or worker.secluded)
 
 
 def _offer(node: NodeState) -> str:

@@ -324,6 +324,8 @@ class WorkerState:
         self.leaving = False
         self.dying = False
         self.lagging = False
+        #: an async executor that runs a task alone (see `TaskState.alone`)
+        self.secluded = False
         #: attempts that it holds since before this dispatcher, of tasks that nobody has claimed yet
         self.unclaimed: set[int] = set()
         self.idle_since = 0.0

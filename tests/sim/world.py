@@ -158,6 +158,9 @@ class World:
         found: set[str] = set()
         if self.settings.kill_rate or self.disturbed:
             found.add("WorkerDied")
+        if self.settings.machines_fail or self.settings.spike_rate:
+            # The time of an attempt counts from the dispatcher's decision.
+            found.add("TaskTimeout")
         if self.dispatcher_deaths:
             # What was delivered and is only known by handles is lost with the dispatcher.
             found.add("ObjectLost")
