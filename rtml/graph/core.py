@@ -326,8 +326,12 @@ class Core:
     def _repeat(self, repetition: tuple[WorkerState, float], now: float) -> None:
         """A signal may overtake the message it is about, and be taken while it cannot be acted upon: send it again."""
         worker, delay = repetition
-        unseen = worker.recalling or any(task.state is State.DONE for task in worker.queue.values())
-        worker.repeating = unseen and worker.id in self.tables.workers
+        unseen = (
+            worker.recalling
+            or (worker.unclaimed and not self.recovery.active)
+            or any(task.state is State.DONE for task in worker.queue.values())
+        )
+        worker.repeating = bool(unseen) and worker.id in self.tables.workers
         if worker.repeating:
             self._signal(worker)
             delay = min(2 * delay, INTERRUPT_AGAIN_MAX)

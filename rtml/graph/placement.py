@@ -372,12 +372,13 @@ class Placement:
         tasks: list[TaskState] = []
         load = worker.load
         while lane.count and len(tasks) < most:
-            head = lane.head()
-            estimate = head.function.estimate
-            if estimate is None or head.alone or head.profile.timeout or load + estimate > PREFETCH:
+            task = lane.pop()
+            estimate = task.function.estimate
+            if estimate is None or task.alone or task.profile.timeout or load + estimate > PREFETCH:
+                lane.push(task, self.tables.next_sequence())
                 break
             load += estimate
-            tasks.append(lane.pop())
+            tasks.append(task)
         if tasks:
             self._assign(worker, tasks, now)
 

@@ -21,7 +21,7 @@ from rtml.messages import (
 from rtml.workers.core import WorkerCore
 from tests.sim.process import Process
 from tests.sim.programs import Crash, Failed, Frame, Interrupted, Program, Returned, Sleep, Wait
-from tests.sim.submitter import Submitter, encode_value
+from tests.sim.submitter import Submitter, decode_value, encode_value
 from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:
@@ -199,6 +199,8 @@ class Executor(Process):
         attempt = frame.attempt
         result = TaskResult(attempt.id, attempt.attempt, OK, run=run)
         if isinstance(outcome, Returned):
+            outcome = self._with_ended(outcome)
+        if isinstance(outcome, Returned):
             escaped = [future.id for future in outcome.escaped]
             result.payload = encode_value(outcome.value, escaped)
             result.handles = escaped or None
@@ -212,6 +214,19 @@ class Executor(Process):
         else:
             result.outcome, result.error, result.retryable = ERROR, outcome.error, outcome.retryable
         return result
+
+    def _with_ended(self, outcome: Returned) -> Returned | Failed:
+        """Futures that have ended are pickled with their values: the dispatcher may have forgotten them."""
+        value, escaped = outcome.value, []
+        for future in outcome.escaped:
+            if not future.done:
+                escaped.append(future)
+            elif future.payload is None:
+                return Failed(future.error or ErrorInfo("", "ended without error and value"))
+            else:
+                value += decode_value(self.world, future.payload).number
+                escaped += future.inner
+        return Returned(value, escaped)
 
     def running(self) -> list[int]:
         """Tasks that are inside a function, as the running page shows them."""

@@ -167,11 +167,12 @@ class Drawer:
         return plan
 
     def _refer(self, plan: Plan, siblings: list[Plan]) -> None:
+        # A task that waits for another's end must not hold what that one may need.
         random = self.random
         if siblings and random.random() < 0.3:
             count = random.randint(1, min(3, len(siblings)))
             plan.deps = sorted(random.sample(range(len(siblings)), count))
-        if siblings and plan.function not in {BATCH, DELAYED} and random.random() < 0.1:
+        if siblings and plan.function not in {BATCH, DELAYED, GPU, DISK} and random.random() < 0.1:
             plan.handle = random.randrange(len(siblings))
 
     def _give_children(self, plan: Plan, depth: int) -> None:
@@ -197,7 +198,7 @@ class Drawer:
         plan.times = random.choice((1, 1, 2, 3))
         if plan.fault == "hang":
             # Something must end it: its own timeout.
-            plan.function, plan.handle, plan.run = LIMITED, plan.handle, 0.0
+            plan.function, plan.run, plan.times = LIMITED, 0.0, 1_000
         if plan.fault == "crash" and random.random() < 0.3:
             plan.options = Options(retries=0)
 
