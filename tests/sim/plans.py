@@ -33,6 +33,9 @@ FUNCTIONS: dict[int, Function] = {
 _LEAVES = (PLAIN, PLAIN, QUICK, QUICK, QUICK, HALF, GPU, DISK, BATCH, BATCH, DELAYED, ASYNC, LIMITED)
 _PARENTS = (PLAIN, PLAIN, PLAIN, QUICK, HALF, ASYNC, ASYNC)
 
+#: These must not wait for other tasks: they hold what those may need, or share a call with them.
+_NEVER_WAIT = frozenset({GPU, DISK, BATCH, DELAYED})
+
 #: Seconds that stand for 'for ever'.
 FOR_EVER = 1e6
 
@@ -167,12 +170,13 @@ class Drawer:
         return plan
 
     def _refer(self, plan: Plan, siblings: list[Plan]) -> None:
-        # A task that waits for another's end must not hold what that one may need.
         random = self.random
         if siblings and random.random() < 0.3:
             count = random.randint(1, min(3, len(siblings)))
             plan.deps = sorted(random.sample(range(len(siblings)), count))
-        if siblings and plan.function not in {BATCH, DELAYED, GPU, DISK} and random.random() < 0.1:
+        if plan.function in _NEVER_WAIT:
+            plan.deps = [position for position in plan.deps if siblings[position].mode != "escape"]
+        elif siblings and random.random() < 0.1:
             plan.handle = random.randrange(len(siblings))
 
     def _give_children(self, plan: Plan, depth: int) -> None:
@@ -180,7 +184,7 @@ class Drawer:
         plan.mode = random.choice(("all", "all", "all", "all", "some", "leave", "escape"))
         if random.random() < 0.03:
             # The child needs what its waiting parent holds.
-            plan.function, plan.mode = WHOLE_GPU, "all"
+            plan.function, plan.mode, plan.deps, plan.handle = WHOLE_GPU, "all", [], None
             child = Plan(len(self.plans) + 1, GPU, 1, siblings=plan.children)
             self.plans[child.number] = child
             plan.children.append(child)
