@@ -26,7 +26,19 @@ import msgspec
 from rtml.graph.core import Core
 from rtml.graph.tables import Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import Hub
-from rtml.messages import OUTCOMES, Message, ObjectRef, Query, Reply, Timing, decode, encode
+from rtml.messages import (
+    ASYNC_EXECUTOR,
+    CLIENT,
+    EXECUTOR,
+    OUTCOMES,
+    SUPERVISOR,
+    Message,
+    ObjectRef,
+    Query,
+    Reply,
+    decode,
+    encode,
+)
 from rtml.metrics import DispatcherMetrics
 
 log = logging.getLogger("rtml.dispatcher")
@@ -152,23 +164,16 @@ class Dispatcher:
 
     def _count(self) -> None:
         """Move ended tasks into the metrics."""
-        uncounted, self._uncounted = self._uncounted, []
-        meter = self.metrics.meter
-        for end in uncounted:
-            ran = end.assigned and end.finished
-            timing = None
-            if ran:
-                total = end.finished - end.assigned
-                timing = Timing(
-                    end.ready - end.submitted,
-                    end.assigned - end.ready,
-                    max(0.0, total - end.run),
-                    end.run,
-                    end.batch,
-                    end.attempts,
-                    end.slack,
-                )
-            meter(end.function).ended(end.outcome, timing, not end.parent)
+        by_function: dict[str, list[Ended]] = {}
+        for end in self._uncounted:
+            of_function = by_function.get(end.function)
+            if of_function is None:
+                by_function[end.function] = [end]
+            else:
+                of_function.append(end)
+        self._uncounted = []
+        for function, ended in by_function.items():
+            self.metrics.meter(function).count(ended)
 
     def _answer(self, query: Query) -> str:
         if query.what == "metrics":
@@ -176,12 +181,18 @@ class Dispatcher:
             snapshot = self.core.snapshot()
             for state, count in snapshot["tasks"].items():
                 self.metrics.live.labels(state).value = count
+            for role in (CLIENT, EXECUTOR, ASYNC_EXECUTOR, SUPERVISOR):
+                self.metrics.peers.labels(role).value = snapshot["peers"].get(role, 0)
+            for reason, deaths in self.core.deaths.items():
+                self.metrics.deaths.labels(reason).value = deaths
+            self.metrics.loop_lag.labels().observe_all(list(self.core.lags))
+            self.core.lags.clear()
             executors: Counter[tuple[str, str]] = Counter()
             for node in snapshot["nodes"]:
                 for worker in node["executors"]:
                     state = "blocked" if worker["blocked"] else "busy" if worker["queued"] else "idle"
                     executors[worker["role"], state] += 1
-            for role in ("executor", "async"):
+            for role in (EXECUTOR, ASYNC_EXECUTOR):
                 for state in ("idle", "busy", "blocked"):
                     self.metrics.executors.labels(role, state).value = executors[role, state]
             return self.metrics.render()

@@ -54,7 +54,7 @@ class TaskError(RtmlError):
     """A remote exception whose own type could not be carried over; message and traceback are the remote ones."""
 
 
-class TaskCancelled(concurrent.futures.CancelledError, RtmlError):  # type: ignore[misc]
+class TaskCancelled(concurrent.futures.CancelledError, RtmlError):
     """The task was cancelled: by its submitter, with its parent, or because nobody waits for it any more."""
 
     http_status = 499

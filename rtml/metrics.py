@@ -16,14 +16,16 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from rtml.messages import OUTCOMES, Timing
+from rtml.messages import OUTCOMES
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+    from rtml.graph.tables import Ended
 
 #: Upper bounds in seconds: sub-millisecond scheduling must be visible.
 SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -65,6 +67,19 @@ class Buckets:
         """Count `value`."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def observe_all(self, values: list[float]) -> None:
+        """Count many values; the list is sorted in place."""
+        values.sort()
+        self.total += sum(values)
+        below = 0
+        for number, bound in enumerate(self.bounds):
+            if below == len(values):
+                return
+            upto = bisect_right(values, bound)
+            self.counts[number] += upto - below
+            below = upto
+        self.counts[-1] += len(values) - below
 
 
 _Child = TypeVar("_Child", Cell, Buckets)
@@ -285,28 +300,22 @@ class FunctionMeter:
         self.deadlines = [metrics.deadlines.labels(function, outcome) for outcome in DEADLINE_OUTCOMES]
         self.slack = metrics.slack.labels(function)
 
-    def ended(self, outcome: int, timing: Timing | None, root: bool) -> None:
-        """A task ended.
-
-        Args:
-            outcome: As in `TaskResult`.
-            timing: Where its time went; None if it never ran.
-            root: It opened its graph, so that its deadline is the graph's.
-        """
-        self.outcomes[outcome].value += 1
-        if timing is None:
-            return
-        self.waiting.observe(timing.waiting)
-        self.queued.observe(timing.queued)
-        self.transfer.observe(timing.transfer)
-        self.run.observe(timing.run)
-        self.seconds.observe(timing.waiting + timing.queued + timing.transfer + timing.run)
-        self.batch.observe(timing.batch)
-        self.attempts.value += timing.attempts
-        if root and timing.slack is not None:
-            self.slack.observe(timing.slack)
-            # outcome: ok, error, cancelled, expired
-            self.deadlines[(0 if timing.slack >= 0 else 1, 3, 2, 1)[outcome]].value += 1
+    def count(self, ended: list[Ended]) -> None:
+        """Tasks of this function ended. Counted in bulk: sorting is cheaper than a bisection for each value."""
+        for end in ended:
+            self.outcomes[end.outcome].value += 1
+            if end.slack is not None and not end.parent:
+                self.slack.observe(end.slack)
+                # outcome: ok, error, cancelled, expired
+                self.deadlines[(0 if end.slack >= 0 else 1, 3, 2, 1)[end.outcome]].value += 1
+        ran = [end for end in ended if end.assigned]
+        self.waiting.observe_all([end.ready - end.submitted for end in ran])
+        self.queued.observe_all([end.assigned - end.ready for end in ran])
+        self.transfer.observe_all([max(0.0, end.finished - end.assigned - end.run) for end in ran])
+        self.run.observe_all([end.run for end in ran])
+        self.seconds.observe_all([end.finished - end.submitted for end in ran])
+        self.batch.observe_all([end.batch for end in ran])
+        self.attempts.value += sum(end.attempts for end in ran)
 
 
 class DispatcherMetrics(Metrics):

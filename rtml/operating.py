@@ -66,7 +66,8 @@ def describe_status(answer: str) -> str:
     status = msgspec.json.decode(answer)
     lines = [
         "tasks       " + ", ".join(f"{count} {state}" for state, count in status["tasks"].items()),
-        f"submitters  {status['sessions']}, functions {status['functions']}, objects {status['objects']}",
+        f"peers       {', '.join(f'{role} {count}' for role, count in sorted(status['peers'].items()))}",
+        f"known       functions {status['functions']}, objects {status['objects']}",
     ]
     for node in status["nodes"]:
         roles = Counter(worker["role"] for worker in node["executors"])

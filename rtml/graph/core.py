@@ -19,6 +19,7 @@ Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -95,6 +96,9 @@ class Core:
         self.recovery = Recovery(self.tables, self.placement, self.lifecycle)
         self.membership = Membership(self.tables, self.pools, self.placement, self.lifecycle, self.recovery)
         self.placement.on_timeout = self.lifecycle.timed_out
+        #: deaths of executors by kind of reason, and the last lags of async executors' loops in seconds, for metrics
+        self.deaths: Counter[str] = Counter()
+        self.lags: deque[float] = deque(maxlen=1_000)
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
         #: deaths reported in this wake-up
@@ -294,6 +298,8 @@ class Core:
         worker = self._worker_of(session)
         if worker is not None:
             worker.lagging = message.lag > 0
+            if worker.lagging:
+                self.lags.append(message.lag)
 
     # --- messages of supervisors
 
@@ -305,6 +311,8 @@ class Core:
 
     def _died(self, session: Session, message: ExecutorDied, now: float) -> None:
         self._deaths.append(message)
+        # "signal SIGSEGV" and "exit code 3" are counted by their first word: a closed set for the metric's label.
+        self.deaths[message.reason.partition(" ")[0].rstrip(":") or "unknown"] += 1
 
     # --- outgoing
 
@@ -387,6 +395,7 @@ class Core:
         return {
             "tasks": dict(zip(State.NAMES, states, strict=True)),
             "sessions": len(tables.sessions),
+            "peers": dict(Counter(session.role for session in tables.peers.values())),
             "functions": len(tables.functions),
             "objects": len(tables.objects),
             "dropped_messages": self.dropped,

@@ -12,6 +12,7 @@ Rules (the invariants of `rtml.graph.check` restate them):
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
@@ -44,6 +45,9 @@ from rtml.messages import (
     TaskResult,
     Timing,
 )
+
+#: Seconds that an interrupted task has after its `timeout` before its process is killed.
+TIMEOUT_GRACE: Final = 0.2
 
 
 class Lifecycle:
@@ -294,18 +298,24 @@ class Lifecycle:
             self.drain(now)
 
     def timed_out(self, task_attempt: tuple[TaskState, int], now: float) -> None:
-        """Timer of a task with `timeout`: end it, and the process it is stuck in."""
+        """Timer of a task with `timeout`: it ends, is interrupted, and if that does not help its process ends."""
         task, attempt = task_attempt
         if task.state is not State.ASSIGNED or task.attempt != attempt or task.worker is None:
             return
         worker = task.worker
         message = f"task {task.profile.name!r} ran longer than its timeout of {task.profile.timeout:g} s"
         self.fail(task, failure("TaskTimeout", message, task))
+        self.drain(now)
+        self.tables.at(now + TIMEOUT_GRACE, self._kill_stuck, (task, worker))
+
+    def _kill_stuck(self, task_worker: tuple[TaskState, WorkerState], now: float) -> None:
+        """Timer after a timeout: native code, or code that swallows interrupts, ends with its process."""
+        task, worker = task_worker
+        stuck = worker.queue.get(task.id) is task or any(blocked is task for blocked, _ in worker.stack)
         supervisor = worker.node.supervisor
-        if supervisor is not None and not worker.dying:
+        if stuck and worker.id in self.tables.workers and supervisor is not None and not worker.dying:
             worker.dying = True
             self.tables.tell(supervisor, KillExecutor(worker.id, "task timeout"))
-        self.drain(now)
 
     def drain(self, now: float) -> None:
         """Carry out all ends that are due."""

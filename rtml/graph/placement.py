@@ -375,7 +375,7 @@ class Placement:
             task = lane.pop()
             estimate = task.function.estimate
             if estimate is None or task.alone or task.profile.timeout or load + estimate > PREFETCH:
-                lane.push(task, self.tables.next_sequence())
+                lane.push(task, task.entry)
                 break
             load += estimate
             tasks.append(task)
@@ -499,7 +499,7 @@ class Placement:
                     None if task.deadline is None else task.deadline - now,
                     batch,
                     task.graph.id,
-                    task.chain() if spec.parent else None,
+                    task.chain()[:-1] if spec.parent else None,
                     under,
                     task.session.data_only,
                 )

@@ -105,7 +105,7 @@ class Lane:
             self._clear()
 
     def pop(self) -> TaskState:
-        """Take the next task; only if `count`."""
+        """Take the next task; only if `count`. Pushed again with its own `entry`, it is where it was."""
         while True:
             priority = self._priorities[0]
             sessions = self._classes[priority]
@@ -120,7 +120,6 @@ class Lane:
                 if not sessions:
                     self._drop(priority)
             if task is not None:
-                task.entry = 0
                 task.lane = None
                 self.count -= 1
                 if not self.count:

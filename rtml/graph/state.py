@@ -169,7 +169,7 @@ class TaskState:
     assigned_at: float = 0.0
     #: predicted seconds, as counted into the worker's load
     cost: float = 0.0
-    #: number of the ready-queue entry that is valid; 0 when not queued
+    #: number of the ready-queue entry that is valid; 0: none
     entry: int = 0
     lane: Any = None
     #: other tasks and sessions that need the result kept
@@ -340,8 +340,10 @@ class WorkerState:
     def ready(self) -> bool:
         """Whether it may be given work."""
         session = self.session
-        return session is not None and session.peer is not None and not (
-            self.leaving or self.dying or self.recalling or self.unclaimed
+        return (
+            session is not None
+            and session.peer is not None
+            and not (self.leaving or self.dying or self.recalling or self.unclaimed)
         )
 
 

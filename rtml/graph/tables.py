@@ -6,6 +6,7 @@ here decides anything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -122,13 +123,9 @@ class Tables:
         #: sync and async executors to be signalled
         self.interrupts: dict[int, WorkerState] = {}
         self._shapes: dict[Any, Shape] = {}
-        self._sequence = 0
+        #: a number greater than all before (never 0)
+        self.next_sequence: Callable[[], int] = itertools.count(1).__next__
         self._timers: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
-
-    def next_sequence(self) -> int:
-        """A number greater than all before (never 0)."""
-        self._sequence += 1
-        return self._sequence
 
     # --- timers
 

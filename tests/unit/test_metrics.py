@@ -1,12 +1,13 @@
 """`rtml.metrics`: what is counted arrives in the exposition, and the exposition is one that Prometheus can read."""
 
 import gc
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rtml import messages, metrics
-from rtml.messages import Timing
+from rtml.graph.tables import Ended
 
 
 def samples(text: str) -> dict[str, float]:
@@ -39,29 +40,38 @@ def test_a_request_is_counted_by_status_and_time() -> None:
     assert found["rtml_gateway_deadline_slack_seconds_bucket,app=ocr,le=-0.001,target=/v1/read"] == 1
 
 
+def ended(**changes: Any) -> Ended:
+    """A task that waited 0.9 ms in a queue and ran 20 ms, 20.1 ms after it was handed over."""
+    usual = Ended(
+        task=2, parent=0, graph=2, function="f", outcome=messages.OK, attempts=1, submitted=10.0, ready=10.0,
+        assigned=10.0009, finished=10.021, run=0.02, worker=1, batch=1, trace="", slack=None,
+    )  # fmt: skip
+    return usual._replace(**changes)
+
+
 def test_a_task_is_counted_by_function_and_outcome() -> None:
     dispatcher = metrics.DispatcherMetrics()
     meter = dispatcher.meter("detect")
     assert dispatcher.meter("detect") is meter
-    meter.ended(messages.OK, Timing(0, 0.001, 0.0001, 0.02, batch=3, attempts=2, slack=0.1), root=True)
-    meter.ended(messages.OK, Timing(0, 0.001, 0.0001, 0.02, slack=-0.1), root=True)
-    meter.ended(messages.OK, Timing(0, 0.001, 0.0001, 0.02, slack=-0.1), root=False)
-    meter.ended(messages.EXPIRED, None, root=True)
+    meter.count([ended(batch=3, attempts=2, slack=0.1), ended(slack=-0.1)])
+    meter.count([ended(slack=-0.1, parent=1), ended(outcome=messages.EXPIRED, ready=0.0, assigned=0.0, slack=0.0)])
     found = samples(dispatcher.render())
     assert found["rtml_tasks_total,function=detect,outcome=ok"] == 3
     assert found["rtml_tasks_total,function=detect,outcome=expired"] == 1
     assert found["rtml_task_attempts_total,function=detect"] == 4
     assert found["rtml_task_batch_calls_bucket,function=detect,le=2.0"] == 2
-    assert found["rtml_task_seconds_sum,function=detect"] == pytest.approx(3 * 0.0211)
+    assert found["rtml_task_queue_seconds_bucket,function=detect,le=0.001"] == 3
+    assert found["rtml_task_queue_seconds_bucket,function=detect,le=0.0005"] == 0
+    assert found["rtml_task_seconds_sum,function=detect"] == pytest.approx(3 * 0.021)
     assert found["rtml_deadline_total,function=detect,outcome=met"] == 1
-    assert found["rtml_deadline_total,function=detect,outcome=missed"] == 1
+    assert found["rtml_deadline_total,function=detect,outcome=missed"] == 2
     assert found["rtml_dispatcher_cpu_seconds_total"] > 0
 
 
 def test_functions_beyond_the_limit_share_their_counters() -> None:
     dispatcher = metrics.DispatcherMetrics()
     for number in range(3 * metrics.FUNCTIONS_MAX):
-        dispatcher.meter(f"f{number}").ended(messages.OK, None, root=False)
+        dispatcher.meter(f"f{number}").count([ended()])
     found = samples(dispatcher.render())
     assert sum(value for name, value in found.items() if name.startswith("rtml_tasks_total")) == (
         3 * metrics.FUNCTIONS_MAX

@@ -46,13 +46,14 @@ def test_status_in_a_few_lines() -> None:
         for n, role in enumerate(["executor", "executor", "async"])
     ]
     status = {
-        "tasks": {"waiting": 1, "ready": 2}, "sessions": 3, "functions": 4, "objects": 5,
+        "tasks": {"waiting": 1, "ready": 2}, "sessions": 3, "peers": {"client": 1}, "functions": 4, "objects": 5,
         "nodes": [{"name": "", "cpu": 2.0, "free_cpu": 1.5, "executors": executors}],
     }  # fmt: skip
     lines = operating.describe_status(json.dumps(status)).splitlines()
     assert lines == [
         "tasks       1 waiting, 2 ready",
-        "submitters  3, functions 4, objects 5",
+        "peers       client 1",
+        "known       functions 4, objects 5",
         "node        (this one): 1.5 of 2 cpus free; executors: 1 async, 2 executor; 2 with work",
         "            executor 2: its event loop is blocked",
     ]
