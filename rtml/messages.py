@@ -297,9 +297,10 @@ class Heartbeat(msgspec.Struct, array_like=True, tag=19):
 
 
 class Holding(msgspec.Struct, array_like=True, tag=20):
-    """After a `Hello` on a new connection: objects of results that this submitter has, and did not release."""
+    """After a `Hello` on a later connection: all objects not yet released, all tasks not yet unwatched."""
 
     objects: list[int]
+    handles: list[int]
 
 
 # --- executor -> dispatcher -------------------------------------------------------------------------------------------

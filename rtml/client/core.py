@@ -236,10 +236,8 @@ class ClientCore:
             return self._apply(message)
         if isinstance(message, WatchResults):
             # The watch goes on until the handle is dropped here: a value that contains it may still be sent on.
-            new = [result for result in message.results if result.id in self._awaited]
-            self._abandon([result for result in message.results if result.id not in self._awaited])
-            self._awaited.difference_update([result.id for result in new])
-            self._objects.update(_objects(new))
+            new = [result for result in message.results if self._awaited_once(result.id)]
+            self._take(new, message.results)
             return new
         if isinstance(message, Welcome):
             self._welcome(message.epoch)
@@ -313,8 +311,12 @@ class ClientCore:
         self._sent = 0
         # All unsent again: hold back acknowledgements until those with dependencies have gone out (rule 2).
         self._holds = deque((task.id, 0) for task in self._queue if task.deps or task.handles)
-        holding: list[Message] = [Holding(sorted(self._objects))] if self._objects else []
-        return holding + self.flush(now)
+        if not self.epoch:
+            return self.flush(now)
+        # Says what `Release` and `Unwatch` would have said, and what the last ones said, which may be lost.
+        self._release = []
+        self._unwatch = []
+        return [Holding(sorted(self._objects), sorted(self._watched)), *self.flush(now)]
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -327,18 +329,26 @@ class ClientCore:
             for result in new:
                 self._deadlines.pop(result.id, None)
         if self._cancelled:
-            gone = [result for result in message.results if result.id in self._cancelled]
-            self._cancelled.difference_update([result.id for result in gone])
-            self._abandon(gone)
-        self._objects.update(_objects(new))
+            self._cancelled.difference_update([result.id for result in message.results])
+        self._take(new, message.results)
         return new
 
-    def _abandon(self, results: list[TaskResult]) -> None:
-        """Results that came when nobody wanted them any more: neither does anybody want what their values hold."""
+    def _awaited_once(self, task: int) -> bool:
+        awaited = task in self._awaited
+        self._awaited.discard(task)
+        return awaited
+
+    def _take(self, new: list[TaskResult], results: list[TaskResult]) -> None:
+        """Keep account of what lies in shared memory; let go of what came again, or when nobody wanted it any more."""
+        self._objects.update([result.payload.id for result in new if isinstance(result.payload, ObjectRef)])
+        if len(new) == len(results):
+            return
+        wanted = {result.id for result in new}
         for result in results:
-            if isinstance(result.payload, ObjectRef) and result.payload.id not in self._objects:
-                self._release.append(result.payload.id)
-            self._unwatch += [handle for handle in result.handles or () if handle not in self._watched]
+            if result.id not in wanted:
+                if isinstance(result.payload, ObjectRef) and result.payload.id not in self._objects:
+                    self._release.append(result.payload.id)
+                self._unwatch += [handle for handle in result.handles or () if handle not in self._watched]
 
     def _welcome(self, epoch: int) -> None:
         if epoch == self.epoch:
@@ -388,10 +398,6 @@ class ClientCore:
                 # A copy, because the options of one `.options(...)` call are shared by many tasks.
                 base = task.options or Options()
                 task.options = msgspec.structs.replace(base, deadline=max(0.0, deadline - now))
-
-
-def _objects(results: list[TaskResult]) -> list[int]:
-    return [result.payload.id for result in results if result.payload.__class__ is not bytes]  # type: ignore[union-attr]
 
 
 def _parts(tasks: list[Task]) -> list[list[Task]]:

@@ -204,6 +204,8 @@ class Core:
 
     def _cancel(self, session: Session, message: Cancel, now: float) -> None:
         self.lifecycle.cancel(session, message.tasks, now)
+        if self.recovery.active:
+            self.recovery.cancelled(message.tasks)
 
     def _watch(self, session: Session, message: Watch, now: float) -> None:
         if self.recovery.active:
@@ -213,12 +215,16 @@ class Core:
 
     def _unwatch(self, session: Session, message: Unwatch, now: float) -> None:
         self.keeping.unwatch(session, message.tasks)
+        if self.recovery.active:
+            self.recovery.dropped(session, handles=message.tasks)
 
     def _release(self, session: Session, message: Release, now: float) -> None:
         self.keeping.release(session, message.objects)
+        if self.recovery.active:
+            self.recovery.dropped(session, objects=message.objects)
 
     def _holding(self, session: Session, message: Holding, now: float) -> None:
-        self.recovery.holding(session, message.objects)
+        self.recovery.holding(session, message.objects, message.handles)
 
     def _query(self, session: Session, message: Query, now: float) -> None:
         if session.peer is not None:

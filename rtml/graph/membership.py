@@ -16,6 +16,7 @@ from rtml.messages import (
     ExecutorDied,
     ExecutorStarted,
     Hello,
+    KillExecutor,
     Node,
     Refused,
     Revoke,
@@ -34,6 +35,8 @@ class Membership:
         self.placement = placement
         self.lifecycle = lifecycle
         self.recovery = recovery
+        #: executors whose end was reported: their last messages may come after that. Ids are never used again.
+        self._dead: set[int] = set()
 
     # --- hello
 
@@ -57,6 +60,8 @@ class Membership:
         session.timings = hello.timings
         session.data_only = hello.data_only
         session.epoch = hello.epoch
+        # What it still waits for it will ask for again.
+        session.watch_results = []
         if hello.epoch not in {0, tables.epoch}:
             self.recovery.begin(now)
         tables.peers[peer] = session
@@ -73,6 +78,8 @@ class Membership:
                 f"wire version {hello.wire[0]}.{hello.wire[1]} does not match the dispatcher's "
                 f"{WIRE_VERSION[0]}.{WIRE_VERSION[1]}; install the same major version of rtml on both sides"
             )
+        if hello.role in (EXECUTOR, ASYNC_EXECUTOR) and hello.worker in self._dead:
+            return f"executor {hello.worker} has been reported dead"
         known = self.tables.sessions.get(hello.session)
         if known is not None and (known.role != hello.role or known.name != hello.name):
             return f"session id {hello.session:x} is taken; choose another"
@@ -85,6 +92,7 @@ class Membership:
             node = next(iter(tables.nodes.values()), None)
             if node is None:
                 node = tables.nodes[""] = NodeState("", 0.0, {})
+            self.pools.seen(hello.worker)
             worker = WorkerState(hello.worker, hello.role, node)
             tables.workers[worker.id] = node.workers[worker.id] = worker
         fresh = worker.session is not session
@@ -141,10 +149,13 @@ class Membership:
         for worker_id, role, _pid in message.executors:
             worker = tables.workers.get(worker_id)
             if worker is None:
+                self.pools.seen(worker_id)
                 worker = WorkerState(worker_id, role, node)
                 tables.workers[worker_id] = worker
             node.workers[worker_id] = worker
             worker.node = node
+            if worker.dying and session.peer is not None:
+                self.tables.tell(session, KillExecutor(worker_id, "the last order to end it may be lost"))
             if worker.session is None and session.epoch not in {0, tables.epoch}:
                 self.recovery.expect(worker_id, now)
         alive = {listed[0] for listed in message.executors}
@@ -180,7 +191,16 @@ class Membership:
         worker = session.worker
         if session.gone_at is None or now < session.gone_at + self.tables.limits.worker_grace * 0.99:
             return
-        if worker is not None and self.tables.workers.get(worker.id) is worker:
+        if worker is None or self.tables.workers.get(worker.id) is not worker or session.peer is not None:
+            return
+        supervisor = worker.node.supervisor
+        if supervisor is not None and not worker.dying:
+            # It may still be running: only its end allows to run its tasks elsewhere.
+            worker.dying = True
+            self.tables.tell(supervisor, KillExecutor(worker.id, "not heard of any more"))
+            session.gone_at = now
+            self.tables.at(now + self.tables.limits.worker_grace, self._worker_grace_over, session)
+        else:
             self.died(ExecutorDied(worker.id, "not heard of any more"), now)
 
     def _session_grace_over(self, session: Session, now: float) -> None:
@@ -200,6 +220,7 @@ class Membership:
 
     def died(self, message: ExecutorDied, now: float) -> None:
         """An executor process ended: its tasks run elsewhere, and who is to blame is charged (D7)."""
+        self._dead.add(message.worker)
         worker = self.tables.workers.pop(message.worker, None)
         self.recovery.spoke(message.worker)
         if worker is None:

@@ -55,6 +55,12 @@ RECALL_AFTER: Final = 2e-3
 #: Seconds after which an idle executor beyond the node's cpus is sent away.
 SURPLUS_IDLE: Final = 5.0
 
+#: Seconds after which a request that fits no free resources, but could, has a node kept free for it.
+RESERVE_AFTER: Final = 0.5
+
+#: Empty lanes that are kept for the next task of their kind.
+LANES_KEPT: Final = 64
+
 #: Children looked at when a blocked parent is to be fed.
 _FEED_SCAN_MAX: Final = 256
 
@@ -70,6 +76,8 @@ class Placement:
         self._active: dict[Any, Lane] = {}
         #: executors without work by role; the last one became idle last (it is the warm one)
         self._idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
+        #: nodes that a more urgent lane waits for, during a pass
+        self._reserved: set[str] = set()
         #: executors with a blocked task on top
         self._blocked: dict[int, WorkerState] = {}
         self._recall_timer: float | None = None
@@ -262,7 +270,7 @@ class Placement:
                 if lane.count:
                     self._fill(lane, now)
                 if not lane.count:
-                    del active[key]
+                    self._retire(key)
             else:
                 self._fill_all(now)
         if not self._active:
@@ -275,21 +283,41 @@ class Placement:
             if lane.count:
                 order.append((_urgency(lane), number, lane))
             else:
-                del self._active[key]
+                self._retire(key)
         heapify(order)
+        self._reserved.clear()
         while order:
             lane = order[0][2]
             placed = self._place_one(lane, now)
             if placed and lane.count:
                 heapreplace(order, (_urgency(lane), order[0][1], lane))
-            else:
-                heappop(order)
+                continue
+            heappop(order)
+            if lane.count and lane.profile.role == EXECUTOR:
+                self._reserve(lane, now)
         # What is left may still ride along as prefetch.
         for key, lane in list(self._active.items()):
             if lane.count and lane.profile.role == EXECUTOR and not lane.batch:
                 self._prefetch(lane, now)
             if not lane.count:
-                del self._active[key]
+                self._retire(key)
+        self._reserved.clear()
+
+    def _retire(self, key: Any) -> None:
+        """The lane is empty. Lanes come with batch keys, which are as many as a program likes."""
+        del self._active[key]
+        if len(self._lanes) > LANES_KEPT:
+            del self._lanes[key]
+
+    def _reserve(self, lane: Lane, now: float) -> None:
+        """A wide request must not wait for ever while narrow ones take each cpu that becomes free: hold a node for it."""
+        head, shape = lane.head(), lane.profile.shape
+        if now - head.ready_at < RESERVE_AFTER:
+            return
+        for node in self.tables.nodes.values():
+            if node.could_fit(shape) and not node.fits(shape):
+                self._reserved.add(node.name)
+                return
 
     def _fill(self, lane: Lane, now: float) -> None:
         while lane.count and self._place_one(lane, now):
@@ -319,7 +347,7 @@ class Placement:
         function = lane.head().function.definition.id
         cold = None
         for worker in reversed(self._idle[EXECUTOR].values()):
-            if not worker.ready or not worker.node.fits(shape):
+            if not worker.ready or not worker.node.fits(shape) or worker.node.name in self._reserved:
                 continue
             if function in worker.functions:
                 return worker
@@ -356,6 +384,7 @@ class Placement:
         busy = [
             worker
             for node in self.tables.nodes.values()
+            if node.name not in self._reserved
             for worker in node.workers.values()
             if worker.shape is shape and not worker.stack and worker.load < PREFETCH and worker.ready
         ]

@@ -102,8 +102,12 @@ class Pools:
             self._start(node, role)
             return
 
+    def seen(self, worker_id: int) -> None:
+        """This id is taken, for ever: a process that was believed dead may still live."""
+        self._last_worker_id = max(self._last_worker_id, worker_id)
+
     def _start(self, node: NodeState, role: str) -> None:
-        self._last_worker_id = max(self._last_worker_id, *self.tables.workers, 0) + 1
+        self.seen(self._last_worker_id + 1)
         worker = WorkerState(self._last_worker_id, role, node)
         self.tables.workers[worker.id] = node.workers[worker.id] = worker
         self.starting[worker.id] = role

@@ -12,6 +12,8 @@ What is unclaimed after that time is revoked. An executor that was believed dead
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
 from rtml.graph.state import Receipt, Session, State, TaskState, WorkerState
@@ -41,6 +43,8 @@ class Recovery:
         self._watches: dict[int, list[Session]] = {}
         #: who has objects that are not known here yet
         self._holding: dict[int, list[Session]] = {}
+        #: tasks that were cancelled before they came
+        self._cancelled: set[int] = set()
         #: nothing that is missing will come any more
         self._closing = False
         #: last in, first out: tasks to submit, and tasks to end with their early result
@@ -151,13 +155,30 @@ class Recovery:
             else:
                 self._watches.setdefault(task_id, []).append(session)
 
-    def holding(self, session: Session, objects: list[int]) -> None:
-        """A submitter has these objects."""
+    def holding(self, session: Session, objects: list[int], handles: list[int]) -> None:
+        """A submitter that comes back has these objects and handles, and no others but those it is being sent."""
+        keeping = self.lifecycle.keeping
+        sent = [result for message in session.unacked for result in message.results] + session.results
+        expected = {result.payload.id for result in sent if isinstance(result.payload, ObjectRef)}
+        keeping.release(session, sorted(session.objects - expected - set(objects)))
+        expected = {handle for result in sent for handle in result.handles or ()}
+        keeping.unwatch(session, sorted(session.held - expected - set(handles)))
         for object_id in objects:
-            if self.lifecycle.keeping.need(session.id, object_id):
+            if keeping.need(session.id, object_id):
                 session.objects.add(object_id)
             elif self.active:
                 self._holding.setdefault(object_id, []).append(session)
+
+    def dropped(self, session: Session, handles: Sequence[int] = (), objects: Sequence[int] = ()) -> None:
+        """What a submitter watched or held before it was known here."""
+        for kept, ids in ((self._watches, handles), (self._holding, objects)):
+            for number in ids:
+                if session in kept.get(number, ()):
+                    kept[number].remove(session)
+
+    def cancelled(self, tasks: list[int]) -> None:
+        """Tasks that may come later are not wanted any more."""
+        self._cancelled.update(task for task in tasks if task not in self.tables.tasks)
 
     def _submit(self, session: Session, spec: Task, now: float) -> None:
         missing = self._missing(spec)
@@ -171,6 +192,8 @@ class Recovery:
         for watcher in self._watches.pop(spec.id, ()):
             if self.tables.sessions.get(watcher.id) is watcher:
                 self.lifecycle.keeping.watch(watcher, [spec.id])
+        if spec.id in self._cancelled:
+            self.lifecycle.cancel(session, [spec.id], now)
         held = self._held.pop(spec.id, None)
         if held is not None and not self._adopt(task, *held, now):
             self._held[spec.id] = held
@@ -254,6 +277,7 @@ class Recovery:
         self._expected.clear()
         self._submit_parked(now)
         self._blocked.clear()
+        self._cancelled.clear()
         held, self._held = self._held, {}
         for task_id, (worker, attempt) in held.items():
             self._revoke(task_id, worker, attempt)

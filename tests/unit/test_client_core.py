@@ -12,6 +12,7 @@ from rtml.messages import (
     Define,
     Function,
     Hello,
+    Holding,
     Message,
     ObjectRef,
     Options,
@@ -218,7 +219,7 @@ def test_after_a_new_connection_everything_is_said_again() -> None:
     core.flush(0.0)
     assert core.hello(pid=5).epoch == 7
     messages = core.resume(0.0)
-    assert kinds(messages) == [Define, Watch, Submit, Cancel]
+    assert kinds(messages) == [Holding, Define, Watch, Submit, Cancel]
     assert sent(messages) == [1]
 
 
@@ -244,7 +245,7 @@ def test_rehello_is_answered_with_everything() -> None:
     assert core.urgent
     assert core.returning
     messages = core.flush(0.0)
-    assert kinds(messages) == [Hello, Define, Submit]
+    assert kinds(messages) == [Hello, Holding, Define, Submit]
     assert isinstance(messages[0], Hello)
     assert messages[0].epoch == 8
     assert not core.returning
