@@ -310,7 +310,7 @@ class Placement:
             del self._lanes[key]
 
     def _reserve(self, lane: Lane, now: float) -> None:
-        """A wide request must not wait for ever while narrow ones take each cpu that becomes free: hold a node for it."""
+        """A wide request must not wait for ever while narrow ones take each free cpu: keep a node for it."""
         head, shape = lane.head(), lane.profile.shape
         if now - head.ready_at < RESERVE_AFTER:
             return
