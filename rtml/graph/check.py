@@ -360,6 +360,8 @@ def _work_conserving(core: Core) -> Iterable[object]:
         if not lane.count or (lane.batch and lane.profile.batch_delay):
             continue
         for worker in idle:
+            if worker.node.name in core.placement._reserved:
+                continue
             if worker.role == lane.profile.role and not worker.lagging and worker.node.fits(lane.profile.shape):
                 yield worker.id, "is idle while", lane.head().id, "is ready"
 

@@ -76,7 +76,7 @@ class Placement:
         self._active: dict[Any, Lane] = {}
         #: executors without work by role; the last one became idle last (it is the warm one)
         self._idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
-        #: nodes that a more urgent lane waits for, during a pass
+        #: nodes that a more urgent lane waits for, as of the last pass
         self._reserved: set[str] = set()
         #: executors with a blocked task on top
         self._blocked: dict[int, WorkerState] = {}
@@ -260,6 +260,7 @@ class Placement:
 
     def schedule(self, now: float) -> None:
         """Hand out what can be handed out."""
+        self._reserved.clear()
         if self._active:
             for worker in list(self._blocked.values()):
                 if not worker.queue and worker.ready and worker.inline:
@@ -285,7 +286,6 @@ class Placement:
             else:
                 self._retire(key)
         heapify(order)
-        self._reserved.clear()
         while order:
             lane = order[0][2]
             placed = self._place_one(lane, now)
@@ -301,7 +301,6 @@ class Placement:
                 self._prefetch(lane, now)
             if not lane.count:
                 self._retire(key)
-        self._reserved.clear()
 
     def _retire(self, key: Any) -> None:
         """The lane is empty. Lanes come with batch keys, which are as many as a program likes."""
