@@ -152,6 +152,7 @@ class Keeping:
         session = owner.session
         if session is not None and self.tables.sessions.get(session.id) is session:
             self.tables.tell(session, Free([ref.id]))
+            owner.freed.append(ref.id)
         else:
             self.tables.effects.append(Unlink(ref))
 

@@ -15,6 +15,7 @@ from rtml.messages import (
     WIRE_VERSION,
     ExecutorDied,
     ExecutorStarted,
+    Free,
     Hello,
     KillExecutor,
     Node,
@@ -104,6 +105,8 @@ class Membership:
         if fresh:
             self.recovery.holds(worker, hello.holds, now)
         else:
+            if worker.freed:
+                tables.tell(session, Free(list(worker.freed)))
             # Who still waits will say so again.
             while worker.stack:
                 self.placement.resumed(worker, worker.stack[-1][0], now)

@@ -317,6 +317,8 @@ class WorkerState:
         #: when the head of the queue began, as far as can be told
         self.head_since = 0.0
         self.functions: set[int] = set()
+        #: objects it was told to free lately: told again when it comes back, as the message may be lost
+        self.freed: deque[int] = deque(maxlen=4096)
         self.outgoing: list[Attempt] = []
         self.recalling = False
         #: signals are repeated until it reacts

@@ -74,7 +74,7 @@ def draw_settings(random: Random) -> Settings:
         clients=random.choice((1, 1, 2, 3)),
         tasks=random.choice((10, 30, 60, 120)),
         latency=random.choice((2e-5, 2e-4, 2e-3)),
-        session_grace=random.choice((0.2, 2.0)),
+        session_grace=random.choice((0.2, 3.0)),
         worker_grace=random.choice((0.5, 10.0)),
         recovery=random.choice((0.1, 2.5, 5.0)),
         coalesce=random.choice((1, 8, 64)),
@@ -167,6 +167,9 @@ class World:
             if self.settings.recovery < LONGEST_ABSENCE:
                 # Somebody may have been away for longer than peers of a new dispatcher are waited for.
                 found |= {"TaskCancelled", "ObjectGone"}
+        if self.disturbed and self.settings.session_grace < LONGEST_ABSENCE:
+            # Somebody was away for so long that the dispatcher let go of what was his.
+            found |= {"ObjectLost", "ObjectGone"}
         if self.settings.blocked_max < 64:
             found.add("NestingLimit")
         return found
