@@ -32,6 +32,7 @@ from rtml.graph.recovery import Recovery
 from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.messages import (
+    EXECUTOR,
     Ack,
     Assign,
     Attempt,
@@ -329,7 +330,7 @@ class Core:
             self._signal(worker)
             if not worker.repeating:
                 worker.repeating = True
-                tables.at(now + INTERRUPT_AGAIN, self._repeat, (worker, INTERRUPT_AGAIN))
+                tables.at(now + INTERRUPT_AGAIN, self._repeat, (worker, INTERRUPT_AGAIN, now))
         tables.interrupts.clear()
 
     def _signal(self, worker: WorkerState) -> None:
@@ -337,19 +338,24 @@ class Core:
         if supervisor is not None and worker.session is not None and not worker.dying:
             self.tables.tell(supervisor, Interrupt(worker.id))
 
-    def _repeat(self, repetition: tuple[WorkerState, float], now: float) -> None:
-        """A signal may overtake the message it is about, and be taken while it cannot be acted upon: send it again."""
-        worker, delay = repetition
-        unseen = (
-            worker.recalling
-            or (worker.unclaimed and not self.recovery.active)
-            or any(task.state is State.DONE for task in worker.queue.values())
+    def _repeat(self, repetition: tuple[WorkerState, float, float], now: float) -> None:
+        """A signal may overtake the message it is about, and be taken while it cannot be acted upon: send it again.
+
+        What does not react for long (native code, code that swallows interrupts) ends with its process.
+        """
+        worker, delay, since = repetition
+        unwanted = bool(worker.unclaimed and not self.recovery.active) or any(
+            task.state is State.DONE for task in worker.queue.values()
         )
-        worker.repeating = bool(unseen) and worker.id in self.tables.workers
-        if worker.repeating:
+        worker.repeating = (unwanted or worker.recalling) and worker.id in self.tables.workers
+        if not worker.repeating:
+            return
+        if unwanted and worker.role == EXECUTOR and now - since > self.tables.limits.cancel_grace:
+            self.pools.kill(worker, "does not react to a cancellation")
+        else:
             self._signal(worker)
-            delay = min(2 * delay, INTERRUPT_AGAIN_MAX)
-            self.tables.at(now + delay, self._repeat, (worker, delay))
+        delay = min(2 * delay, INTERRUPT_AGAIN_MAX)
+        self.tables.at(now + delay, self._repeat, (worker, delay, since))
 
     def _flush(self) -> list[Effect]:
         tables = self.tables

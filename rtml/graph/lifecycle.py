@@ -38,7 +38,6 @@ from rtml.messages import (
     OK,
     ErrorInfo,
     Finished,
-    KillExecutor,
     ObjectRef,
     Revoke,
     Task,
@@ -311,11 +310,8 @@ class Lifecycle:
     def _kill_stuck(self, task_worker: tuple[TaskState, WorkerState], now: float) -> None:
         """Timer after a timeout: native code, or code that swallows interrupts, ends with its process."""
         task, worker = task_worker
-        stuck = worker.queue.get(task.id) is task or any(blocked is task for blocked, _ in worker.stack)
-        supervisor = worker.node.supervisor
-        if stuck and worker.id in self.tables.workers and supervisor is not None and not worker.dying:
-            worker.dying = True
-            self.tables.tell(supervisor, KillExecutor(worker.id, "task timeout"))
+        if worker.queue.get(task.id) is task or any(blocked is task for blocked, _ in worker.stack):
+            self.placement.pools.kill(worker, "task timeout")
 
     def drain(self, now: float) -> None:
         """Carry out all ends that are due."""

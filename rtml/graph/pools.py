@@ -12,7 +12,7 @@ from typing import Final
 from rtml.graph.queues import Lane
 from rtml.graph.state import NodeState, TaskState, WorkerState, failure
 from rtml.graph.tables import Tables, wake
-from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, StartExecutor
+from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, KillExecutor, StartExecutor
 
 #: Longest wait in seconds before another executor is started after several died at their start.
 START_BACKOFF_MAX: Final = 5.0
@@ -126,6 +126,13 @@ class Pools:
         missed = worker.role == EXECUTOR and not worker.leaving
         if connected and missed and len(self.sync_workers(node)) < node.cpu:
             self._start(node, EXECUTOR)
+
+    def kill(self, worker: WorkerState, reason: str) -> None:
+        """End a process that does not react; its tasks are dealt with when its death is reported."""
+        supervisor = worker.node.supervisor
+        if supervisor is not None and not worker.dying and worker.id in self.tables.workers:
+            worker.dying = True
+            self.tables.tell(supervisor, KillExecutor(worker.id, reason))
 
     def _nesting_limit(self, lane: Lane, executors: int) -> None:
         head = lane.head()

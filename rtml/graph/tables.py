@@ -42,6 +42,8 @@ class Limits(NamedTuple):
     session_grace: float = 2.0
     #: seconds a vanished executor (whose death nobody reported) may take to come back
     worker_grace: float = 10.0
+    #: seconds that code which nobody waits for any more may ignore its cancellation before its process is ended
+    cancel_grace: float = 10.0
     #: seconds after a restart of the dispatcher in which peers say what they hold
     recovery: float = 5.0
 
