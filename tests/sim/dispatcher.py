@@ -137,9 +137,9 @@ class Dispatcher:
                     raise Violation(f"task {attempt.id} is handed out {-attempt.budget:.6f} s after its deadline")
                 if attempt.deps is not None and any(payload is None for payload in attempt.deps):
                     raise Violation(f"task {attempt.id} is handed out with an unresolved dependency")
-                if attempt.attempt <= self._attempts.get(attempt.id, 0):
+                if not self.world.sessions_end and attempt.attempt <= self._attempts.get(attempt.id, 0):
                     raise Violation(f"task {attempt.id}: attempt {attempt.attempt} was handed out before")
-                if attempt.id in self._results:
+                if not self.world.sessions_end and attempt.id in self._results:
                     raise Violation(f"task {attempt.id} is handed out after its end")
                 self._attempts[attempt.id] = attempt.attempt
         elif isinstance(message, Results):
@@ -148,8 +148,8 @@ class Dispatcher:
 
     def _inspect_result(self, result: TaskResult) -> None:
         handed_out = self._attempts.get(result.id)
-        if result.outcome == OK and handed_out is not None and result.attempt != handed_out:
+        if result.outcome == OK and handed_out not in {None, result.attempt}:
             raise Violation(f"task {result.id}: result of attempt {result.attempt}, not of {handed_out}")
         content = (result.outcome, result.attempt, result.payload)
-        if self._results.setdefault(result.id, content) != content:
+        if self._results.setdefault(result.id, content) != content and not self.world.sessions_end:
             raise Violation(f"task {result.id} has two results: {self._results[result.id]} and {content}")

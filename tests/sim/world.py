@@ -153,6 +153,11 @@ class World:
         """Seconds that the next frame takes."""
         return self.settings.latency * self.slowness * self.random.uniform(0.5, 2.0)
 
+    @property
+    def sessions_end(self) -> bool:
+        """Whether somebody may be away for so long that the dispatcher lets go of what is his, and begins anew."""
+        return self.disturbed and self.settings.session_grace < LONGEST_ABSENCE
+
     def excuses(self) -> set[str]:
         """Types of errors that the seed's faults may cause in any task."""
         found: set[str] = set()
@@ -167,8 +172,7 @@ class World:
             if self.settings.recovery < LONGEST_ABSENCE:
                 # Somebody may have been away for longer than peers of a new dispatcher are waited for.
                 found |= {"TaskCancelled", "ObjectGone"}
-        if self.disturbed and self.settings.session_grace < LONGEST_ABSENCE:
-            # Somebody was away for so long that the dispatcher let go of what was his.
+        if self.sessions_end:
             found |= {"ObjectLost", "ObjectGone"}
         if self.settings.blocked_max < 64:
             found.add("NestingLimit")
