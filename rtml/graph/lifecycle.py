@@ -194,6 +194,12 @@ class Lifecycle:
         task.inputs[position] = result.payload
         if isinstance(result.payload, ObjectRef):
             self.keeping.need(task.id, result.payload.id)
+        if result.handles:
+            # Whoever else holds them may let go before this task has even begun.
+            inner = [handle for handle in result.handles if handle in self.tables.tasks]
+            task.spec.handles = [*(task.spec.handles or ()), *inner]
+            for handle in inner:
+                self.tables.tasks[handle].holds += 1
         if result.batch_key and task.profile.batch:
             task.batch_key = _completed_key(task, position, result.batch_key)
         if task.function.definition.rows:
