@@ -90,7 +90,7 @@ class ClientCore:
         #: Those of them without a result.
         self._awaited: set[int] = set()
         self._watch: list[int] = []
-        self._unwatch: list[int] = []
+        self._unwatch: dict[int, None] = {}
         self._cancel: list[int] = []
         self._release: list[int] = []
         #: Objects of delivered results that were not released.
@@ -148,6 +148,8 @@ class ClientCore:
             self._watched.add(task)
             self._awaited.add(task)
             self._watch.append(task)
+            # Unwatched and watched again before anything was sent: the order of the messages would end it.
+            self._unwatch.pop(task, None)
 
     def keep(self, task: int) -> bool:
         """A handle of this task came back in a value; False if that is known.
@@ -156,6 +158,7 @@ class ClientCore:
         """
         known = task in self._watched
         self._watched.add(task)
+        self._unwatch.pop(task, None)
         return not known
 
     def unwatch(self, task: int) -> None:
@@ -163,7 +166,7 @@ class ClientCore:
         if task in self._watched:
             self._watched.discard(task)
             self._awaited.discard(task)
-            self._unwatch.append(task)
+            self._unwatch[task] = None
 
     def release(self, objects: Iterable[int]) -> None:
         """These results in shared memory are not needed by this submitter any more."""
@@ -278,8 +281,8 @@ class ClientCore:
             out.append(Cancel(self._cancel))
             self._cancel = []
         if self._unwatch:
-            out.append(Unwatch(self._unwatch))
-            self._unwatch = []
+            out.append(Unwatch(list(self._unwatch)))
+            self._unwatch = {}
         if self._release:
             out.append(Release(self._release))
             self._release = []
@@ -288,11 +291,9 @@ class ClientCore:
             self._queries = []
         return out
 
-    def hello(self, pid: int = 0, name: str = "", python: str = "", token: str = "", role: str = CLIENT) -> Hello:
+    def hello(self, pid: int = 0, name: str = "", python: str = "", role: str = CLIENT) -> Hello:
         """The first message of a connection of a plain submitter (executors build their own and call `resume`)."""
-        self._hello = Hello(
-            role=role, session=self.session, pid=pid, name=name, python=python, epoch=self.epoch, token=token
-        )
+        self._hello = Hello(role=role, session=self.session, pid=pid, name=name, python=python, epoch=self.epoch)
         return self._hello
 
     def resume(self, now: float) -> list[Message]:
@@ -315,7 +316,7 @@ class ClientCore:
             return self.flush(now)
         # Says what `Release` and `Unwatch` would have said, and what the last ones said, which may be lost.
         self._release = []
-        self._unwatch = []
+        self._unwatch = {}
         return [Holding(sorted(self._objects), sorted(self._watched)), *self.flush(now)]
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -348,7 +349,7 @@ class ClientCore:
             if result.id not in wanted:
                 if isinstance(result.payload, ObjectRef) and result.payload.id not in self._objects:
                     self._release.append(result.payload.id)
-                self._unwatch += [handle for handle in result.handles or () if handle not in self._watched]
+                self._unwatch.update((handle, None) for handle in result.handles or () if handle not in self._watched)
 
     def _welcome(self, epoch: int) -> None:
         if epoch == self.epoch:

@@ -344,7 +344,7 @@ class Core:
         What does not react for long (native code, code that swallows interrupts) ends with its process.
         """
         worker, delay, since = repetition
-        unwanted = bool(worker.unclaimed and not self.recovery.active) or any(
+        unwanted = self.recovery.has_revoked(worker) or any(
             task.state is State.DONE for task in worker.queue.values()
         )
         worker.repeating = (unwanted or worker.recalling) and worker.id in self.tables.workers

@@ -126,6 +126,10 @@ class Recovery:
                 self._release(result.id)
         self._run(now)
 
+    def has_revoked(self, worker: WorkerState) -> bool:
+        """Whether the executor works on something that nobody claimed in time."""
+        return any(task_id not in self._held for task_id in worker.unclaimed)
+
     def died(self, worker: WorkerState) -> None:
         """The executor is gone; its results are as good as ever."""
         self._expected.discard(worker.id)

@@ -169,8 +169,8 @@ class World:
         if self.dispatcher_deaths:
             # What was delivered and is only known by handles is lost with the dispatcher.
             found.add("ObjectLost")
-            if self.settings.recovery < LONGEST_ABSENCE:
-                # Somebody may have been away for longer than peers of a new dispatcher are waited for.
+            if self.settings.recovery < LONGEST_ABSENCE or self.settings.window < self.settings.tasks:
+                # Somebody may have been away, or may not have said all, for longer than a new dispatcher waits.
                 found |= {"TaskCancelled", "ObjectGone"}
         if self.sessions_end:
             found |= {"ObjectLost", "ObjectGone"}
