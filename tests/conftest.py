@@ -28,6 +28,11 @@ SETTLE_S = 10.0
 KEPT_TARGETS = ("/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty", "/proc/", "/sys/", ".hypothesis")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--rewrite`."""
+    parser.addoption("--rewrite", action="store_true", help="write what happened into tests/transcripts")
+
+
 def pytest_configure() -> None:
     """Marks this run's processes and gives them a temporary directory of their own (short: it holds socket paths)."""
     os.environ[MARK_NAME] = MARK

@@ -102,10 +102,10 @@ class Engine:
         #: what submitters and watchers were told last
         self.results: dict[str, TaskResult] = {}
         self.watched: dict[str, TaskResult] = {}
-        #: effects since the last `take_effects`
-        self.effects: list[Effect] = []
+        #: all effects: (when, the peer's name, effect)
+        self.effects: list[tuple[float, str, Effect]] = []
         self._links: dict[int, str] = {}
-        self._last_link = 0
+        self._last_link = self._last_session = 0
         self._arrivals: list[tuple[int, list[Message] | None]] = []
         self._held = 0
         self._offer = node | {"cpu": float(workers) if cpu is None else cpu}
@@ -155,12 +155,14 @@ class Engine:
         arrivals, self._arrivals = self._arrivals, []
         effects = self.core.handle(arrivals, self.now)
         check(self.core)
-        self.effects += effects
         for effect in effects:
-            if isinstance(effect, Send) and effect.peer in self._links:
-                self._receive(self.peers[self._links[effect.peer]], decode(encode(effect.messages)))
-            elif isinstance(effect, Close) and effect.peer in self._links:
-                self.peers[self._links.pop(effect.peer)].link = None
+            name = self._links.get(getattr(effect, "peer", 0), "a stranger")
+            self.effects.append((self.now, name, effect))
+            if isinstance(effect, Send) and name in self.peers:
+                self._receive(self.peers[name], decode(encode(effect.messages)))
+            elif isinstance(effect, Close) and self._links.pop(effect.peer, ""):
+                if name in self.peers and self.peers[name].link == effect.peer:
+                    self.peers[name].link = None
 
     def _receive(self, peer: Peer, messages: list[Message]) -> None:
         peer.heard += messages
@@ -176,23 +178,24 @@ class Engine:
                 letter = "w" if message.role == EXECUTOR else "l"
                 self._add(f"{letter}{message.worker}", message.role, message.worker)
 
-    def take_effects(self) -> list[Effect]:
-        """All effects since the last call."""
-        effects, self.effects = self.effects, []
-        return effects
+    def stray(self, *messages: Message) -> None:
+        """A link on which nobody said Hello."""
+        self._arrivals.append((-1, list(messages)))
+        self._turn()
 
     # --- peers
 
     def _add(self, name: str, role: str, worker: int = 0) -> Peer:
-        peer = self.peers[name] = Peer(role, len(self.peers) + 1, worker)
+        self._last_session += 1
+        peer = self.peers[name] = Peer(role, self._last_session, worker)
         return peer
 
-    def join(self, name: str, role: str = CLIENT, worker: int = 0, **hello: object) -> None:
+    def join(self, name: str, /, role: str = CLIENT, worker: int = 0, **hello: object) -> None:
         """A new peer says Hello."""
         self._add(name, role, worker)
         self.hello(name, **hello)
 
-    def hello(self, name: str, **fields: object) -> None:
+    def hello(self, name: str, /, **fields: object) -> None:
         """A peer says Hello, on a new link if it has none; an executor says what it has in its hands."""
         peer = self.peers[name]
         if peer.link is None:
@@ -200,9 +203,12 @@ class Engine:
             self._links[peer.link] = name
             peer.defined.clear()
         holds = [(attempt.id, attempt.attempt) for attempt in peer.hands.values()]
-        known = {"worker": peer.worker, "epoch": peer.epoch, "holds": holds, "name": name}
+        known = {
+            "role": peer.role, "session": peer.session, "worker": peer.worker, "epoch": peer.epoch, "holds": holds,
+            "name": name,
+        }  # fmt: skip
         peer.epoch = self.core.tables.epoch
-        self.post(name, Hello(peer.role, peer.session, **(known | fields)))  # type: ignore[arg-type]
+        self.post(name, Hello(**(known | fields)))  # type: ignore[arg-type]
 
     def node(self, **changed: object) -> None:
         """The supervisor says what the node offers, and which executors live."""
@@ -219,7 +225,11 @@ class Engine:
         self._arrivals.append((link, None))
         self._turn()
 
-    def die(self, name: str, *running: str, reason: str = "signal SIGSEGV") -> None:
+    def lose(self, name: str) -> None:
+        """A peer's end of its link breaks, and the dispatcher has not noticed."""
+        self.peers[name].link = None
+
+    def die(self, name: str, running: Sequence[str] = (), reason: str = "signal SIGSEGV") -> None:
         """The supervisor reports an executor's death, with the tasks that were inside of a function."""
         peer = self.peers.pop(name)
         self.post("node", ExecutorDied(peer.worker, reason, [self.ids[task] for task in running]))
@@ -296,11 +306,14 @@ class Engine:
         items: int = 1,
     ) -> None:  # fmt: skip
         """An executor reports these attempts as ended, in one message."""
+        peer = self.peers[on or self.holder(names[0])]
+        assert on or all(self.ids[name] in peer.hands for name in names), "these are not all with one executor"
         on = on or self.holder(names[0])
-        peer = self.peers[on]
         results = []
         for name in names:
-            held = peer.hands.pop(self.ids[name], None)
+            held = peer.hands.get(self.ids[name])
+            if held and attempt in (0, held.attempt):
+                del peer.hands[self.ids[name]]
             result = TaskResult(
                 self.ids[name],
                 attempt or (held.attempt if held else 1),
