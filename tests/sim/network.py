@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from tests.sim.dispatcher import Dispatcher
     from tests.sim.world import World
 
+#: Seconds after which both ends of a broken link know that it is.
+_NOTICED_MAX = 0.5
+
 
 class Peer(Protocol):
     """The end of a link that is not the dispatcher's."""
@@ -60,8 +63,11 @@ class Link:
         """The connection breaks; both ends notice in their own time."""
         if self.open:
             self.open = False
-            self.world.at(self.world.latency() * self.world.random.choice((1, 1, 100)), self.dispatcher.lost, self)
-            self.world.at(self.world.latency() * self.world.random.choice((1, 1, 100)), self.peer.lost, self)
+            self.world.at(self._noticed(), self.dispatcher.lost, self)
+            self.world.at(self._noticed(), self.peer.lost, self)
+
+    def _noticed(self) -> float:
+        return min(_NOTICED_MAX, self.world.latency() * self.world.random.choice((1, 1, 100)))
 
     def close_by_peer(self) -> None:
         """The peer's process ended: what it had sent arrives, then the end."""
