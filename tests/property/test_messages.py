@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtml import messages
@@ -44,6 +44,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_round_trip(kind: type[msgspec.Struct]) -> None:
+    @settings(max_examples=30)
     @given(st.lists(strategy(kind), min_size=1, max_size=2))
     def survives(sent: list[Message]) -> None:
         assert decode(encode(sent)) == sent
@@ -71,6 +72,7 @@ def test_a_damaged_frame_is_refused_or_decoded(tasks: list[messages.Task], data:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_newer_peers_may_append_fields(kind: type[msgspec.Struct]) -> None:
+    @settings(max_examples=20)
     @given(strategy(kind))
     def accepted(message: Message) -> None:
         array = cast("list[Any]", msgspec.msgpack.decode(encode([message])))
