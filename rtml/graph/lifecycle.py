@@ -147,7 +147,7 @@ class Lifecycle:
         if task.deadline is None or deadline < task.deadline:
             task.deadline = deadline
             task.due = min(task.due, deadline)
-            self.tables.at(deadline, self._expire, task)
+            self.tables.at(deadline, self._expire, task.id)
 
     def _link(self, task: TaskState, deps: list[tuple[int, bytes | ObjectRef | None]]) -> bool:
         """Attach the dependencies; False if one has failed already."""
@@ -292,20 +292,23 @@ class Lifecycle:
                 self.cancel_tree(task, "cancelled by its submitter")
         self.drain(now)
 
-    def _expire(self, task: TaskState, now: float) -> None:
-        if task.state is not State.DONE and task.deadline is not None:
+    def _expire(self, task_id: int, now: float) -> None:
+        """Timer of a deadline. It has the id only: a task that ended long before is not kept for it."""
+        task = self.tables.tasks.get(task_id)
+        if task is not None and task.state is not State.DONE and task.deadline is not None:
             if task.deadline > now:
-                self.tables.at(task.deadline, self._expire, task)
+                self.tables.at(task.deadline, self._expire, task_id)
                 return
             where = "running" if task.state is State.ASSIGNED else State.NAMES[task.state]
             message = f"the deadline passed while task {task.profile.name!r} was {where}"
             self.fail(task, failure("DeadlineExceeded", message, task), EXPIRED)
             self.drain(now)
 
-    def timed_out(self, task_attempt: tuple[TaskState, int], now: float) -> None:
+    def timed_out(self, task_attempt: tuple[int, int], now: float) -> None:
         """Timer of a task with `timeout`: it ends, is interrupted, and if that does not help its process ends."""
-        task, attempt = task_attempt
-        if task.state is not State.ASSIGNED or task.attempt != attempt or task.worker is None:
+        task_id, attempt = task_attempt
+        task = self.tables.tasks.get(task_id)
+        if task is None or task.state is not State.ASSIGNED or task.attempt != attempt or task.worker is None:
             return
         worker = task.worker
         message = f"task {task.profile.name!r} ran longer than its timeout of {task.profile.timeout:g} s"
@@ -400,7 +403,7 @@ class Lifecycle:
                 task.owner.children[child.id] = child
                 if child.deadline is not None:
                     # So far its root's timer was enough.
-                    self.tables.at(child.deadline, self._expire, child)
+                    self.tables.at(child.deadline, self._expire, child.id)
             else:
                 self.cancel_tree(child, "the task that submitted it has ended")
         task.children = None

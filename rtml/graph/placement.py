@@ -21,12 +21,7 @@ from typing import Any, Final
 from rtml.graph.estimate import high_estimate
 from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
-from rtml.graph.state import (
-    Shape,
-    State,
-    TaskState,
-    WorkerState,
-)
+from rtml.graph.state import Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
 from rtml.messages import (
     ASYNC_EXECUTOR,
@@ -274,8 +269,7 @@ class Placement:
                     self._retire(key)
             else:
                 self._fill_all(now)
-        if not self._active:
-            self._check_recall(now)
+        self._check_recall(now)
 
     def _fill_all(self, now: float) -> None:
         """Several lanes: always the one with the most urgent head."""
@@ -386,6 +380,8 @@ class Placement:
             if node.name not in self._reserved
             for worker in node.workers.values()
             if worker.shape is shape and not worker.stack and worker.load < PREFETCH and worker.ready
+            # What takes longer than was expected of it may take long.
+            if now - worker.head_since < RECALL_AFTER
         ]
         if not busy:
             return
@@ -403,7 +399,7 @@ class Placement:
             task = lane.pop()
             estimate = task.function.estimate
             if estimate is None or task.alone or task.profile.timeout or load + estimate > PREFETCH:
-                lane.push(task, task.entry)
+                lane.unpop(task)
                 break
             load += estimate
             tasks.append(task)
@@ -447,7 +443,7 @@ class Placement:
     def _batch_due(self, lane: Lane, now: float) -> bool:
         """Whether the lane's batch may leave: it is full, or its head waited for `batch_delay`."""
         delay = lane.profile.batch_delay
-        if not delay or lane.count >= lane.batch:
+        if not delay or lane.items >= lane.batch:
             return True
         due = lane.head().ready_at + delay
         if due <= now:
@@ -533,7 +529,7 @@ class Placement:
                 )
             )
             if task.profile.timeout is not None:
-                self.tables.at(now + task.profile.timeout, self.on_timeout, (task, task.attempt))
+                self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, task.attempt))
         self.tables.dirty[session.id] = session
 
     def adopt(self, worker: WorkerState, task: TaskState, attempt: int, now: float) -> None:
@@ -556,7 +552,7 @@ class Placement:
         worker.queue[task.id] = task
         if task.profile.timeout is not None:
             # When it began is not known: it gets its time again.
-            self.tables.at(now + task.profile.timeout, self.on_timeout, (task, attempt))
+            self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, attempt))
 
     def _check_recall(self, now: float) -> None:
         """An executor is idle while work waits unstarted behind another's: bring it back."""
@@ -569,6 +565,8 @@ class Placement:
             head = next(iter(worker.queue.values()))
             if len(worker.queue) <= head.batch_size:
                 continue
+            if worker.shape is None or not self._has_room(worker.shape):
+                continue  # it would only come back here
             due = worker.head_since + RECALL_AFTER
             if due <= now:
                 self.recall(worker)
@@ -577,6 +575,13 @@ class Placement:
         if soonest is not None and (self._recall_timer is None or self._recall_timer <= now):
             self._recall_timer = soonest
             self.tables.at(soonest, wake, None)
+
+    def _has_room(self, shape: Shape) -> bool:
+        """Whether an idle executor could take it."""
+        return any(
+            worker.ready and worker.node.fits(shape) and worker.node.name not in self._reserved
+            for worker in self._idle[EXECUTOR].values()
+        )
 
     def recall(self, worker: WorkerState) -> None:
         """Ask for the worker's unstarted tasks back."""

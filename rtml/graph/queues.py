@@ -68,7 +68,7 @@ class ReadyQueue:
 class Lane:
     """Ready tasks of one kind of place."""
 
-    __slots__ = ("count", "batch", "_classes", "_priorities", "profile")
+    __slots__ = ("batch", "_classes", "count", "items", "_priorities", "profile")
 
     def __init__(self, profile: Profile) -> None:
         #: shape, role and batching of everything in here
@@ -76,6 +76,8 @@ class Lane:
         self.batch = profile.batch
         #: valid entries
         self.count = 0
+        #: what they count for in a batch
+        self.items = 0
         self._classes: dict[int, dict[int, ReadyQueue]] = {}
         #: priorities present, most urgent first
         self._priorities: list[int] = []
@@ -85,6 +87,7 @@ class Lane:
         task.entry = sequence
         task.lane = self
         self.count += 1
+        self.items += task.spec.items
         priority = task.profile.priority
         sessions = self._classes.get(priority)
         if sessions is None:
@@ -101,11 +104,12 @@ class Lane:
         task.entry = 0
         task.lane = None
         self.count -= 1
+        self.items -= task.spec.items
         if not self.count:
             self._clear()
 
     def pop(self) -> TaskState:
-        """Take the next task; only if `count`. Pushed again with its own `entry`, it is where it was."""
+        """Take the next task; only if `count`."""
         while True:
             priority = self._priorities[0]
             sessions = self._classes[priority]
@@ -122,9 +126,21 @@ class Lane:
             if task is not None:
                 task.lane = None
                 self.count -= 1
+                self.items -= task.spec.items
                 if not self.count:
                     self._clear()
                 return task
+
+    def unpop(self, task: TaskState) -> None:
+        """Put back what `pop` has just given: it is the next one again, and the turn its session's."""
+        self.push(task, task.entry)
+        sessions = self._classes[task.profile.priority]
+        session = task.graph.session.id
+        if next(iter(sessions)) != session:
+            others = dict(sessions)
+            sessions.clear()
+            sessions[session] = others.pop(session)
+            sessions.update(others)
 
     def head(self) -> TaskState:
         """The next task, left in place; only if `count`."""

@@ -160,7 +160,8 @@ class Engine:
             self.effects.append((self.now, name, effect))
             if isinstance(effect, Send) and name in self.peers:
                 self._receive(self.peers[name], decode(encode(effect.messages)))
-            elif isinstance(effect, Close) and self._links.pop(effect.peer, ""):
+            elif isinstance(effect, Close):
+                self._links.pop(effect.peer, None)
                 if name in self.peers and self.peers[name].link == effect.peer:
                     self.peers[name].link = None
 

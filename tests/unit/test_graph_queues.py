@@ -172,6 +172,24 @@ def test_an_empty_lane_forgets_everything(take: str) -> None:
     assert tasks.drain() == "b"
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("sessions", [("ann",), ("ann", "bob"), ("ann", "bob", "eve")])
+def test_what_is_put_back_is_where_it_was(sessions: tuple[str, ...], count: int) -> None:
+    def filled() -> Tasks:
+        tasks = Tasks()
+        for name in sessions:
+            for number in range(count):
+                tasks.push(f"{name}:{number}", by=name)
+        return tasks
+
+    undisturbed, tasks = filled().drain().split(), filled()
+    for name in undisturbed:
+        for _ in range(2):
+            tasks.lane.unpop(tasks.lane.pop())
+        assert tasks.lane.items == tasks.lane.count
+        assert tasks.names[tasks.lane.pop().id] == name
+
+
 def test_an_empty_queue_has_no_head() -> None:
     queue = ReadyQueue()
     assert queue.head() is None
