@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rtml.graph.check import check
 from rtml.graph.core import Core
@@ -90,7 +91,7 @@ class Engine:
         *,
         cpu: float | None = None,
         limits: Limits | None = None,
-        **node: object,
+        **node: Any,
     ) -> None:
         self.limits = limits
         self.core = Core(1, limits)
@@ -191,12 +192,12 @@ class Engine:
         peer = self.peers[name] = Peer(role, self._last_session, worker)
         return peer
 
-    def join(self, name: str, /, role: str = CLIENT, worker: int = 0, **hello: object) -> None:
+    def join(self, name: str, /, role: str = CLIENT, worker: int = 0, **hello: Any) -> None:
         """A new peer says Hello."""
         self._add(name, role, worker)
         self.hello(name, **hello)
 
-    def hello(self, name: str, /, **fields: object) -> None:
+    def hello(self, name: str, /, **fields: Any) -> None:
         """A peer says Hello, on a new link if it has none; an executor says what it has in its hands."""
         peer = self.peers[name]
         if peer.link is None:
@@ -204,18 +205,18 @@ class Engine:
             self._links[peer.link] = name
             peer.defined.clear()
         holds = [(attempt.id, attempt.attempt) for attempt in peer.hands.values()]
-        known = {
+        known: dict[str, Any] = {
             "role": peer.role, "session": peer.session, "worker": peer.worker, "epoch": peer.epoch, "holds": holds,
             "name": name,
         }  # fmt: skip
         peer.epoch = self.core.tables.epoch
-        self.post(name, Hello(**(known | fields)))  # type: ignore[arg-type]
+        self.post(name, Hello(**(known | fields)))
 
-    def node(self, **changed: object) -> None:
+    def node(self, **changed: Any) -> None:
         """The supervisor says what the node offers, and which executors live."""
         self._offer |= changed
         alive = [(peer.worker, peer.role, 0) for peer in self.peers.values() if peer.worker]
-        self.post("node", Node("n", executors=alive, **self._offer))  # type: ignore[arg-type]
+        self.post("node", Node("n", executors=alive, **self._offer))
 
     def gone(self, name: str) -> None:
         """A peer's link breaks."""
@@ -244,16 +245,16 @@ class Engine:
 
     # --- submitters
 
-    def define(self, name: str, *, asynchronous: bool = False, rows: bool = False, **options: object) -> None:
+    def define(self, name: str, *, asynchronous: bool = False, rows: bool = False, **options: Any) -> None:
         """A function; submitters send its definition before its first use."""
         number = len(self.functions) + 1
-        chosen = Options(**options)  # type: ignore[arg-type]
+        chosen = Options(**options)
         self.functions[name] = Function(number, name, f"m:{name}", asynchronous=asynchronous, options=chosen, rows=rows)
 
     def submit(
         self, *names: str, of: str = "f", by: str = "", parent: str = "", deps: Iterable[Dep] = (),
         handles: Sequence[str] = (), args: bytes | ObjectRef = b"", batch_key: str = "", items: int = 1,
-        trace: str = "", **options: object,
+        trace: str = "", **options: Any,
     ) -> None:  # fmt: skip
         """Calls of the function `of`, by its parent's executor or by "ann"."""
         by = by or (self.holder(parent) if parent else "ann")
@@ -270,7 +271,7 @@ class Engine:
                 parent=self.ids[parent] if parent else 0,
                 deps=[self._dep(dep) for dep in deps] or None,
                 handles=[self.ids[handle] for handle in handles] or None,
-                options=Options(**options) if options else None,  # type: ignore[arg-type]
+                options=Options(**options) if options else None,
                 batch_key=batch_key,
                 items=items,
                 trace=trace,

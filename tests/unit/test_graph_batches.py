@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rtml.messages import CANCELLED
 from tests.unit.cores import Engine
 
 
-def engine_with(workers: int = 1, **options: object) -> Engine:
+def engine_with(workers: int = 1, **options: Any) -> Engine:
     engine = Engine(workers)
-    engine.define("model", **({"batch": 4} | options))  # type: ignore[arg-type]
+    engine.define("model", **({"batch": 4} | options))
     engine.define("long")
     return engine
 
 
-def busy(**options: object) -> Engine:
+def busy(**options: Any) -> Engine:
     """Its only executor is occupied by "long"."""
     engine = engine_with(**options)
     engine.submit("long", of="long")
@@ -68,11 +70,11 @@ def test_only_equal_keys_share_a_batch(keys: str, first: str) -> None:
     [{"batch": 2}, {"cpu": 0.5}, {"of": "other"}],
     ids=["another limit", "another shape", "another function"],
 )
-def test_nor_do_calls_that_ask_for_something_else(changed: dict[str, object]) -> None:
+def test_nor_do_calls_that_ask_for_something_else(changed: dict[str, Any]) -> None:
     engine = busy()
     engine.define("other", batch=4)
     engine.submit("a", of="model")
-    engine.submit("b", **({"of": "model"} | changed))  # type: ignore[arg-type]
+    engine.submit("b", **({"of": "model"} | changed))
     engine.finish("long", run=1.0)
     assert batches(engine) == ["a"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rtml.graph.placement import ASYNC_TASKS_MAX, LANES_KEPT, PREFETCH_TASKS_MAX, RECALL_AFTER, RESERVE_AFTER
@@ -9,9 +11,9 @@ from rtml.messages import Define, Interrupt, LoopLag, Recall, StartExecutor
 from tests.unit.cores import Engine
 
 
-def learned(run: float, workers: int = 1, **options: object) -> Engine:
+def learned(run: float, workers: int = 1, **options: Any) -> Engine:
     """An engine that knows how long a call of "f" takes."""
-    engine = Engine(workers, **options)  # type: ignore[arg-type]
+    engine = Engine(workers, **options)
     engine.submit("warm")
     engine.finish("warm", run=run)
     engine.ack()
@@ -69,8 +71,8 @@ def test_a_function_is_defined_once_for_each_executor() -> None:
         ({"cpu": 2.0, "resources": {"camera": 1}}, {"resources": {"camera": 0}}, 2),
     ],
 )
-def test_resources_bound_what_runs_at_a_time(offer: dict[str, object], asked: dict[str, object], together: int) -> None:
-    engine = Engine(2, **offer)  # type: ignore[arg-type]
+def test_resources_bound_what_runs_at_a_time(offer: dict[str, Any], asked: dict[str, Any], together: int) -> None:
+    engine = Engine(2, **offer)
     engine.define("needs", **asked)
     engine.submit("a", "b", of="needs")
     assert len(engine.assigned("w1") + engine.assigned("w2")) == together
@@ -299,13 +301,13 @@ def test_children_are_shared_with_idle_executors() -> None:
     [{"timeout": 1.0}, {"of": "model"}, {"of": "coroutine"}, {"cpu": 3}],
     ids=["timeout", "batch", "async", "too wide"],
 )
-def test_children_that_are_not_run_on_top(options: dict[str, object]) -> None:
+def test_children_that_are_not_run_on_top(options: dict[str, Any]) -> None:
     engine = Engine(1, cpu=2.0)
     engine.node(cpu=4.0)
     engine.define("model", batch=4)
     engine.define("coroutine", asynchronous=True)
     engine.submit("p", cpu=2)
-    engine.submit("x", parent="p", **options)  # type: ignore[arg-type]
+    engine.submit("x", parent="p", **options)
     engine.node(cpu=2.0)
     engine.block("p")
     assert queued(engine) == "p"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from rtml.graph.state import State, WorkerState
 from rtml.graph.tables import Close, Effect, Limits, Send, Sweep, Unlink
@@ -120,18 +121,18 @@ class Scene:
 
     # --- commands
 
-    def _do_engine(self, **options: object) -> None:
+    def _do_engine(self, **options: Any) -> None:
         bounds = {name: options.pop(name) for name in list(options) if name in Limits._fields}
-        self.engine = Engine(limits=Limits(**bounds) if bounds else None, **options)  # type: ignore[arg-type]
+        self.engine = Engine(limits=Limits(**bounds) if bounds else None, **options)
         self.objects.clear()
         self._shown.append("peers: " + " ".join(self.engine.peers))
 
-    def _do_finish(self, *names: str, stores: str = "", value: str = "v", **options: object) -> None:
+    def _do_finish(self, *names: str, stores: str = "", value: str = "v", **options: Any) -> None:
         payload: bytes | ObjectRef = str(value).encode()
         if stores:
             on = str(options.get("on") or self.engine.holder(names[0]))
             payload = self.objects[stores] = self.engine.stored(on, stores)
-        self.engine.finish(*names, value=payload, **options)  # type: ignore[arg-type]
+        self.engine.finish(*names, value=payload, **options)
 
     def _do_drop(self, *names: str) -> None:
         """What an executor answers to Revoke."""
