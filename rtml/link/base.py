@@ -206,6 +206,8 @@ class ReceivingLink:
         #: Why nothing will arrive any more.
         self._over: str | None = None
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        #: Held while `fileno` makes its descriptor.
+        self._making = threading.Lock()
         #: Somebody waits on `fileno()`, which must be readable whenever `recv(0)` would return frames.
         self._watched = False
 

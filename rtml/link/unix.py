@@ -98,12 +98,15 @@ class UnixLink(ReceivingLink):
         if self._wake_fd < 0:
             raise LinkClosed("the link is closed")
         if self._epoll is None:
-            self._epoll = select.epoll()
-            self._epoll.register(self._fd, select.EPOLLIN)
-            self._epoll.register(self._wake_fd, select.EPOLLIN)
-            self._watched = True
-            if self._inbox:
-                self.wake()
+            with self._making:
+                if self._epoll is None:
+                    epoll = select.epoll()
+                    epoll.register(self._fd, select.EPOLLIN)
+                    epoll.register(self._wake_fd, select.EPOLLIN)
+                    self._epoll = epoll
+                    self._watched = True
+                    if self._inbox:
+                        self.wake()
         return self._epoll.fileno()
 
     # --- receiving ------------------------------------------------------------------------------------------------

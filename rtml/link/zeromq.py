@@ -59,6 +59,8 @@ _SILENCE_MS: Final = 10_000
 _LINGER_MS: Final = 500
 #: Seconds between two attempts to connect.
 _RETRY: Final = 0.01
+
+_PORT_MAX: Final = 65_535
 #: Seconds after a disconnection at which peers are probed: ZeroMQ reports it a little before it stops routing.
 _PROBES: Final = (0.001, 0.02, 0.2)
 #: Seconds between probes without a reason.
@@ -135,6 +137,7 @@ def connect_zeromq(address: str, timeout: float, keys: CurveKeys | None) -> ZmqL
         LinkClosed: nobody answered there in time, or the keys were refused.
         AddressError: the address is malformed.
     """
+    _check_port(address)
     deadline = time.monotonic() + timeout
     context = zmq.Context()
     try:
@@ -214,11 +217,14 @@ class ZmqLink(ReceivingLink):
         if self._wake_fd < 0:
             raise LinkClosed("the link is closed")
         if self._epoll is None:
-            self._epoll = select.epoll()
-            for fd in self._fds:
-                self._epoll.register(fd, select.EPOLLIN)
-            self._watched = True
-            self.wake()
+            with self._making:
+                if self._epoll is None:
+                    epoll = select.epoll()
+                    for fd in self._fds:
+                        epoll.register(fd, select.EPOLLIN)
+                    self._epoll = epoll
+                    self._watched = True
+                    self.wake()
         return self._epoll.fileno()
 
     # --- receiving ------------------------------------------------------------------------------------------------
@@ -421,6 +427,7 @@ class Router:
             )
         if address.startswith("ipc://"):
             prepare(address[len("ipc://") :], socket.SOCK_STREAM)
+        _check_port(address)
         sock = self._socket
         _set_options(sock, address)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -561,6 +568,13 @@ class Router:
         if self._file:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._file)
+
+
+def _check_port(address: str) -> None:
+    """Refuse ports that ZeroMQ would take modulo 65536."""
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp://") and port.isdigit() and int(port) > _PORT_MAX:
+        raise AddressError(f"{address}: a port is at most {_PORT_MAX}")
 
 
 def _is_loopback(address: str) -> bool:
