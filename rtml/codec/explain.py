@@ -32,7 +32,7 @@ def cannot_pickle(what: str, value: Any, error: BaseException, future_type: type
     path, culprit, reason = _deepest(value, fails, _children)
     message = f"{what} cannot be pickled: {_say(reason or error)}"
     if path:
-        message += f" - at {path} of the {type(value).__name__}: {short(culprit)}"
+        message += f" - at {path.removeprefix(', ')} of the {type(value).__name__}: {short(culprit)}"
     elif culprit is not None:
         message += f" - {short(culprit)}"
     return SerializationError(message)
@@ -123,14 +123,14 @@ def _data_children(value: Any) -> Iterator[tuple[str, Any]]:
 def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         try:
-            yield f", its captured variable {name!r}", cell.cell_contents
+            yield f", captured variable {name!r}", cell.cell_contents
         except ValueError:  # not assigned yet
             continue
     for name in function.__code__.co_names:
         if name in function.__globals__:
-            yield f", its global {name!r}", function.__globals__[name]
-    yield ", its default arguments", function.__defaults__
-    yield ", its default arguments", function.__kwdefaults__
+            yield f", global {name!r}", function.__globals__[name]
+    yield ", default arguments", function.__defaults__
+    yield ", default arguments", function.__kwdefaults__
 
 
 def _say(error: BaseException) -> str:

@@ -228,13 +228,13 @@ def test_messages_for_results_and_functions() -> None:
         with lock:
             pass
 
-    with pytest.raises(SerializationError, match=r"the function 'locking' .* its captured variable 'lock'"):
+    with pytest.raises(SerializationError, match=r"the function 'locking' .* at captured variable 'lock' of the function"):
         codec.describe_function(locking, Options())
     with pytest.raises(SerializationError, match=r"\.__self__\.content"):
         codec.describe_function(Holder(lock).act, Options())
     space: dict[str, Any] = {"connection": lock, "__name__": "__main__"}
     exec(textwrap.dedent("def query():\n    return connection"), space)
-    with pytest.raises(SerializationError, match="its global 'connection'"):
+    with pytest.raises(SerializationError, match="at global 'connection' of the function"):
         codec.describe_function(space["query"], Options())
 
 
