@@ -19,11 +19,13 @@ from typing import Any, Final
 from aiohttp import web
 
 from rtml.errors import RtmlError
+from rtml.link import AddressError
 from rtml.metrics import GatewayMetrics
 from rtml.serving import http, oip
 from rtml.serving.app import App
 from rtml.serving.engine import Engine
-from rtml.serving.routes import ModelRoute, ProgramRoute
+from rtml.serving.protocol import Server
+from rtml.serving.routes import ModelRoute, ProgramRoute, Reading
 
 _logger = logging.getLogger("rtml.serving")
 
@@ -40,16 +42,25 @@ class Gateway:
         engine: Runs what they name.
         apps: What to serve; the names of their models and their paths must differ.
         body_max: Largest request body, decompressed, in bytes.
+        read_timeout: Seconds that a client may take to send the head of a request, and again its body.
         drain_timeout: Seconds that running requests get when the gateway stops.
     """
 
     def __init__(
-        self, engine: Engine, apps: Sequence[App], *, body_max: int = 64 * 1024 * 1024, drain_timeout: float = 30.0
+        self,
+        engine: Engine,
+        apps: Sequence[App],
+        *,
+        body_max: int = 64 * 1024 * 1024,
+        read_timeout: float = 60.0,
+        drain_timeout: float = 30.0,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._engine = engine
         self._apps = apps
         self._body_max = body_max
+        self._read_timeout = read_timeout
+        self._ids = http.RequestIds()
         self._drain_timeout = drain_timeout
         self._draining = False
         self._runner: web.ServerRunner | None = None
@@ -71,7 +82,7 @@ class Gateway:
         Raises:
             ValueError: two apps serve the same path, or a model does not say what it takes.
             TypeError: a program has a signature that cannot be served.
-            OSError: the address cannot be used.
+            AddressError: the address cannot be used.
         """
         routes = self.routes()
         loop = asyncio.get_running_loop()
@@ -79,10 +90,14 @@ class Gateway:
         def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
             return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._body_max)
 
-        server = web.Server(routes.answer, request_factory=make_request, handler_cancellation=True, access_log=None)
+        settings = {"request_factory": make_request, "handler_cancellation": True, "access_log": None}
+        server = Server(routes.answer, self._ids, self._read_timeout, **settings)
         self._runner = web.ServerRunner(server, shutdown_timeout=self._drain_timeout)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True).start()
+        try:
+            await web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True).start()
+        except OSError as error:
+            raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
         self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
         self._watch_loop(loop)
         # What start-up has made stays: the collector need not look at it again.
@@ -100,7 +115,9 @@ class Gateway:
         if self._runner is not None:
             runner, self._runner = self._runner, None
             await runner.cleanup()
+        if self._stop_gc_watch is not None:
             self._stop_gc_watch()
+            self._stop_gc_watch = None
 
     @property
     def ready(self) -> bool:
@@ -111,18 +128,18 @@ class Gateway:
 
     def routes(self) -> http.Routes:
         """Everything that is served. Raises as `start`."""
-        routes = http.Routes()
-        ids = http.RequestIds()
+        routes = http.Routes(self._ids)
+        reading = Reading(self._ids, self._read_timeout)
         models: list[str] = []
         for app in self._apps:
             for model in app.models.values():
                 if model.name in models:
                     raise ValueError(f"two apps have a model {model.name!r}")
-                ModelRoute(self._engine, model, self.metrics.target(app.name, model.name), ids).add_to(routes)
+                ModelRoute(self._engine, model, self.metrics.target(app.name, model.name), reading).add_to(routes)
                 models.append(model.name)
             for path, endpoint in app.endpoints.items():
                 target = self.metrics.target(app.name, path)
-                routes.add("POST", path, ProgramRoute(self._engine, endpoint, target, ids))
+                routes.add("POST", path, ProgramRoute(self._engine, endpoint, target, reading))
         server = {"name": "rtml", "version": _version(), "extensions": oip.EXTENSIONS}
         routes.add("GET", "/v2", http.constant(server))
         routes.add("GET", "/v2/models", http.constant({"models": models}))

@@ -51,7 +51,9 @@ class HttpError(Exception):
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """`value` as JSON."""
+    """`value` as JSON. Whoever is told that something is not there now is told to come back, too."""
+    if status == 503:
+        headers = {"Retry-After": "1", **(headers or {})}
     return web.Response(body=_encode_json(value), status=status, headers=headers, content_type="application/json")
 
 
@@ -72,8 +74,6 @@ def error_response(error: BaseException) -> web.Response:
         status, kind, headers = status_of(error), kind_of(error), None
     # Whoever reports nothing better than an unknown exception's text at least says what it was.
     message = str(error)[:_MESSAGE_MAX] or kind
-    if status == 503:
-        headers = {"Retry-After": "1", **(headers or {})}
     return json_response({"error": message, "type": kind}, status, headers)
 
 
@@ -115,6 +115,10 @@ class RequestIds:
         given = request.headers.get(REQUEST_ID)
         if given is not None and _REQUEST_ID.fullmatch(given):
             return given
+        return self.new()
+
+    def new(self) -> str:
+        """A new id."""
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
@@ -152,11 +156,15 @@ def server_timing(timing: Timing | None, total: float) -> str:
     )
 
 
-async def read_body(request: web.BaseRequest) -> bytes:
+async def read_body(request: web.BaseRequest, timeout: float) -> bytes:
     """The whole body.
 
+    Args:
+        request: whose.
+        timeout: seconds that the client may take to send it.
+
     Raises:
-        HttpError: it is larger than the gateway allows, or compressed wrongly.
+        HttpError: it is larger than the gateway allows, compressed wrongly, or does not come in time.
     """
     limit = request.client_max_size
     if (request.content_length or 0) > limit:
@@ -165,7 +173,13 @@ async def read_body(request: web.BaseRequest) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     try:
-        return await request.read()
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(timeout):
+            return await request.read()
+    except TimeoutError:
+        message = f"the body did not arrive within {timeout:g} s"
+        raise HttpError(408, message, "RequestTimeout", {"Connection": "close"}) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
     except (web.RequestPayloadError, HttpProcessingError):
@@ -177,9 +191,14 @@ def _too_large(limit: int) -> HttpError:
 
 
 class Routes:
-    """Paths and methods -> handlers."""
+    """Paths and methods -> handlers.
 
-    def __init__(self) -> None:
+    Args:
+        ids: Names requests.
+    """
+
+    def __init__(self, ids: RequestIds) -> None:
+        self._ids = ids
         self._exact: dict[str, dict[str, Handler]] = {}
 
     def add(self, method: str, path: str, handler: Handler) -> None:
@@ -201,6 +220,12 @@ class Routes:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Handle a request; every error becomes an answer, except that the client has gone."""
+        response = await self._answer(request)
+        if REQUEST_ID not in response.headers:
+            response.headers[REQUEST_ID] = self._ids.of(request)
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
         methods = self._exact.get(request.path)
         if methods is None:
             return error_response(HttpError(404, f"there is nothing at {request.path[:200]}", "NotFound"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +27,14 @@ from rtml.serving.results import served
 
 #: Seconds that the engine may be late with its own answer to a deadline, which knows more about it than the gateway.
 _GRACE: Final = 0.005
+
+
+class Reading(NamedTuple):
+    """How requests are named and read, the same for all routes of a gateway."""
+
+    ids: http.RequestIds
+    #: Seconds that a client may take to send a body.
+    timeout: float
 
 
 class Progress:
@@ -63,17 +71,18 @@ class GraphRoute:
         engine: Runs the graph.
         prepared: The function to submit.
         target: Counts.
-        ids: Names requests.
+        reading: How requests are named and read.
         deadline: Seconds for requests without a deadline of their own.
     """
 
     def __init__(
-        self, engine: Engine, prepared: Prepared, target: Target, ids: http.RequestIds, deadline: float | None
+        self, engine: Engine, prepared: Prepared, target: Target, reading: Reading, deadline: float | None
     ) -> None:
         self._engine = engine
         self._prepared = prepared
         self._target = target
-        self._ids = ids
+        self._ids = reading.ids
+        self._read_timeout = reading.timeout
         self._deadline = deadline
 
     async def __call__(self, request: web.BaseRequest) -> web.Response:
@@ -98,7 +107,7 @@ class GraphRoute:
             own = http.deadline_of(request)
             if own is not None:
                 progress.budget = own
-            return await self.answer(request, await http.read_body(request), progress)
+            return await self.answer(request, await http.read_body(request, self._read_timeout), progress)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary between programs and clients
@@ -137,8 +146,8 @@ class GraphRoute:
 class ProgramRoute(GraphRoute):
     """`POST` of a graph program's endpoint."""
 
-    def __init__(self, engine: Engine, endpoint: Endpoint, target: Target, ids: http.RequestIds) -> None:
-        super().__init__(engine, engine.prepare(served(endpoint.function)), target, ids, endpoint.deadline)
+    def __init__(self, engine: Engine, endpoint: Endpoint, target: Target, reading: Reading) -> None:
+        super().__init__(engine, engine.prepare(served(endpoint.function)), target, reading, endpoint.deadline)
         self._input = ProgramInput(endpoint.function)
 
     async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
@@ -152,8 +161,8 @@ class ProgramRoute(GraphRoute):
 class ModelRoute(GraphRoute):
     """A model's paths; calling it is `POST .../infer`."""
 
-    def __init__(self, engine: Engine, model: ServedModel, target: Target, ids: http.RequestIds) -> None:
-        super().__init__(engine, engine.prepare(model.function), target, ids, model.deadline)
+    def __init__(self, engine: Engine, model: ServedModel, target: Target, reading: Reading) -> None:
+        super().__init__(engine, engine.prepare(model.function), target, reading, model.deadline)
         self._name = model.name
         self._version = model.version
         self.inputs, self.outputs, self._platform = describe(model)

@@ -98,7 +98,9 @@ async def _run(
     engine = ClientEngine.open(address, **settings)
     engine.on_end(on_engine_end)
     try:
-        gateway = Gateway(engine, apps, body_max=http.body_max, drain_timeout=http.drain_timeout)
+        gateway = Gateway(
+            engine, apps, body_max=http.body_max, read_timeout=http.read_timeout, drain_timeout=http.drain_timeout
+        )
         try:
             port = await gateway.start(http.host, http.port)
             for line in _places(apps, f"http://{http.host}:{port}", engine.address):
