@@ -20,6 +20,7 @@ from typing import NoReturn, TypeVar
 
 from rtml import settings as config
 from rtml.errors import RtmlError
+from rtml.link import AddressError
 
 _S = TypeVar("_S", bound=config.Settings)
 
@@ -40,12 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         code = run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has seen enough. What is still buffered must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _FAILED
+    except AddressError as error:
+        _fail(f"rtml {options.command}: {error}", _USAGE)
     except (RtmlError, OSError, ValueError, TypeError) as error:
         _fail(f"rtml {options.command}: {error}", _FAILED)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        code = _FAILED
     sys.exit(code)
 
 
@@ -96,8 +102,20 @@ def _load(kind: type[_S], options: argparse.Namespace) -> _S:
         _fail(f"rtml {options.command}: {error}", _USAGE)
 
 
+def _load_engine(options: argparse.Namespace) -> config.EngineSettings:
+    """Those of an engine that is started here; a limit that does not exist ends the process too."""
+    from rtml.client.embedded import limit_arguments
+
+    engine = _load(config.EngineSettings, options)
+    try:
+        limit_arguments(engine.limits)
+    except ValueError as error:
+        _fail(f"rtml {options.command}: {error}", _USAGE)
+    return engine
+
+
 def _serve(options: argparse.Namespace) -> int:
-    http, engine = _load(config.HttpSettings, options), _load(config.EngineSettings, options)
+    http, engine = _load(config.HttpSettings, options), _load_engine(options)
     return _run(options, http, engine, None)
 
 
@@ -139,7 +157,7 @@ def _trace(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from rtml.operating import measure
 
-    length, engine = _load(config.BenchSettings, options), _load(config.EngineSettings, options)
+    length, engine = _load(config.BenchSettings, options), _load_engine(options)
     print(f"rtml bench: {config.show(length, engine)}", flush=True)
     for name, figure in measure(length.seconds, **engine.for_connect()).items():
         print(f"{name:24} {figure:12,.1f}")

@@ -230,8 +230,6 @@ class Hello(msgspec.Struct, array_like=True, tag=10):
     holds: list[tuple[int, int]] = []
     #: The dispatcher incarnation (`Welcome.epoch`) this peer last spoke to; 0 on a first connection.
     epoch: int = 0
-    #: Shared secret of the session directory; empty where the link itself authenticates.
-    token: str = ""
     #: Wants `TaskResult.timing` in its results (a gateway does; it costs a microsecond a task).
     timings: bool = False
     #: Unpickles nothing (a gateway does not): executors encode results for it as data (`rtml.codec.encode_data`).

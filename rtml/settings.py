@@ -1,7 +1,8 @@
 """The settings of processes: structs that are filled from arguments, else from `RTML_*`, else from defaults.
 
 A command has one or more of them. A field is an option: `body_max` is `--body-max` and `RTML_BODY_MAX`. Its type
-converts and checks the text, its description is the help. Nothing else in rtml reads the environment.
+converts and checks the text, its description is the help. A field that is a dict is given one entry at a time:
+`limits` is `--limit NAME=VALUE`, repeated, and `RTML_LIMITS`. Nothing else in rtml reads the environment.
 """
 
 from __future__ import annotations
@@ -39,16 +40,25 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     preimport: Annotated[
         tuple[str, ...], Meta(description="modules that executors import before they are forked; no threads, please")
     ] = ()
+    cpu: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="cpus that tasks may ask for; by default one per worker")
+    ] = None
     gpu: Annotated[float, Meta(ge=0, description="gpus that tasks may ask for")] = 0.0
+    resources: Annotated[
+        dict[str, Annotated[float, Meta(ge=0)]], Meta(description="amount of a label of your own, like licence=1")
+    ] = {}
+    blocked_max: Annotated[
+        int, Meta(ge=0, description="executors beyond workers for tasks that are blocked in get")
+    ] = 64
+    limits: Annotated[dict[str, float], Meta(description="limit of the dispatcher, like depth_max=5000")] = {}
     logs: Annotated[bool, Meta(description="show what tasks print and log")] = True
 
     def for_connect(self) -> dict[str, Any]:
         """As arguments of `rtml.connect`."""
         given = msgspec.structs.asdict(self)
-        names = ("workers", "link", "async_executors", "logs")
-        return {name: given[name] for name in names} | {
-            name: given[name] for name in ("listen", "preimport", "gpu") if given[name]
-        }
+        names = ("workers", "link", "async_executors", "logs", "blocked_max")
+        optional = ("listen", "preimport", "cpu", "gpu", "resources", "limits")
+        return {name: given[name] for name in names} | {name: given[name] for name in optional if given[name]}
 
 
 class HttpSettings(Settings, frozen=True, kw_only=True):
@@ -57,6 +67,9 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
     body_max: Annotated[int, Meta(ge=1, description="largest request body, decompressed, in bytes")] = 64 * 1024 * 1024
+    read_timeout: Annotated[
+        float, Meta(gt=0, description="seconds that a client may take to send a request's head, and again its body")
+    ] = 60.0
     drain_timeout: Annotated[
         float, Meta(ge=0, description="seconds that running requests get when the gateway stops")
     ] = 30.0
@@ -76,19 +89,27 @@ class BenchSettings(Settings, frozen=True, kw_only=True):
     seconds: Annotated[float, Meta(gt=0, description="seconds for each figure")] = 2.0
 
 
+def option_of(name: str, kind: type[Settings]) -> str:
+    """The option of a field: a dict's is in the singular, as it is repeated for each entry."""
+    return "--" + (name.removesuffix("s") if _is_dict(name, kind) else name).replace("_", "-")
+
+
 def add_arguments(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
     """Give `parser` the options of `kind`."""
     for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
         base, meta = typing.get_args(annotation)[:2]
-        option = "--" + name.replace("_", "-")
+        option = option_of(name, kind)
         default = next(field.default for field in msgspec.structs.fields(kind) if field.name == name)
         text = f"{meta.description} ({PREFIX}{name.upper()}"
-        text += f"; default {default})" if default not in (None, (), "") else ")"
+        text += f"; default {default})" if default not in (None, (), "", msgspec.NODEFAULT) else ")"
         text = text.replace("%", "%%")
         if base is bool:
             parser.add_argument(option, default=None, action=argparse.BooleanOptionalAction, help=text)
         elif typing.get_origin(base) is tuple:
             parser.add_argument(option, default=None, action="append", metavar=name.upper(), help=f"{text}; repeatable")
+        elif typing.get_origin(base) is dict:
+            text += "; repeatable"
+            parser.add_argument(option, dest=name, default=None, action="append", metavar="NAME=VALUE", help=text)
         else:
             parser.add_argument(option, default=None, metavar=name.upper(), help=text)
 
@@ -109,16 +130,35 @@ def load(kind: type[_Settings], given: Mapping[str, Any], environment: Mapping[s
         value = given.get(field.name)
         if value is None:
             value = environment.get(PREFIX + field.name.upper())
-            if value is not None and isinstance(field.default, tuple):
+            if value is not None and (isinstance(field.default, tuple) or _is_dict(field.name, kind)):
                 value = [part.strip() for part in value.split(",") if part.strip()]
         if value is not None:
-            values[field.name] = value
+            values[field.name] = _entries(value, field.name, kind) if _is_dict(field.name, kind) else value
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$.")
-        name = place.partition("[")[0].rstrip("`")
-        raise ValueError(f"--{name.replace('_', '-')} ({PREFIX}{name.upper()}): {message}") from None
+        raise ValueError(f"{_named(place.partition('[')[0].rstrip('`'), kind)}: {message}") from None
+
+
+def _is_dict(name: str, kind: type[Settings]) -> bool:
+    annotation = typing.get_type_hints(kind, include_extras=True)[name]
+    return typing.get_origin(typing.get_args(annotation)[0]) is dict
+
+
+def _named(name: str, kind: type[Settings]) -> str:
+    return f"{option_of(name, kind)} ({PREFIX}{name.upper()})"
+
+
+def _entries(parts: Sequence[str], name: str, kind: type[Settings]) -> dict[str, str]:
+    """What "name=value" each say."""
+    entries = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (key.strip() and equals):
+            raise ValueError(f"{_named(name, kind)}: expected NAME=VALUE, got {part!r}")
+        entries[key.strip()] = value.strip()
+    return entries
 
 
 def show(*settings: Settings) -> str:
@@ -128,6 +168,8 @@ def show(*settings: Settings) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{name}={amount:g}" for name, amount in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ",".join(value) or "-"
     return "-" if value in (None, "") else str(value)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rtml.errors import LimitExceeded, ObjectLost, RtmlError
-from rtml.messages import ObjectRef, task_id
+from rtml.messages import INLINE_MAX, ObjectRef, task_id
 from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path
 
 Buffer = bytes | bytearray | memoryview | pickle.PickleBuffer
@@ -399,6 +399,47 @@ class Store:
             raise RtmlError("this process has left rtml: its shared memory is closed")
         if os.getpid() != self._pid:
             raise RtmlError("this process was forked from one that uses rtml: connect anew in the child")
+
+
+class NoStore(Store):
+    """The store of a process that shares no memory with the engine: refuses what would not fit a message.
+
+    Args:
+        session: this process's session.
+        address: of the engine, for messages.
+    """
+
+    def __init__(self, session: int, address: str) -> None:
+        super().__init__("", session, 0)
+        self._address = address
+
+    def put(self, parts: Sequence[Buffer]) -> ObjectRef:
+        """Refuse.
+
+        Raises:
+            LimitExceeded: always.
+        """
+        raise self._refusal("a function, argument or value", sum([len(_flat(part)) for part in parts]))
+
+    def get(self, ref: ObjectRef) -> list[memoryview]:
+        """Refuse. The object can still be an argument of tasks.
+
+        Raises:
+            LimitExceeded: always.
+        """
+        raise self._refusal("a result", ref.size)
+
+    def free(self, object_id: int) -> None:
+        """There is nothing to free."""
+
+    def close(self, *, unlink: bool = True) -> None:
+        """There is nothing to close."""
+
+    def _refusal(self, what: str, size: int) -> LimitExceeded:
+        return LimitExceeded(
+            f"{what} of {size} bytes cannot travel through {self._address}: for now, values above"
+            f" {INLINE_MAX // 1024} KiB need a unix: or ipc: address on the engine's own machine"
+        )
 
 
 def _remove_segments(directory: str, session: int) -> None:

@@ -34,6 +34,7 @@ from rtml.messages import (
     ErrorInfo,
     Function,
     Hello,
+    Holding,
     Message,
     Query,
     Rehello,
@@ -175,7 +176,7 @@ class FakeDispatcher:
         elif isinstance(message, Query):
             out.setdefault(peer, []).append(Reply(message.id, f"{message.what} {message.argument}"))
         else:
-            assert isinstance(message, Ack | Unwatch | Release), message
+            assert isinstance(message, Ack | Unwatch | Release | Holding), message
 
     def _finish(self, number: int, done: dict[int, list[TaskResult]]) -> None:
         """Run a task whose dependencies have ended; try those again that waited for it."""
@@ -248,11 +249,9 @@ def connected(scheme: str = "unix", reconnect_timeout: float = 10.0) -> Iterator
         session = random.randrange(1 << 20, 1 << 30)
         driver = ThreadDriver(Connector(fake.address, reconnect_timeout=reconnect_timeout))
         client = Client(ClientCore(session), driver, Store(shm, session)).open()
-        before = context.current_client()
         context.install(client)
         try:
             yield fake, client
         finally:
             fake.open_gate()
             client.shutdown(cancel_futures=True)
-            context.install(before)

@@ -184,7 +184,6 @@ def shutdown(wait: bool = True, *, cancel_futures: bool = False) -> None:
     found = context.current_client()
     if found is not None and not context.is_executor():
         found.shutdown(wait, cancel_futures=cancel_futures)
-        context.install(None)
 
 
 def _register(group: Group) -> list[Client]:

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from rtml import codec
 from rtml.client import calls, logs, references
-from rtml.client.context import current_task, forks
+from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Waiter
 from rtml.client.functions import RemoteFunction
@@ -397,7 +397,7 @@ class Client(concurrent.futures.Executor):
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more calls, and end.
+        """Accept no more calls, and end. The client that was current before this one is so again.
 
         Args:
             wait: first wait for everything that was submitted. Otherwise the connection stays until the program ends.
@@ -406,6 +406,8 @@ class Client(concurrent.futures.Executor):
         if self._forks != forks():
             return
         already, self._closed = self._closed, True
+        if not is_executor():
+            remove(self)
         if cancel_futures:
             self.cancel_all(list(self._pending.values()))
         if wait:

@@ -47,26 +47,26 @@ class Connector:
 
     Args:
         address: as for `rtml.link.connect`.
-        token: the shared secret of a session directory, or "".
         connect_timeout: seconds to wait for the dispatcher at first.
         reconnect_timeout: seconds to try after a connection was lost.
         obstacle: says why no dispatcher will ever appear, or "".
+        timings: ask for the timing of each result (`Hello.timings`).
     """
 
     def __init__(
         self,
         address: str,
         *,
-        token: str = "",
         connect_timeout: float = 10.0,
         reconnect_timeout: float = 30.0,
         obstacle: Callable[[], str] | None = None,
+        timings: bool = False,
     ) -> None:
         self.address = address
-        self._token = token
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
         self._obstacle = obstacle or (lambda: "")
+        self._timings = timings
 
     def first(self, client: Client, peer: Peer) -> Link:
         """A link on which the dispatcher has welcomed us.
@@ -98,12 +98,15 @@ class Connector:
             pause: waits so many seconds; False ends the attempts.
 
         Raises:
-            ConnectionLost: no success in time, or told to stop.
+            ConnectionLost: no success in time, told to stop, or there is nothing to connect to any more.
         """
         deadline = time.monotonic() + self._reconnect_timeout
         reason: BaseException = ConnectionLost("closed")
         wait = 0.0
         while (left := deadline - time.monotonic()) > 0 and pause(min(wait, left)):
+            obstacle = self._obstacle()
+            if obstacle:
+                raise ConnectionLost(f"the engine's processes are gone: {obstacle}")
             try:
                 return self._handshake(links.connect(self.address, min(left, 1.0)), client, peer)
             except (ConnectionLost, ProtocolError) as error:
@@ -115,14 +118,12 @@ class Connector:
         """Say hello and wait for the welcome."""
         try:
             hello = peer.introduce(client)
-            if self._token:
-                hello[0].token = self._token  # type: ignore[union-attr]
+            if self._timings:
+                hello[0].timings = True  # type: ignore[union-attr]
             link.send(encode(hello))
             deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
             while (left := deadline - time.monotonic()) > 0:
                 if self._welcomed(link.recv(left), client, peer):
-                    # Links make their descriptor when it is first asked for; two threads may do that soon.
-                    link.fileno()
                     return link
             raise ConnectionLost(f"the dispatcher at {self.address} did not answer")
         except BaseException:

@@ -34,10 +34,12 @@ class TaskInfo(NamedTuple):
 class _Process:
     """What is current in this process. Read without a lock: each slot is replaced as a whole."""
 
-    __slots__ = ("client", "forks", "inside", "task")
+    __slots__ = ("client", "forks", "inside", "installed", "task")
 
     def __init__(self) -> None:
         self.client: Client | None = None
+        #: Those that were installed and not yet removed, newest last.
+        self.installed: list[Client] = []
         self.task: TaskInfo | None = None
         #: This process is an executor: `connect()` means the client that is installed.
         self.inside = False
@@ -62,11 +64,20 @@ def install(client: Client | None, *, inside: bool = False) -> None:
     """Make `client` the current one.
 
     Args:
-        client: None uninstalls.
+        client: current until it is removed, or another one is installed; None uninstalls all.
         inside: this process is an executor.
     """
+    _process.installed = [] if client is None else [*_process.installed, client]
     _process.client = client
     _process.inside = inside
+
+
+def remove(client: Client) -> None:
+    """`client` has ended: the one that was current before it is so again."""
+    left = [one for one in _process.installed if one is not client]
+    if len(left) < len(_process.installed):
+        _process.installed = left
+        _process.client = left[-1] if left else None
 
 
 def forks() -> int:

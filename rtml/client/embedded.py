@@ -13,18 +13,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from rtml.client.client import Client, Resource
+from rtml.client.client import Client
 from rtml.client.connecting import Connector
 from rtml.client.context import current_client, install, is_executor
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver
 from rtml.client.threads import ThreadDriver
+from rtml.link import Hub
 from rtml.messages import SESSION_MAX
-from rtml.store import Store
+from rtml.store import NoStore, Store
 
 C = TypeVar("C", bound=Client)
 
@@ -104,17 +105,6 @@ class Embedded:
         return "" if code is None else f"the supervisor ended with code {code}, see its output above"
 
 
-class _PrivateMemory:
-    """Shared memory of a client whose engine is elsewhere."""
-
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-
-    def close(self) -> None:
-        """Remove it."""
-        Store.remove(self.directory)
-
-
 def shared_memory_of(session_dir: str) -> str:
     """The directory of shared memory that belongs to a session directory."""
     return f"{_SHARED_MEMORY}/{Path(session_dir).name}"
@@ -126,7 +116,7 @@ def connect(
     workers: int | None = None,
     link: Literal["unix", "zmq"] = "unix",
     logs: bool = True,
-    token: str = "",
+    timings: bool = False,
     reconnect_timeout: float = 30.0,
     **settings: Any,
 ) -> Client:
@@ -139,15 +129,17 @@ def connect(
         workers: sync executors to start; by default one per usable cpu.
         link: what the started processes talk through; "zmq" is what machines use between them.
         logs: show here what tasks print and log.
-        token: the shared secret of a remote engine, if it asks for one.
+        timings: fill in `Future.timing`; costs a microsecond a task.
         reconnect_timeout: seconds without a dispatcher after which all futures end with `ConnectionLost`.
         **settings: further settings of the started node: `async_executors`, `cpu`, `gpu`, `memory` (bytes),
             `resources` (labels), `blocked_max`, `preimport` (module names), `listen` (further addresses), `drain`
-            (seconds).
+            (seconds), and `limits` of the dispatcher by name (`rtml.graph.tables.Limits`), like `{"depth_max": 5000}`.
 
     Raises:
+        AddressError: an address cannot be used.
         ConnectionLost: nobody answers.
         ProtocolError: the dispatcher refuses.
+        ValueError: a limit has no such name or value.
         TypeError: a setting is unknown, or one of the node's is given together with an address.
     """
     current = current_client()
@@ -160,7 +152,7 @@ def connect(
         workers=workers,
         link=link,
         logs=logs,
-        token=token,
+        timings=timings,
         reconnect_timeout=reconnect_timeout,
         **settings,
     )
@@ -176,7 +168,7 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
     workers: int | None = None,
     link: Literal["unix", "zmq"] = "unix",
     logs: bool = True,
-    token: str = "",
+    timings: bool = False,
     reconnect_timeout: float = 30.0,
     **settings: Any,
 ) -> C:
@@ -189,39 +181,37 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
         workers: see there.
         link: see there.
         logs: see there.
-        token: see there.
+        timings: see there.
         reconnect_timeout: see there.
         **settings: see there.
     """
     embedded: Embedded | None = None
-    resource: Resource | None = None
+    session = secrets.randbelow(SESSION_MAX) + 1
     if address is None:
         embedded = Embedded(_arguments(workers, logs, settings), link)
-        resource = embedded
+        if "listen" in settings:
+            check_addresses(_several(settings["listen"]))
         embedded.start()
-        address, shm_dir = embedded.address, embedded.shm_dir
+        address, store = embedded.address, Store(embedded.shm_dir, session)
     else:
         if settings or workers is not None:
             raise TypeError("workers and the node's settings belong to a new engine, not to one that is running")
         shm_dir = _shm_dir_for(address)
-        if not shm_dir:
-            resource = private = _PrivateMemory(tempfile.mkdtemp(prefix="rtml-client-", dir=_SHARED_MEMORY))
-            shm_dir = private.directory
-    session = secrets.randbelow(SESSION_MAX) + 1
+        store = Store(shm_dir, session) if shm_dir else NoStore(session, address)
     connector = Connector(
         address,
-        token=token,
+        timings=timings,
         connect_timeout=START_TIMEOUT,
         reconnect_timeout=reconnect_timeout,
         obstacle=None if embedded is None else embedded.obstacle,
     )
     driver = driver_type(connector)
-    client = client_type(ClientCore(session), driver, Store(shm_dir, session), show_logs=logs, resource=resource)
+    client = client_type(ClientCore(session), driver, store, show_logs=logs, resource=embedded)
     try:
         client.open()
     except BaseException:
-        if resource is not None:
-            resource.close()
+        if embedded is not None:
+            embedded.close()
         raise
     return client
 
@@ -249,6 +239,7 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
         "listen",
         "drain",
         "name",
+        "limits",
     }
     unknown = set(settings) - known
     if unknown:
@@ -262,8 +253,10 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
         if name == "listen":
-            for one in [value] if isinstance(value, str) else value:
+            for one in _several(value):
                 arguments += [option, one]
+        elif name == "limits":
+            arguments += [f"--dispatcher-arg={argument}" for argument in limit_arguments(value)]
         elif name == "preimport":
             arguments += [option, value if isinstance(value, str) else ",".join(value)]
         elif name == "resources":
@@ -273,3 +266,43 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
         else:
             arguments += [option, str(value)]
     return arguments
+
+
+def _several(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def limit_arguments(limits: Mapping[str, float]) -> list[str]:
+    """The dispatcher's arguments for these limits.
+
+    Raises:
+        ValueError: there is no such limit, or the value is none for it.
+    """
+    from rtml.graph.tables import Limits  # most programs have the defaults, and need not know them
+
+    defaults = Limits()._asdict()
+    arguments = []
+    for name, value in limits.items():
+        if name not in defaults:
+            raise ValueError(f"there is no limit {name!r}; there are {', '.join(defaults)}")
+        whole = isinstance(defaults[name], int)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"limit {name} must be a number and not negative, not {value!r}")
+        if whole and (value < 1 or value != int(value)):
+            raise ValueError(f"limit {name} must be a whole number and at least 1, not {value!r}")
+        arguments.append(f"--{name.replace('_', '-')}={int(value) if whole else float(value)}")
+    return arguments
+
+
+def check_addresses(addresses: Iterable[str]) -> None:
+    """Listen at further addresses of a dispatcher for a moment, since it could only die of one that cannot be used.
+
+    Raises:
+        AddressError: malformed, in use, or open to the network.
+    """
+    hub = Hub()
+    try:
+        for address in addresses:
+            hub.listen(address)
+    finally:
+        hub.close()

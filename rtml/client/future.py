@@ -100,7 +100,7 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def timing(self) -> Timing | None:
-        """Where the task's time went, in seconds; None before its end."""
+        """Where the task's time went, in seconds; None before its end, and unless `connect(timings=True)` asked."""
         return self._timing
 
     def result(self, timeout: float | None = None) -> T:

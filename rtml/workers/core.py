@@ -300,7 +300,7 @@ class WorkerCore:
 
     # --- connections ------------------------------------------------------------------------------------------------
 
-    def hello(self, python: str = "", name: str = "", token: str = "") -> Hello:
+    def hello(self, python: str = "", name: str = "") -> Hello:
         """The first message of a connection, and the answer to `Rehello`. What was unsent belongs to the old one."""
         holds = list(self.running)
         holds.extend((attempt.id, attempt.attempt) for attempt in self.queue)
@@ -313,7 +313,6 @@ class WorkerCore:
             worker=self.worker,
             holds=holds,
             epoch=self.epoch,
-            token=token,
         )
 
     def rehello(self, message: Rehello) -> None:

@@ -20,7 +20,6 @@ from rtml.workers.page import RunningPage
 
 OWNER_FILE: Final = ".owner"
 PREFIX: Final = "rtml-"
-_CLIENT_PREFIX: Final = "rtml-client-"
 #: A directory without an owner file may be one that a driver has just made; after this many seconds it is not.
 _OWNERLESS_S: Final = 60.0
 
@@ -69,8 +68,6 @@ def _is_stale(directory: str) -> bool:
         with open(os.path.join(directory, OWNER_FILE), encoding="ascii") as file:
             owner = file.read().strip()
     except FileNotFoundError:
-        if os.path.basename(directory).startswith(_CLIENT_PREFIX):
-            return False  # memory of a client whose engine is elsewhere: no supervisor owns it
         # Wall time, because that is what file times are in.
         return time.clock_gettime(time.CLOCK_REALTIME) - status.st_mtime > _OWNERLESS_S
     except OSError:

@@ -52,8 +52,8 @@ def test_settings() -> None:
     for kind in (settings.HttpSettings, settings.EngineSettings, settings.DispatcherAddress, settings.BenchSettings):
         hints = typing.get_type_hints(kind, include_extras=True)
         for field in msgspec.structs.fields(kind):
-            default = "-" if field.default in (None, "", ()) else str(field.default)
-            option, variable = "--" + field.name.replace("_", "-"), settings.PREFIX + field.name.upper()
+            default = "-" if field.default in (None, "", (), msgspec.NODEFAULT) else str(field.default)
+            option, variable = settings.option_of(field.name, kind), settings.PREFIX + field.name.upper()
             meaning = typing.get_args(hints[field.name])[1].description
             expected.append([f"`{option}`", f"`{variable}`", default, meaning])
     rows = docs.table(OPERATIONS, "option")
@@ -79,7 +79,8 @@ def test_arguments_of_connect() -> None:
     with pytest.raises(TypeError, match="there are") as refused:
         rtml.connect(nonsense=1)
     node = set(str(refused.value).partition("there are ")[2].split(", "))
-    assert described | {"async_executors", "listen", "preimport", "gpu"} == node | {"address", "reconnect_timeout"}
+    shared = set(settings.EngineSettings.__struct_fields__) - {"workers", "link", "logs"}
+    assert described | shared == node | {"address", "timings", "reconnect_timeout"}
 
 
 def test_limits() -> None:

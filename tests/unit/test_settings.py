@@ -35,6 +35,17 @@ def test_lists_booleans_and_optional_numbers() -> None:
     assert settings.load(EngineSettings, parsed(EngineSettings), {}).workers is None
 
 
+def test_entries_of_dicts_come_one_at_a_time() -> None:
+    environment = {"RTML_LIMITS": "depth_max=7, recovery=0.5", "RTML_RESOURCES": "licence=1"}
+    found = settings.load(EngineSettings, parsed(EngineSettings), environment)
+    assert (found.limits, found.resources) == ({"depth_max": 7, "recovery": 0.5}, {"licence": 1})
+    arguments = parsed(EngineSettings, "--limit", "depth_max=8", "--limit", "inputs_max=9", "--cpu", "2.5")
+    found = settings.load(EngineSettings, arguments, environment)
+    assert (found.limits, found.resources, found.cpu) == ({"depth_max": 8, "inputs_max": 9}, {"licence": 1}, 2.5)
+    assert " limits=depth_max=8,inputs_max=9 " in settings.show(found)
+    assert found.for_connect()["limits"] == {"depth_max": 8, "inputs_max": 9}
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "environment", "message"),
     [
@@ -42,6 +53,14 @@ def test_lists_booleans_and_optional_numbers() -> None:
         (HttpSettings, [], {"RTML_BODY_MAX": "big"}, r"--body-max \(RTML_BODY_MAX\): Expected `int`"),
         (EngineSettings, ["--link", "tcp"], {}, r"--link \(RTML_LINK\): Invalid enum value 'tcp'"),
         (EngineSettings, ["--workers", "-1"], {}, r"--workers \(RTML_WORKERS\): Expected `int` >= 0"),
+        (
+            EngineSettings,
+            ["--limit", "depth_max"],
+            {},
+            r"--limit \(RTML_LIMITS\): expected NAME=VALUE, got 'depth_max'",
+        ),
+        (EngineSettings, [], {"RTML_RESOURCES": "a=x"}, r"--resource \(RTML_RESOURCES\): Expected `float`"),
+        (EngineSettings, ["--cpu", "0"], {}, r"--cpu \(RTML_CPU\): Expected `float` > 0"),
         (BenchSettings, ["--seconds", "0"], {}, r"--seconds \(RTML_SECONDS\): Expected `float` > 0"),
     ],
 )
@@ -60,7 +79,8 @@ def test_what_is_shown_names_every_setting() -> None:
 
 
 def test_what_an_engine_gets_leaves_out_what_nobody_asked_for() -> None:
-    assert EngineSettings().for_connect() == {"workers": None, "link": "unix", "async_executors": 1, "logs": True}
+    always = {"workers": None, "link": "unix", "async_executors": 1, "logs": True, "blocked_max": 64}
+    assert EngineSettings().for_connect() == always
     assert EngineSettings(gpu=1.0, preimport=("json",)).for_connect()["preimport"] == ("json",)
 
 
