@@ -158,8 +158,8 @@ def test_executors_run_below_the_control_plane() -> None:
 
 def test_unpicklable_things_say_which() -> None:
     with pytest.raises(errors.SerializationError, match="argument"):
-        programs.add.submit(open)  # type: ignore[arg-type]  # noqa: F841
-        programs.add.submit((n for n in range(3)))
+        programs.add.submit(open)
+        programs.add.submit(n for n in range(3))
     with pytest.raises(errors.SerializationError, match="result"):
         rtml.submit(lambda: (n for n in range(3))).result(10)
 

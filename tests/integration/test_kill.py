@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -20,7 +21,7 @@ LINKS = pytest.mark.parametrize("link", ["unix", "zmq"])
 
 
 @LINKS
-def test_executors_killed_under_load_lose_nothing(link: str) -> None:
+def test_executors_killed_under_load_lose_nothing(link: Literal["unix", "zmq"]) -> None:
     with rtml.connect(workers=2, link=link):
         (supervisor,) = children_of_this()
         futures = [programs.square.options(retries=50).submit(n) for n in range(20_000)]
@@ -33,7 +34,7 @@ def test_executors_killed_under_load_lose_nothing(link: str) -> None:
 
 
 @LINKS
-def test_dispatcher_killed_under_load_loses_nothing(link: str, tmp_path: Path) -> None:
+def test_dispatcher_killed_under_load_loses_nothing(link: Literal["unix", "zmq"], tmp_path: Path) -> None:
     log = tmp_path / "log"
     with rtml.connect(workers=2, link=link):
         (supervisor,) = children_of_this()
@@ -55,7 +56,7 @@ def test_dispatcher_killed_under_load_loses_nothing(link: str, tmp_path: Path) -
 
 
 @LINKS
-def test_supervisor_killed_fails_every_future_and_leaves_nothing(link: str) -> None:
+def test_supervisor_killed_fails_every_future_and_leaves_nothing(link: Literal["unix", "zmq"]) -> None:
     client = rtml.connect(workers=2, link=link, reconnect_timeout=1.0)
     (supervisor,) = children_of_this()
     tree = [pid for pids in processes(supervisor).values() for pid in pids]
@@ -70,7 +71,7 @@ def test_supervisor_killed_fails_every_future_and_leaves_nothing(link: str) -> N
 
 
 @LINKS
-def test_driver_killed_leaves_nothing(link: str) -> None:
+def test_driver_killed_leaves_nothing(link: Literal["unix", "zmq"]) -> None:
     program = (
         "import os, sys, time, rtml\n"
         "from tests.integration import programs\n"
