@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] == ["dispatcher"]:
         from rtml.dispatcher import main as run_dispatcher
 
-        run_dispatcher(_dispatcher_arguments(given[1:], os.environ))
+        try:
+            run_dispatcher(_dispatcher_arguments(given[1:], os.environ))
+        except AddressError as error:
+            _fail(f"rtml dispatcher: {error}", _USAGE)
         return
     options = _parser().parse_args(given)
     run: Callable[[argparse.Namespace], int] = options.run

@@ -126,6 +126,12 @@ def test_addresses_and_limits_that_cannot_be_used_end_in_one_line(arguments: lis
     assert message in lines[0]
 
 
+def test_a_dispatcher_alone_ends_in_one_line_too() -> None:
+    done = command("dispatcher", "--listen", "tcp://0.0.0.0:17433")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "rtml dispatcher: tcp://0.0.0.0:17433 can be reached" in done.stderr
+
+
 def test_ports_in_use_end_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
