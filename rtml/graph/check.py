@@ -42,7 +42,7 @@ def _queued(lane: Lane) -> Iterable[TaskState]:
 
 
 def _is_idle(core: Core, worker: WorkerState) -> bool:
-    return core.placement._idle[worker.role].get(worker.id) is worker
+    return core.workforce.idle[worker.role].get(worker.id) is worker
 
 
 def _tasks_by_id(core: Core) -> Iterable[object]:
@@ -176,7 +176,7 @@ def _idle_workers(core: Core) -> Iterable[object]:
 def _blocked_workers(core: Core) -> Iterable[object]:
     """The workers with a blocked task are listed as such, and no others."""
     stacked = {worker.id for worker in core.tables.workers.values() if worker.stack}
-    listed = set(core.placement._blocked)
+    listed = set(core.workforce.stacked)
     if stacked != listed:
         yield "blocked", stacked, "listed", listed
 

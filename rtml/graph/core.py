@@ -10,6 +10,7 @@ with everything known), then each peer gets one frame. Six parts share the table
     Lifecycle    a task from submission to its one result
     Keeping      what is kept for whom, and when it is forgotten
     Placement    which ready task runs where, and in which batch
+    Workforce    what each executor has and occupies
     Recovery     what is known again after a restart
     Pools        how many executors there are, and what can never run
 
@@ -31,6 +32,7 @@ from rtml.graph.pools import Pools
 from rtml.graph.recovery import Recovery
 from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
+from rtml.graph.workforce import Workforce
 from rtml.messages import (
     EXECUTOR,
     Ack,
@@ -91,12 +93,13 @@ class Core:
     def __init__(self, epoch: int, limits: Limits | None = None) -> None:
         self.tables = Tables(epoch, limits or Limits())
         self.pools = Pools(self.tables)
-        self.placement = Placement(self.tables, self.pools)
+        self.workforce = Workforce(self.tables, self.pools)
+        self.placement = Placement(self.tables, self.pools, self.workforce)
         self.keeping = Keeping(self.tables)
-        self.lifecycle = Lifecycle(self.tables, self.placement, self.keeping)
-        self.recovery = Recovery(self.tables, self.placement, self.lifecycle)
-        self.membership = Membership(self.tables, self.pools, self.placement, self.lifecycle, self.recovery)
-        self.placement.on_timeout = self.lifecycle.timed_out
+        self.lifecycle = Lifecycle(self.tables, self.workforce, self.placement, self.keeping)
+        self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
+        self.membership = Membership(self.tables, self.workforce, self.placement, self.lifecycle, self.recovery)
+        self.workforce.on_timeout = self.lifecycle.timed_out
         #: deaths of executors by kind of reason, and the last lags of async executors' loops in seconds, for metrics
         self.deaths: Counter[str] = Counter()
         self.lags: deque[float] = deque(maxlen=1_000)
@@ -274,14 +277,14 @@ class Core:
         self._take_back(worker, message.returned, now)
         task = worker.queue.get(message.task)
         if task is not None and task.attempt == message.attempt:
-            self.placement.blocked(worker, task, message.inline)
+            self.workforce.blocked(worker, task, message.inline)
         elif self.recovery.active:
             self.recovery.blocked(worker, message)
 
     def _resumed(self, session: Session, message: Resumed, now: float) -> None:
         worker = self._worker_of(session)
         if worker is not None and worker.stack and worker.stack[-1][0].id == message.task:
-            self.placement.resumed(worker, worker.stack[-1][0], now)
+            self.workforce.resumed(worker, worker.stack[-1][0], now)
         else:
             self.recovery.resumed(message.task)
 
@@ -297,7 +300,7 @@ class Core:
             worker.unclaimed.difference_update([task for task, _ in attempts])
         if self.recovery.active:
             self.recovery.returned(worker, attempts)
-        for task in self.placement.returned(worker, attempts, now):
+        for task in self.workforce.returned(worker, attempts, now):
             self.lifecycle.again(task, now)
         self.lifecycle.drain(now)
 
@@ -344,9 +347,7 @@ class Core:
         What does not react for long (native code, code that swallows interrupts) ends with its process.
         """
         worker, delay, since = repetition
-        unwanted = self.recovery.has_revoked(worker) or any(
-            task.state is State.DONE for task in worker.queue.values()
-        )
+        unwanted = self.recovery.has_revoked(worker) or any(task.state is State.DONE for task in worker.queue.values())
         worker.repeating = (unwanted or worker.recalling) and worker.id in self.tables.workers
         if not worker.repeating:
             return

@@ -30,6 +30,7 @@ from rtml.graph.state import (
     inline_bytes,
 )
 from rtml.graph.tables import Ended, Tables
+from rtml.graph.workforce import Workforce
 from rtml.messages import (
     CANCELLED,
     ERROR,
@@ -52,8 +53,9 @@ TIMEOUT_GRACE: Final = 0.2
 class Lifecycle:
     """Decides what becomes of tasks."""
 
-    def __init__(self, tables: Tables, placement: Placement, keeping: Keeping) -> None:
+    def __init__(self, tables: Tables, workforce: Workforce, placement: Placement, keeping: Keeping) -> None:
         self.tables = tables
+        self.workforce = workforce
         self.placement = placement
         self.keeping = keeping
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
@@ -233,7 +235,7 @@ class Lifecycle:
         receipt = Receipt(worker, message.serial, len(results) + kept)
         worker.receipts.append(receipt)
         for result in results:
-            task = self.placement.reported(worker, result, now)
+            task = self.workforce.reported(worker, result, now)
             if task is None or task.state is State.DONE:
                 receipt.remaining -= 1
                 self.keeping.discard(worker, result)
@@ -320,7 +322,7 @@ class Lifecycle:
         """Timer after a timeout: native code, or code that swallows interrupts, ends with its process."""
         task, worker = task_worker
         if worker.queue.get(task.id) is task or any(blocked is task for blocked, _ in worker.stack):
-            self.placement.pools.kill(worker, "task timeout")
+            self.workforce.pools.kill(worker, "task timeout")
 
     def drain(self, now: float) -> None:
         """Carry out all ends that are due."""
@@ -385,7 +387,7 @@ class Lifecycle:
             kept = [attempt for attempt in worker.outgoing if attempt.id != task.id]
             if len(kept) < len(worker.outgoing):
                 worker.outgoing = kept
-                self.placement.returned(worker, [(task.id, task.attempt)], now)
+                self.workforce.returned(worker, [(task.id, task.attempt)], now)
                 return
         if worker is not None and worker.session is not None and not worker.dying:
             self.tables.tell(worker.session, Revoke([(task.id, task.attempt)]))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
-from rtml.graph.pools import Pools
 from rtml.graph.recovery import Recovery
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState, failure
 from rtml.graph.tables import Close, Send, Tables
+from rtml.graph.workforce import Workforce
 from rtml.messages import (
     ASYNC_EXECUTOR,
     EXECUTOR,
@@ -29,10 +29,11 @@ class Membership:
     """Decides what a peer's coming and going means for the tasks it has to do with."""
 
     def __init__(
-        self, tables: Tables, pools: Pools, placement: Placement, lifecycle: Lifecycle, recovery: Recovery
+        self, tables: Tables, workforce: Workforce, placement: Placement, lifecycle: Lifecycle, recovery: Recovery
     ) -> None:
         self.tables = tables
-        self.pools = pools
+        self.pools = workforce.pools
+        self.workforce = workforce
         self.placement = placement
         self.lifecycle = lifecycle
         self.recovery = recovery
@@ -109,15 +110,15 @@ class Membership:
                 tables.tell(session, Free(list(worker.freed)))
             # Who still waits will say so again.
             while worker.stack:
-                self.placement.resumed(worker, worker.stack[-1][0], now)
-        self.placement.joined(worker, now)
+                self.workforce.resumed(worker, worker.stack[-1][0], now)
+        self.workforce.joined(worker, now)
         self.recovery.spoke(worker.id)
 
     def reconcile(self, worker: WorkerState, hello: Hello, now: float) -> None:
         """After a rejoin, once its results are in: what it never got runs elsewhere, ghosts are revoked again."""
         holds = set(hello.holds)
         missing = [(task.id, task.attempt) for task in worker.queue.values() if (task.id, task.attempt) not in holds]
-        for task in self.placement.returned(worker, missing, now):
+        for task in self.workforce.returned(worker, missing, now):
             self.lifecycle.again(task, now)
         ghosts = [(task.id, task.attempt) for task in worker.queue.values() if task.state is State.DONE]
         if ghosts and worker.session is not None:
@@ -228,7 +229,7 @@ class Membership:
         self.recovery.spoke(message.worker)
         if worker is None:
             return
-        self.placement.left(worker)
+        self.workforce.left(worker)
         self.pools.replace(worker, now)
         session = worker.session
         lost = [*(task for task, _ in worker.stack), *worker.queue.values()]

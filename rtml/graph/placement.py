@@ -1,38 +1,32 @@
-"""Which task runs where and when: lanes, idle executors, prefetch, batches, recall, blocked parents.
+"""Which task runs where and when: lanes, prefetch, batches, recall, children on top of blocked parents.
 
 Rules:
 
-* A sync executor holds one shape at a time, from the first task of its queue to the last. Async executors account each
-  task by itself.
 * An idle executor gets one task or batch. Beyond that an executor is only given work that it will begin within
   `PREFETCH` seconds by a high quantile of the functions' run times; a function never seen gets none (D4).
 * Batches are formed at the moment an executor is free for them (D5), as large as the limit, the learned cost and the
   tightest deadline allow.
-* A task that blocks in `get` lends its cpu out, and its own ready children may be run on top of it (D7).
+* Ready children of a task that blocks in `get` may be run on top of it (D7).
 * Unstarted work behind a task that runs longer than expected is recalled as soon as another executor is idle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
-from rtml.graph.estimate import high_estimate
 from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
-from rtml.graph.state import Shape, State, TaskState, WorkerState
+from rtml.graph.state import Shape, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
+from rtml.graph.workforce import UNKNOWN_COST, Workforce
 from rtml.messages import (
     ASYNC_EXECUTOR,
     EXECUTOR,
-    OK,
     Attempt,
     Define,
     ErrorInfo,
-    Leave,
     Recall,
-    TaskResult,
 )
 
 #: Seconds of work that may wait on an executor.
@@ -47,9 +41,6 @@ ASYNC_TASKS_MAX: Final = 4096
 #: Seconds that unstarted work may wait behind a running task while another executor is idle.
 RECALL_AFTER: Final = 2e-3
 
-#: Seconds after which an idle executor beyond the node's cpus is sent away.
-SURPLUS_IDLE: Final = 5.0
-
 #: Seconds after which a request that fits no free resources, but could, has a node kept free for it.
 RESERVE_AFTER: Final = 0.5
 
@@ -63,21 +54,16 @@ _FEED_SCAN_MAX: Final = 256
 class Placement:
     """Decides where ready tasks run."""
 
-    def __init__(self, tables: Tables, pools: Pools) -> None:
+    def __init__(self, tables: Tables, pools: Pools, workforce: Workforce) -> None:
         self.tables = tables
         self.pools = pools
+        self.workforce = workforce
         self._lanes: dict[Any, Lane] = {}
         #: lanes with ready tasks
         self._active: dict[Any, Lane] = {}
-        #: executors without work by role; the last one became idle last (it is the warm one)
-        self._idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
         #: nodes that a more urgent lane waits for, as of the last pass
         self._reserved: set[str] = set()
-        #: executors with a blocked task on top
-        self._blocked: dict[int, WorkerState] = {}
         self._recall_timer: float | None = None
-        #: set by the core: what to do when a task's own timeout passes
-        self.on_timeout: Any = None
 
     # --- ready tasks
 
@@ -87,17 +73,14 @@ class Placement:
         error = self.pools.infeasible(task)
         if error is not None:
             return error
-        shape = profile.shape
-        key: Any = (profile.role, shape.key)
+        key: Any = profile.lane
         if profile.batch:
-            key = (profile.role, shape.key, task.function.definition.id, task.batch_key, profile.batch)
+            key = (profile.lane, task.function.definition.id, task.batch_key, profile.batch)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(profile)
         if not lane.count:
             self._active[key] = lane
-            if lane.batch and profile.batch_delay:
-                self.tables.at(now + profile.batch_delay, wake, None)
         lane.push(task, self.tables.next_sequence())
         return None
 
@@ -117,147 +100,13 @@ class Placement:
                 lane.remove(task)
                 self.pools.doomed.append((task, error))
 
-    # --- workers
-
-    def joined(self, worker: WorkerState, now: float) -> None:
-        """An executor said Hello (again)."""
-        self.pools.starting.pop(worker.id, None)
-        worker.node.start_failures = 0
-        if not worker.queue and not worker.stack:
-            worker.idle_since = now
-            self._idle[worker.role][worker.id] = worker
-
-    def left(self, worker: WorkerState) -> None:
-        """An executor is gone: forget what it occupied. Its tasks are the caller's business."""
-        self.pools.starting.pop(worker.id, None)
-        self._idle[worker.role].pop(worker.id, None)
-        self._blocked.pop(worker.id, None)
-        if worker.role == ASYNC_EXECUTOR:
-            for task in worker.queue.values():
-                worker.node.give(task.profile.shape)
-        elif worker.shape is not None:
-            worker.node.give(worker.shape)
-        for _, shape in worker.stack:
-            worker.node.give(Shape(0.0, shape.extra))
-        worker.shape = None
-        worker.node.workers.pop(worker.id, None)
-
-    def reported(self, worker: WorkerState, result: TaskResult, now: float) -> TaskState | None:
-        """Account for a reported attempt; the task it was of, if this worker had it."""
-        task = worker.queue.get(result.id)
-        if task is None and worker.stack:
-            task = self._unwind(worker, result.id, now)
-        if task is None or task.attempt != result.attempt:
-            return None
-        del worker.queue[result.id]
-        worker.load -= task.cost
-        worker.head_since = now
-        if result.outcome == OK:
-            function = task.function
-            if task.batch_size == 1 and not task.profile.batch:
-                function.estimate = high_estimate(function.estimate, result.run)
-            elif task.batch_head:
-                function.cost.observe(task.batch_size, result.run)
-        self._freed(worker, task, now)
-        return task
-
-    def has(self, worker: WorkerState, task_id: int) -> bool:
-        """Whether the worker has an attempt of this task, as far as is known here."""
-        return task_id in worker.queue or any(task.id == task_id for task, _ in worker.stack)
-
-    def _unwind(self, worker: WorkerState, task_id: int, now: float) -> TaskState | None:
-        """A task that counts as blocked has ended, so it goes on no more, and neither does what was blocked above."""
-        if self.has(worker, task_id):
-            while task_id not in worker.queue:
-                self.resumed(worker, worker.stack[-1][0], now)
-        return worker.queue.get(task_id)
-
-    def _freed(self, worker: WorkerState, task: TaskState, now: float) -> None:
-        """A task left the worker's queue."""
-        if worker.role == ASYNC_EXECUTOR:
-            worker.node.give(task.profile.shape)
-        if worker.queue:
-            return
-        worker.load = 0.0
-        worker.secluded = False
-        if worker.role != ASYNC_EXECUTOR and worker.shape is not None:
-            worker.node.give(worker.shape)
-            worker.shape = None
-        if not worker.stack:
-            worker.idle_since = now
-            self._idle[worker.role][worker.id] = worker
-            if worker.role == EXECUTOR and self.pools.surplus(worker.node):
-                self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
-
-    def returned(self, worker: WorkerState, attempts: Iterable[tuple[int, int]], now: float) -> list[TaskState]:
-        """Unstarted attempts that the worker gave back; those still wanted are to be made ready again."""
-        wanted = []
-        for task_id, attempt in attempts:
-            task = worker.queue.get(task_id)
-            if task is None or task.attempt != attempt:
-                continue
-            del worker.queue[task_id]
-            worker.load -= task.cost
-            self._freed(worker, task, now)
-            if task.state is not State.DONE:
-                wanted.append(task)
-        return wanted
-
-    def blocked(self, worker: WorkerState, task: TaskState, inline: bool = True) -> None:
-        """The worker's running task waits: its cpu is lent out, and its children may run on top of it if `inline`."""
-        worker.inline = inline
-        shape = worker.shape
-        del worker.queue[task.id]
-        worker.load = worker.load - task.cost if worker.queue else 0.0
-        if shape is None:
-            shape = task.profile.shape
-            worker.node.take(shape)
-        worker.stack.append((task, shape))
-        worker.shape = None
-        worker.node.free_cpu += shape.cpu
-        task.blocked = True
-        self._blocked[worker.id] = worker
-        for child in list((task.children or {}).values()):
-            if child.state is State.READY and child.profile.shape.extra:
-                error = self.pools.deadlock(child)
-                if error is not None:
-                    self.pools.doomed.append((child, error))
-
-    def resumed(self, worker: WorkerState, task: TaskState, now: float) -> None:
-        """The blocked task goes on at once, whether its cpu is free or not."""
-        if not worker.stack or worker.stack[-1][0] is not task:
-            return
-        _, shape = worker.stack.pop()
-        worker.inline = True
-        if worker.shape is not None:
-            # Unstarted children are on their way back; what they held on top of the parent ends here.
-            worker.node.give(worker.shape)
-        worker.node.free_cpu -= shape.cpu
-        worker.shape = shape
-        worker.queue = {task.id: task, **worker.queue}
-        worker.load += task.cost
-        worker.head_since = now
-        task.blocked = False
-        if not worker.stack:
-            self._blocked.pop(worker.id, None)
-
-    def _dismiss(self, worker: WorkerState, now: float) -> None:
-        """An executor beyond the cpus that had nothing to do for a while goes."""
-        idle = self._idle[EXECUTOR]
-        if worker.id not in idle or now - worker.idle_since < SURPLUS_IDLE * 0.99:
-            return
-        if self.pools.surplus(worker.node) and worker.session is not None:
-            del idle[worker.id]
-            worker.leaving = True
-            self.tables.tell(worker.session, Leave())
-
     # --- the pass over all ready tasks, once per wake-up
 
     def schedule(self, now: float) -> None:
         """Hand out what can be handed out."""
         self._reserved.clear()
         if self._active:
-            for worker in list(self._blocked.values()):
+            for worker in list(self.workforce.stacked.values()):
                 if not worker.queue and worker.ready and worker.inline:
                     self._feed(worker, now)
             active = self._active
@@ -322,7 +171,7 @@ class Placement:
         """Give the lane's next task or batch to an idle executor (any executor, for async functions)."""
         if lane.profile.role == ASYNC_EXECUTOR:
             return self._place_async(lane, now)
-        if not self._idle[EXECUTOR]:
+        if not self.workforce.idle[EXECUTOR]:
             self.pools.grow(lane, now)
             return False
         if lane.batch and not self._batch_due(lane, now):
@@ -339,7 +188,7 @@ class Placement:
         shape = lane.profile.shape
         function = lane.head().function.definition.id
         cold = None
-        for worker in reversed(self._idle[EXECUTOR].values()):
+        for worker in reversed(self.workforce.idle[EXECUTOR].values()):
             if not worker.ready or not worker.node.fits(shape) or worker.node.name in self._reserved:
                 continue
             if function in worker.functions:
@@ -427,11 +276,11 @@ class Placement:
             if not tasks:
                 if not worker.node.fits(shape):
                     continue
-                most = min(PREFETCH_TASKS_MAX, -(-lane.count // (1 + len(self._idle[EXECUTOR]))))
+                most = min(PREFETCH_TASKS_MAX, -(-lane.count // (1 + len(self.workforce.idle[EXECUTOR]))))
             estimate = child.function.estimate
             if tasks and (estimate is None or load + estimate > PREFETCH):
                 break
-            load += estimate or PREFETCH
+            load += estimate or UNKNOWN_COST
             tasks.append(child)
         if tasks:
             for task in tasks:
@@ -448,7 +297,9 @@ class Placement:
         due = lane.head().ready_at + delay
         if due <= now:
             return True
-        self.tables.at(due, wake, None)
+        if lane.wakes_at != due:
+            lane.wakes_at = due
+            self.tables.at(due, wake, None)
         return False
 
     def _take_batch(self, lane: Lane, now: float) -> list[TaskState]:
@@ -474,44 +325,29 @@ class Placement:
     # --- handing over
 
     def _assign(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
+        workforce = self.workforce
         first = tasks[0]
-        profile = first.profile
         batch = 0
-        if worker.role == ASYNC_EXECUTOR:
-            worker.secluded = first.alone
-            for task in tasks:
-                worker.node.take(task.profile.shape)
-        elif worker.shape is None:
-            worker.shape = profile.shape
-            worker.node.take(profile.shape)
-        if not worker.queue:
-            self._idle[worker.role].pop(worker.id, None)
-            worker.head_since = now
-        if profile.batch:
+        workforce.occupy(worker, tasks, now)
+        if first.profile.batch:
             worker.batch_number += 1
             batch = worker.batch_number
             first.batch_head = True
         session = worker.session
         assert session is not None
         under = worker.stack[-1][0].id if worker.stack else 0
-        queue = worker.queue
         for task in tasks:
             function = task.function
             definition = function.definition
             if definition.id not in worker.functions:
                 worker.functions.add(definition.id)
                 session.outbox.append(Define([definition]))
-            task.move(State.ASSIGNED)
-            task.attempt += 1
-            task.worker = worker
-            task.assigned_at = now
             if batch:
                 task.batch_size = len(tasks)
-                task.cost = (function.cost.predict(len(tasks)) or PREFETCH) if task is first else 0.0
+                cost = (function.cost.predict(len(tasks)) or UNKNOWN_COST) if task is first else 0.0
             else:
-                task.cost = function.estimate or PREFETCH
-            worker.load += task.cost
-            queue[task.id] = task
+                cost = function.estimate or UNKNOWN_COST
+            workforce.hand_over(worker, task, task.attempt + 1, cost, now)
             spec = task.spec
             worker.outgoing.append(
                 Attempt(
@@ -528,35 +364,11 @@ class Placement:
                     task.session.data_only,
                 )
             )
-            if task.profile.timeout is not None:
-                self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, task.attempt))
         self.tables.dirty[session.id] = session
-
-    def adopt(self, worker: WorkerState, task: TaskState, attempt: int, now: float) -> None:
-        """A ready task turns out to be with an executor already (after a restart of the dispatcher)."""
-        shape = task.profile.shape
-        if worker.role == ASYNC_EXECUTOR:
-            worker.node.take(shape)
-        elif worker.shape is None:
-            worker.shape = shape
-            worker.node.take(shape)
-        if not worker.queue:
-            self._idle[worker.role].pop(worker.id, None)
-            worker.head_since = now
-        task.move(State.ASSIGNED)
-        task.attempt = attempt
-        task.worker = worker
-        task.assigned_at = now
-        task.cost = task.function.estimate or PREFETCH
-        worker.load += task.cost
-        worker.queue[task.id] = task
-        if task.profile.timeout is not None:
-            # When it began is not known: it gets its time again.
-            self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, attempt))
 
     def _check_recall(self, now: float) -> None:
         """An executor is idle while work waits unstarted behind another's: bring it back."""
-        if not self._idle[EXECUTOR]:
+        if not self.workforce.idle[EXECUTOR]:
             return
         soonest = None
         for worker in self.tables.workers.values():
@@ -580,7 +392,7 @@ class Placement:
         """Whether an idle executor could take it."""
         return any(
             worker.ready and worker.node.fits(shape) and worker.node.name not in self._reserved
-            for worker in self._idle[EXECUTOR].values()
+            for worker in self.workforce.idle[EXECUTOR].values()
         )
 
     def recall(self, worker: WorkerState) -> None:

@@ -40,9 +40,9 @@ class Pools:
     def infeasible(self, task: TaskState) -> ErrorInfo | None:
         """Why no worker can ever run the task; None if one can, now or when its pool grows."""
         shape = task.profile.shape
-        nodes = self.tables.nodes.values()
         if not shape.extra and shape.cpu <= 1.0:
             return None
+        nodes = self.tables.nodes.values()
         if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):
             return None
         if not any(node.could_fit(shape) for node in nodes):

@@ -68,7 +68,7 @@ class ReadyQueue:
 class Lane:
     """Ready tasks of one kind of place."""
 
-    __slots__ = ("batch", "_classes", "count", "items", "_priorities", "profile")
+    __slots__ = ("_classes", "_priorities", "batch", "count", "items", "profile", "wakes_at")
 
     def __init__(self, profile: Profile) -> None:
         #: shape, role and batching of everything in here
@@ -78,6 +78,8 @@ class Lane:
         self.count = 0
         #: what they count for in a batch
         self.items = 0
+        #: the moment that a timer is set for, while a batch waits for more
+        self.wakes_at = 0.0
         self._classes: dict[int, dict[int, ReadyQueue]] = {}
         #: priorities present, most urgent first
         self._priorities: list[int] = []

@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rtml.graph.lifecycle import Lifecycle
-from rtml.graph.placement import Placement
 from rtml.graph.state import Receipt, Session, State, TaskState, WorkerState
 from rtml.graph.tables import Tables
+from rtml.graph.workforce import Workforce
 from rtml.messages import Blocked, Finished, ObjectRef, Revoke, Task, TaskResult, session_of
 
 
 class Recovery:
     """Keeps what came too early."""
 
-    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle) -> None:
+    def __init__(self, tables: Tables, workforce: Workforce, lifecycle: Lifecycle) -> None:
         self.tables = tables
-        self.placement = placement
+        self.workforce = workforce
         self.lifecycle = lifecycle
         #: executors that existed before this dispatcher and have not spoken yet
         self._expected: set[int] = set()
@@ -112,7 +112,7 @@ class Recovery:
         for result in message.results:
             task = self.tables.tasks.get(result.id)
             wanted = task is None or (task.state < State.ASSIGNED and task.attempt <= result.attempt)
-            (early if wanted and not self.placement.has(worker, result.id) else known).append(result)
+            (early if wanted and not self.workforce.has(worker, result.id) else known).append(result)
         receipt = self.lifecycle.finished(worker, Finished(message.serial, known), now, kept=len(early))
         for result in early:
             self._held.pop(result.id, None)
@@ -232,10 +232,10 @@ class Recovery:
             return False
         self.lifecycle.dequeue(task)
         worker.unclaimed.discard(task.id)
-        self.placement.adopt(worker, task, attempt, now)
+        self.workforce.adopt(worker, task, attempt, now)
         message = self._blocked.pop(task.id, None)
         if message is not None:
-            self.placement.blocked(worker, task, message.inline)
+            self.workforce.blocked(worker, task, message.inline)
         return True
 
     def _claim(self, task: TaskState) -> None:

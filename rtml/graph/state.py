@@ -60,10 +60,12 @@ TRANSITIONS: Final[tuple[frozenset[int], ...]] = (
 class Shape:
     """An interned resource request: tasks of one shape are interchangeable for placement."""
 
-    __slots__ = ("cpu", "extra", "key")
+    __slots__ = ("cpu", "extra", "key", "number")
 
-    def __init__(self, cpu: float, extra: dict[str, float]) -> None:
+    def __init__(self, cpu: float, extra: dict[str, float], number: int = 0) -> None:
         self.cpu = cpu
+        #: unique among the interned ones
+        self.number = number
         #: gpu, memory and custom labels; only what is above zero
         self.extra = extra
         self.key = (cpu, *sorted(extra.items()))
@@ -77,11 +79,13 @@ class Shape:
 class Profile:
     """A function's options with every default filled in: what one call of it asks for."""
 
-    __slots__ = ("batch", "batch_delay", "detached", "name", "priority", "retries", "role", "shape", "timeout")
+    __slots__ = ("batch", "batch_delay", "detached", "lane", "name", "priority", "retries", "role", "shape", "timeout")
 
     def __init__(self, function: Function, options: Options, shape: Shape) -> None:
         self.role = ASYNC_EXECUTOR if function.asynchronous else EXECUTOR
         self.shape = shape
+        #: what tasks must have in common to be interchangeable for placement, but for batches
+        self.lane = shape.number * 2 + (self.role == ASYNC_EXECUTOR)
         self.retries = 2 if options.retries is None else options.retries
         self.timeout = options.timeout
         self.priority = options.priority or 0

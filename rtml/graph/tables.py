@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rtml.graph.estimate import BatchCost
 from rtml.graph.state import (
@@ -23,6 +23,9 @@ from rtml.graph.state import (
     WorkerState,
 )
 from rtml.messages import Function, Message, ObjectRef, Options, Query, Results
+
+#: Resolved options that are remembered.
+PROFILES_KEPT: Final = 1_024
 
 
 class Limits(NamedTuple):
@@ -125,6 +128,8 @@ class Tables:
         #: sync and async executors to be signalled
         self.interrupts: dict[int, WorkerState] = {}
         self._shapes: dict[Any, Shape] = {}
+        #: resolved options of recent calls
+        self._profiles: dict[Any, Profile] = {}
         #: a number greater than all before (never 0)
         self.next_sequence: Callable[[], int] = itertools.count(1).__next__
         self._timers: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
@@ -156,7 +161,7 @@ class Tables:
         if options.memory:
             extra["memory"] = float(options.memory)
         cpu = options.cpu if options.cpu is not None else (0.0 if asynchronous else 1.0)
-        shape = Shape(cpu, {name: amount for name, amount in extra.items() if amount > 0})
+        shape = Shape(cpu, {name: amount for name, amount in extra.items() if amount > 0}, len(self._shapes))
         return self._shapes.setdefault(shape.key, shape)
 
     def define(self, definition: Function) -> FunctionState:
@@ -177,16 +182,22 @@ class Tables:
             del self.functions[oldest]
 
     def profile(self, definition: Function, options: Options) -> Profile:
-        """What a call asks for: the call's options, else the function's."""
-        if options is not definition.options:
-            base = definition.options
-            options = Options(
-                *(
-                    given if given is not None else getattr(base, field)
-                    for field, given in zip(options.__struct_fields__, _values(options), strict=True)
-                )
-            )
-        return Profile(definition, options, self.shape(options, definition.asynchronous))
+        """What a call asks for: the call's options, else the function's. Calls with the same options share one."""
+        o = options
+        resources = None if o.resources is None else tuple(o.resources.items())
+        # All but the deadline, which is different for each call and the task's business.
+        key = (
+            definition.id, o.cpu, o.gpu, o.memory, resources, o.retries, o.timeout, o.priority, o.detached, o.batch,
+            o.batch_delay, o.name,
+        )  # fmt: skip
+        profile = self._profiles.get(key)
+        if profile is None:
+            if len(self._profiles) >= PROFILES_KEPT:
+                self._profiles.clear()
+            merged = _merged(definition.options, options)
+            profile = Profile(definition, merged, self.shape(merged, definition.asynchronous))
+            self._profiles[key] = profile
+        return profile
 
     # --- outgoing
 
@@ -204,5 +215,8 @@ def wake(_: None, now: float) -> None:
     """Timer without an action of its own: the scheduling pass that follows every wake-up does the work."""
 
 
-def _values(options: Options) -> list[Any]:
-    return [getattr(options, field) for field in options.__struct_fields__]
+def _merged(base: Options, options: Options) -> Options:
+    """The options with the base's value wherever none is given."""
+    fields = options.__struct_fields__
+    given = (getattr(options, field) for field in fields)
+    return Options(*(getattr(base, field) if own is None else own for field, own in zip(fields, given, strict=True)))
