@@ -245,7 +245,7 @@ class Engine:
 
     # --- submitters
 
-    def define(self, name: str, *, asynchronous: bool = False, rows: bool = False, **options: Any) -> None:
+    def define(self, name: str, /, *, asynchronous: bool = False, rows: bool = False, **options: Any) -> None:
         """A function; submitters send its definition before its first use."""
         number = len(self.functions) + 1
         chosen = Options(**options)
