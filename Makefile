@@ -23,7 +23,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	@if ! cmp -s requirements.lock $(VENV)/.lock; then \
 	  echo "installing requirements.lock into $(VENV)" >&2; \
-	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock && \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements.lock && \
 	  cp requirements.lock $(VENV)/.lock; \
 	fi
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .

@@ -81,7 +81,7 @@ def propose(maps: dict[str, Floats], scale: float) -> Floats:
     place = np.nonzero(scores >= _PROPOSED)
     corner = np.stack(place, axis=1) * _STRIDE
     boxes = np.column_stack(
-        [np.fix((corner + 1) / scale), np.fix((corner + _WINDOW) / scale), scores[place], corrections[place]]
+        [np.trunc((corner + 1) / scale), np.trunc((corner + _WINDOW) / scale), scores[place], corrections[place]]
     )
     return boxes[_strongest(boxes, 0.5)]
 
@@ -91,7 +91,7 @@ def merge(levels: list[Floats]) -> Floats:
     boxes = np.concatenate(levels)
     boxes = boxes[_strongest(boxes, 0.7)]
     size = np.tile(boxes[:, 2:4] - boxes[:, 0:2], 2)
-    return np.fix(_squares(np.column_stack([boxes[:, :4] + boxes[:, 5:9] * size, boxes[:, 4]])))[:, :4]
+    return np.trunc(_squares(np.column_stack([boxes[:, :4] + boxes[:, 5:9] * size, boxes[:, 4]])))[:, :4]
 
 
 def patches(picture: Pixels, boxes: Floats, side: int) -> Floats:
@@ -113,7 +113,7 @@ def refine(boxes: Floats, outputs: dict[str, Floats]) -> Floats:
     kept = scores > _REFINED
     rows = np.column_stack([boxes[kept, :4], scores[kept]])
     strongest = _strongest(rows, 0.7)
-    return np.fix(_squares(_corrected(rows[strongest], outputs["dense_2"][kept][strongest])))
+    return np.trunc(_squares(_corrected(rows[strongest], outputs["dense_2"][kept][strongest])))
 
 
 def faces(boxes: Floats, outputs: dict[str, Floats]) -> list[Face]:
