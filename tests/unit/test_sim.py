@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rtml.graph.keeping import Keeping
-from rtml.graph.placement import Placement
+from rtml.graph.workforce import Workforce
 from tests.sim.run import run_seed
 
 _DIGESTS = "from tests.sim.run import run_seed; print(*[run_seed(seed).digest for seed in range(12)])"
@@ -36,7 +36,7 @@ def test_seeds_differ() -> None:
 
 def test_finds_lost_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What executors give back is forgotten: some program waits for ever, or an invariant says why it would."""
-    monkeypatch.setattr(Placement, "returned", lambda *_: [])
+    monkeypatch.setattr(Workforce, "returned", lambda *_: [])
     assert any(run_seed(seed).error for seed in range(30))
 
 
