@@ -101,8 +101,18 @@ def _parameters(program: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f"{name} cannot be served: its parameter {parameter} has no name that a request can use")
-        found[parameter.name] = (hints.get(parameter.name, Any), parameter.default is parameter.empty)
+        annotation = _spelled_out(hints.get(parameter.name, Any))
+        found[parameter.name] = (annotation, parameter.default is parameter.empty)
     return found
+
+
+def _spelled_out(annotation: Any) -> Any:
+    """The annotation without the name of a `type` statement (from Python 3.12 on numpy's `NDArray` is one)."""
+    origin = typing.get_origin(annotation)
+    value = getattr(annotation if origin is None else origin, "__value__", None)
+    if value is None or isinstance(annotation, type):
+        return annotation
+    return value if origin is None else value[typing.get_args(annotation)]
 
 
 def _struct(program: Callable[..., Any], parameters: Mapping[str, tuple[Any, bool]]) -> type[msgspec.Struct]:
