@@ -36,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Marks this run's processes and gives them a temporary directory of their own (short: it holds socket paths)."""
     os.environ[MARK_NAME] = MARK
+    # It keeps a database of what it was used for open, and sends it.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     directory = tempfile.mkdtemp(prefix="t-")
     os.environ["TMPDIR"] = directory
     tempfile.tempdir = directory
