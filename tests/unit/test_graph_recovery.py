@@ -300,9 +300,7 @@ def test_a_long_family_is_no_recursion() -> None:
     back(engine, "node")
     with engine.together():
         back(engine, "w1")
-        engine.post(
-            "w1", Define(list(engine.functions.values())), Submit([engine.specs[name] for name in names[:0:-1]])
-        )
+        engine.again(*names[:0:-1], by="w1")
         engine.post("w1", *[Blocked(engine.ids[name], 1) for name in names[:-1]])
     back(engine, "ann")
     engine.again("t0")
