@@ -96,6 +96,8 @@ class Engine:
         self.limits = limits
         self.core = Core(1, limits)
         self.now = 0.0
+        #: a test that makes thousands of tasks may leave it out on the way
+        self.checked = True
         self.peers: dict[str, Peer] = {}
         self.ids: dict[str, int] = {}
         self.specs: dict[str, Task] = {}
@@ -155,7 +157,8 @@ class Engine:
             return
         arrivals, self._arrivals = self._arrivals, []
         effects = self.core.handle(arrivals, self.now)
-        check(self.core)
+        if self.checked:
+            check(self.core)
         for effect in effects:
             name = self._links.get(getattr(effect, "peer", 0), "a stranger")
             self.effects.append((self.now, name, effect))
