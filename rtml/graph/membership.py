@@ -143,8 +143,9 @@ class Membership:
             node.name = message.name
             node.free_cpu += message.cpu - node.cpu
             node.cpu = message.cpu
-            for name, amount in extra.items():
-                node.free_extra[name] = node.free_extra.get(name, 0.0) + amount - node.extra.get(name, 0.0)
+            for name in extra | node.extra:
+                more = extra.get(name, 0.0) - node.extra.get(name, 0.0)
+                node.free_extra[name] = node.free_extra.get(name, 0.0) + more
             node.extra = extra
         tables.nodes[message.name] = node
         node.supervisor = session

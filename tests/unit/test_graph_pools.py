@@ -164,6 +164,15 @@ def test_an_offer_that_shrinks_dooms_what_waits_for_it() -> None:
     assert engine.outcome("runs") == "ok"
 
 
+def test_a_resource_may_vanish_and_come_back() -> None:
+    engine = Engine(1, gpu=1.0)
+    engine.submit("a", gpu=1)
+    engine.node(gpu=0.0)
+    engine.finish("a")
+    engine.node(gpu=1.0)
+    assert engine.core.tables.nodes["n"].free_extra == {"gpu": 1.0}
+
+
 def test_without_a_supervisor_nothing_is_hopeless() -> None:
     engine = Engine(1)
     engine.gone("node")
