@@ -74,7 +74,7 @@ class Embedded:
         # The children must find this very package, however the driver found it.
         package = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-        # A process group of its own: Ctrl-C is the driver's business, which then ends the tree. But not a session of its
+        # A process group of its own: Ctrl-C is the driver's business, which then ends the tree. But no session of its
         # own: Linux shares the cpu between sessions first, and priorities count only inside of one.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
 
