@@ -228,7 +228,7 @@ def test_messages_for_results_and_functions() -> None:
         with lock:
             pass
 
-    with pytest.raises(SerializationError, match=r"the function 'locking' .* at captured variable 'lock' of the function"):
+    with pytest.raises(SerializationError, match=r"the function 'locking' .* at captured variable 'lock' of"):
         codec.describe_function(locking, Options())
     with pytest.raises(SerializationError, match=r"\.__self__\.content"):
         codec.describe_function(Holder(lock).act, Options())
