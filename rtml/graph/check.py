@@ -197,6 +197,8 @@ def _used(node: NodeState) -> dict[str, float]:
             add(worker.shape.cpu, worker.shape.extra)
         for _, shape in worker.stack:
             add(0.0, shape.extra)
+        for shape, _ in worker.leftover:
+            add(0.0, shape.extra)
     return used
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from msgspec.structs import replace
+
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
 from rtml.graph.queues import PATIENCE
@@ -40,6 +42,7 @@ from rtml.messages import (
     ErrorInfo,
     Finished,
     ObjectRef,
+    Options,
     Revoke,
     Task,
     TaskResult,
@@ -79,6 +82,8 @@ class Lifecycle:
             profile = function.profile
             if spec.options is not None:
                 profile = tables.profile(function.definition, spec.options)
+            if spec.parent:
+                profile = self._inherited(spec, function, profile)
             self._accept(session, spec, function, profile, now)
         self.drain(now)
 
@@ -126,6 +131,19 @@ class Lifecycle:
         if not task.waiting:
             self._make_ready(task, now)
         return task
+
+    def _inherited(self, spec: Task, function: FunctionState, profile: Profile) -> Profile:
+        """What a child asks for: its parent's priority, unless its call or function names one."""
+        parent = self.tables.tasks.get(spec.parent)
+        definition, options = function.definition, spec.options or Options()
+        if (
+            parent is None
+            or parent.profile.priority == profile.priority
+            or definition.options.priority is not None
+            or options.priority is not None
+        ):
+            return profile
+        return self.tables.profile(definition, replace(options, priority=parent.profile.priority))
 
     def _refuse(self, session: Session, spec: Task, error: ErrorInfo, outcome: int = ERROR) -> None:
         """Answer a task that never came to be."""

@@ -316,6 +316,9 @@ class WorkerState:
         self.stack: list[tuple[TaskState, Shape]] = []
         #: descendants may be run on top of the innermost blocked task
         self.inline = True
+        #: shapes of children that were on their way when the task below them went on, and their ids: less cpu. They may
+        #: still be run on top of it if it blocks again, so what they need is kept until they are back
+        self.leftover: list[tuple[Shape, set[int]]] = []
         #: predicted seconds of work in `queue`
         self.load = 0.0
         #: when the head of the queue began, as far as can be told

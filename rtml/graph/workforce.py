@@ -93,6 +93,8 @@ class Workforce:
             worker.node.give(worker.shape)
         for _, shape in worker.stack:
             worker.node.give(Shape(0.0, shape.extra))
+        for shape, _ in worker.leftover:
+            worker.node.give(Shape(0.0, shape.extra))
         worker.shape = None
         worker.node.workers.pop(worker.id, None)
 
@@ -130,6 +132,8 @@ class Workforce:
         """A task left the worker's queue."""
         if worker.role == ASYNC_EXECUTOR:
             worker.node.give(task.profile.shape)
+        if worker.leftover:
+            self._give_leftover(worker, task.id)
         if worker.queue:
             return
         worker.load = 0.0
@@ -142,6 +146,14 @@ class Workforce:
             self.idle[worker.role][worker.id] = worker
             if worker.role == EXECUTOR and self.pools.surplus(worker.node):
                 self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
+
+    def _give_leftover(self, worker: WorkerState, task_id: int) -> None:
+        for entry in list(worker.leftover):
+            shape, tasks = entry
+            tasks.discard(task_id)
+            if not tasks:
+                worker.leftover.remove(entry)
+                worker.node.give(Shape(0.0, shape.extra))
 
     def returned(self, worker: WorkerState, attempts: Iterable[tuple[int, int]], now: float) -> list[TaskState]:
         """Unstarted attempts that the worker gave back; those still wanted are to be made ready again."""
@@ -169,6 +181,7 @@ class Workforce:
         worker.stack.append((task, shape))
         worker.shape = None
         worker.node.free_cpu += shape.cpu
+        self._occupy_again(worker, task)
         task.blocked = True
         self.stacked[worker.id] = worker
         for child in list((task.children or {}).values()):
@@ -177,6 +190,19 @@ class Workforce:
                 if error is not None:
                     self.pools.doomed.append((child, error))
 
+    def _occupy_again(self, worker: WorkerState, parent: TaskState) -> None:
+        """Children that were on their way when the parent went on are run on top of it, now that it blocks again."""
+        child = next((task for task in worker.queue.values() if task.owner is parent), None)
+        if child is None:
+            return
+        for entry in worker.leftover:
+            if child.id in entry[1]:
+                worker.leftover.remove(entry)
+                worker.node.give(Shape(0.0, entry[0].extra))
+                break
+        worker.shape = child.profile.shape
+        worker.node.take(worker.shape)
+
     def resumed(self, worker: WorkerState, task: TaskState, now: float) -> None:
         """The blocked task goes on at once, whether its cpu is free or not."""
         if not worker.stack or worker.stack[-1][0] is not task:
@@ -184,8 +210,10 @@ class Workforce:
         _, shape = worker.stack.pop()
         worker.inline = True
         if worker.shape is not None:
-            # Unstarted children are on their way back; what they held on top of the parent ends here.
-            worker.node.give(worker.shape)
+            # Unstarted children are on their way back, if they had arrived. They lend their cpu like the parent before.
+            worker.node.free_cpu += worker.shape.cpu
+            if worker.shape.extra:
+                worker.leftover.append((worker.shape, set(worker.queue)))
         worker.node.free_cpu -= shape.cpu
         worker.shape = shape
         worker.queue = {task.id: task, **worker.queue}
