@@ -104,7 +104,7 @@ class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True)
     retries: int | None = None  # further attempts after the first; worker death always counts as retryable [2]
     timeout: float | None = None  # seconds one attempt may run; then its process is ended
     deadline: float | None = None  # remaining budget of the graph in seconds, on a root submission or to tighten it
-    priority: int | None = None  # higher is more urgent [0]
+    priority: int | None = None  # higher is more urgent [that of the submitting task, 0 for a root]
     detached: bool | None = None  # outlives its parent
     batch: int | None = None  # most items of one call; >0 makes a batch function: it takes and returns lists
     batch_delay: float | None = None  # seconds to wait for a fuller batch [0]

@@ -68,6 +68,30 @@ def test_what_a_call_says_overrides_what_the_function_says() -> None:
     assert (profile.retries, profile.priority, profile.timeout, profile.name) == (0, 7, 1.0, "shown")
 
 
+@pytest.mark.parametrize(
+    ("root", "function", "call", "priority"),
+    [(None, None, None, 0), (5, None, None, 5), (5, 2, None, 2), (5, 2, 1, 1), (5, 0, None, 0), (-3, None, None, -3)],
+)
+def test_a_graph_has_the_priority_of_its_root(
+    root: int | None, function: int | None, call: int | None, priority: int
+) -> None:
+    engine = Engine(3)
+    engine.define("child", priority=function)
+    engine.submit("p", priority=root)
+    engine.submit("x", of="child", parent="p", priority=call)
+    engine.submit("y", parent="x")
+    assert [engine.task(name).profile.priority for name in "xy"] == [priority, priority]
+
+
+def test_the_children_of_an_urgent_task_go_before_others() -> None:
+    engine = Engine(2)
+    engine.submit("busy", "urgent", priority=3)
+    engine.submit("others", priority=2)
+    engine.submit("x", parent="urgent")
+    engine.finish("busy", run=1.0)
+    assert engine.holder("x")
+
+
 # --- dependencies
 
 
