@@ -1,4 +1,4 @@
-"""What peers hold when the dispatcher is started again: attempts, results, parents, handles, objects; and what never comes."""
+"""What peers hold over a restart of the dispatcher: attempts, results, handles, objects; and what never comes."""
 
 from __future__ import annotations
 
