@@ -25,7 +25,7 @@ import msgspec
 
 from rtml.graph.core import Core
 from rtml.graph.tables import Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
-from rtml.link import Hub
+from rtml.link import AddressError, Hub
 from rtml.messages import (
     ASYNC_EXECUTOR,
     CLIENT,
@@ -280,7 +280,10 @@ def main(arguments: list[str] | None = None) -> None:
     hub.add_fd(readable)
     try:
         for address in options.listen:
-            hub.listen(address)
+            try:
+                hub.listen(address)
+            except AddressError as error:
+                raise SystemExit(f"rtml dispatcher: {error}") from None
         # Start-up objects are never garbage, and reference counting frees tasks: the collector is for accidents.
         gc.collect()
         gc.freeze()

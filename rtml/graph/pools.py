@@ -119,7 +119,7 @@ class Pools:
         node = worker.node
         if worker.session is None:
             node.start_failures += 1
-            node.start_after = now + min(START_BACKOFF_MAX, 0.05 * 2**node.start_failures)
+            node.start_after = now + min(START_BACKOFF_MAX, 0.05 * 2 ** min(node.start_failures, 10))
             self.tables.at(node.start_after, wake, None)
             return
         connected = node.supervisor is not None and node.supervisor.peer is not None

@@ -62,6 +62,8 @@ _ONE_THREAD: Final = (
     "MKL_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
+    # Not a number of threads, but one that it would start: onnxruntime reports its use home unless told not to.
+    "ORT_DISABLE_TELEMETRY",
 )
 #: Executors share these imports; together about 100 ms and 20 MiB that are paid once.
 _PREIMPORTS: Final = ("numpy", "rtml.workers.executor", "cloudpickle")
