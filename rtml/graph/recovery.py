@@ -43,6 +43,8 @@ class Recovery:
         self._watches: dict[int, list[Session]] = {}
         #: who has objects that are not known here yet
         self._holding: dict[int, list[Session]] = {}
+        #: tasks of which somebody who came back has the future
+        self._handles: set[int] = set()
         #: tasks that were cancelled before they came
         self._cancelled: set[int] = set()
         #: nothing that is missing will come any more
@@ -162,6 +164,8 @@ class Recovery:
     def holding(self, session: Session, objects: list[int], handles: list[int]) -> None:
         """A submitter that comes back has these objects and handles, and no others but those it is being sent."""
         keeping = self.lifecycle.keeping
+        if self.active:
+            self._handles.update(handles)
         sent = [result for message in session.unacked for result in message.results] + session.results
         expected = {result.payload.id for result in sent if isinstance(result.payload, ObjectRef)}
         keeping.release(session, sorted(session.objects - expected - set(objects)))
@@ -301,7 +305,8 @@ class Recovery:
                 self.submit(session, [spec], now)
         self._closing = True
         handles = [handle for _, _, result in self._early.values() for handle in result.handles or ()]
-        wanted = {*handles, *self._watches}
+        wanted = {*handles, *self._watches, *self._handles}
+        self._handles.clear()
         parked, self._parked = self._parked, {}
         for waiting in parked.values():
             for session, spec in waiting:
