@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter, deque
 from pathlib import Path
@@ -283,7 +284,8 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 hub.listen(address)
             except AddressError as error:
-                raise SystemExit(f"rtml dispatcher: {error}") from None
+                sys.stderr.write(f"rtml dispatcher: {error}\n")
+                raise SystemExit(2) from None
         # Start-up objects are never garbage, and reference counting frees tasks: the collector is for accidents.
         gc.collect()
         gc.freeze()

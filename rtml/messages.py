@@ -23,7 +23,7 @@ Who sends what:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -35,6 +35,12 @@ INLINE_MAX: Final = 64 * 1024
 
 #: Largest frame that a receiver accepts, in bytes. Links split frames into packets as their transport needs.
 FRAME_MAX: Final = 64 * 1024 * 1024
+
+# What peers may say in numbers. Bounds are checked while a frame is decoded; a NaN is within none.
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+Duration = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Priority = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 
 # Roles in `Hello`.
 CLIENT: Final = "client"
@@ -97,17 +103,17 @@ class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True)
     None means 'as the function says', and there 'as rtml's default says' (in brackets).
     """
 
-    cpu: float | None = None  # [1.0; async functions 0.0]
-    gpu: float | None = None  # [0.0]
-    memory: int | None = None  # bytes [0]
-    resources: dict[str, float] | None = None  # custom labels
-    retries: int | None = None  # further attempts after the first; worker death always counts as retryable [2]
-    timeout: float | None = None  # seconds one attempt may run; then its process is ended
-    deadline: float | None = None  # remaining budget of the graph in seconds, on a root submission or to tighten it
-    priority: int | None = None  # higher is more urgent [that of the submitting task, 0 for a root]
+    cpu: Amount | None = None  # [1.0; async functions 0.0]
+    gpu: Amount | None = None  # [0.0]
+    memory: Count | None = None  # bytes [0]
+    resources: dict[str, Amount] | None = None  # custom labels
+    retries: Count | None = None  # further attempts after the first; worker death always counts as retryable [2]
+    timeout: Amount | None = None  # seconds one attempt may run; then its process is ended
+    deadline: Duration | None = None  # remaining budget of the graph in seconds, on a root submission or to tighten it
+    priority: Priority | None = None  # higher is more urgent [that of the submitting task, 0 for a root]
     detached: bool | None = None  # outlives its parent
-    batch: int | None = None  # most items of one call; >0 makes a batch function: it takes and returns lists
-    batch_delay: float | None = None  # seconds to wait for a fuller batch [0]
+    batch: Count | None = None  # most items of one call; >0 makes a batch function: it takes and returns lists
+    batch_delay: Amount | None = None  # seconds to wait for a fuller batch [0]
     name: str | None = None  # shown instead of the function's name
 
 
@@ -142,7 +148,7 @@ class Task(msgspec.Struct, array_like=True):
     #: Only tasks with equal keys share a batch (for arrays: dtype and shape but the first dimension).
     batch_key: str = ""
     #: Items this call counts for in a batch (see `Function.rows`).
-    items: int = 1
+    items: Count = 1
     #: W3C trace id, for a root submission that continues a caller's trace.
     trace: str = ""
 
@@ -169,7 +175,7 @@ class TaskResult(msgspec.Struct, array_like=True):
     payload: bytes | ObjectRef = b""
     error: ErrorInfo | None = None
     #: Seconds inside the function (of the whole batch, when it ran in one).
-    run: float = 0.0
+    run: Amount = 0.0
     #: The executor matched the error against the function's retry_on types.
     retryable: bool = False
     #: Futures contained in the value.
@@ -434,10 +440,10 @@ class Node(msgspec.Struct, array_like=True, tag=90):
     """What a supervisor's node offers, and its executors alive now: (worker id, role, pid)."""
 
     name: str
-    cpu: float
-    gpu: float = 0.0
-    memory: int = 0
-    resources: dict[str, float] = {}
+    cpu: Amount
+    gpu: Amount = 0.0
+    memory: Count = 0
+    resources: dict[str, Amount] = {}
     executors: list[tuple[int, str, int]] = []
     #: Executor processes it may start beyond the cpus, for blocked tasks.
     blocked_max: int = 64

@@ -35,6 +35,7 @@ from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     EXECUTOR,
+    SUPERVISOR,
     Ack,
     Assign,
     Attempt,
@@ -313,13 +314,22 @@ class Core:
 
     # --- messages of supervisors
 
+    def _supervises(self, session: Session) -> bool:
+        """Only a supervisor speaks for processes; from anybody else it is dropped."""
+        self.dropped += session.role != SUPERVISOR
+        return session.role == SUPERVISOR
+
     def _node(self, session: Session, message: Node, now: float) -> None:
-        self.membership.node(session, message, now)
+        if self._supervises(session):
+            self.membership.node(session, message, now)
 
     def _started(self, session: Session, message: ExecutorStarted, now: float) -> None:
-        self.membership.started(message)
+        if self._supervises(session):
+            self.membership.started(message)
 
     def _died(self, session: Session, message: ExecutorDied, now: float) -> None:
+        if not self._supervises(session):
+            return
         self._deaths.append(message)
         # "signal SIGSEGV" and "exit code 3" are counted by their first word: a closed set for the metric's label.
         self.deaths[message.reason.partition(" ")[0].rstrip(":") or "unknown"] += 1

@@ -187,8 +187,11 @@ class Lifecycle:
                     self.keeping.need(task.id, payload.id)
                 continue
             dep = self.tables.tasks.get(dep_id)
+            if dep is task:
+                self.fail(task, failure("ResourceDeadlock", "the task waits for its own result", task))
+                return False
             if dep is None:
-                message = f"argument {position} is a future that the dispatcher does not know (any more)"
+                message = f"argument {position + 1} is a future that the dispatcher does not know (any more)"
                 self.fail(task, failure("ObjectLost", message, task))
                 return False
             if dep.result is None:

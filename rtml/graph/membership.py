@@ -54,6 +54,9 @@ class Membership:
         if session is None:
             session = Session(hello.session, hello.role, hello.name)
             tables.sessions[hello.session] = session
+            if hello.epoch == tables.epoch:
+                # It was given up meanwhile. It goes on from the serials that it knows: all of them are below this.
+                session.serial = tables.next_sequence()
         elif session.peer is not None and session.peer != peer:
             tables.peers.pop(session.peer, None)
             tables.effects.append(Close(session.peer))
@@ -82,6 +85,10 @@ class Membership:
             )
         if hello.role in (EXECUTOR, ASYNC_EXECUTOR) and hello.worker in self._dead:
             return f"executor {hello.worker} has been reported dead"
+        worker = self.tables.workers.get(hello.worker) if hello.worker else None
+        other = worker.session if worker is not None else None
+        if other is not None and other.id != hello.session and other.peer is not None:
+            return f"executor {hello.worker} is here already"
         known = self.tables.sessions.get(hello.session)
         if known is not None and (known.role != hello.role or known.name != hello.name):
             return f"session id {hello.session:x} is taken; choose another"

@@ -91,6 +91,7 @@ class Placement:
 
     def recheck(self) -> None:
         """What the nodes offer has changed: ready tasks that fit none of them any more are doomed."""
+        self.pools.widest = max((node.cpu for node in self.tables.nodes.values() if node.supervisor), default=1.0)
         for lane in self._active.values():
             while lane.count:
                 task = lane.head()

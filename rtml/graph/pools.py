@@ -25,6 +25,8 @@ class Pools:
         self.tables = tables
         #: executors asked for and not yet there, by role
         self.starting: dict[int, str] = {}
+        #: cpus of the largest node: what asks for no more, and nothing else, always fits
+        self.widest = 1.0
         #: tasks found to be hopeless during a scheduling pass
         self.doomed: list[tuple[TaskState, ErrorInfo]] = []
         self._last_worker_id = 0
@@ -40,7 +42,7 @@ class Pools:
     def infeasible(self, task: TaskState) -> ErrorInfo | None:
         """Why no worker can ever run the task; None if one can, now or when its pool grows."""
         shape = task.profile.shape
-        if not shape.extra and shape.cpu <= 1.0:
+        if not shape.extra and shape.cpu <= self.widest:
             return None
         nodes = self.tables.nodes.values()
         if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):

@@ -20,6 +20,11 @@ KINDS = typing.get_args(Message)
 def strategy(kind: Any) -> st.SearchStrategy[Any]:
     """Values of an annotated type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        base, bounds = arguments
+        if base is int:
+            return st.integers(bounds.ge, bounds.le)
+        return st.floats(bounds.ge, bounds.le)
     if origin in (typing.Union, types.UnionType):
         return st.one_of([strategy(argument) for argument in arguments])
     if origin is list:
@@ -58,6 +63,13 @@ def test_garbage_is_refused_in_one_way(frame: bytes) -> None:
         decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         pass
+
+
+@pytest.mark.parametrize("cpu", [-1.0, float("nan"), float("inf")])
+def test_amounts_that_would_spoil_the_accounts_are_refused(cpu: float) -> None:
+    frame = encode([messages.Define([messages.Function(1, "f", "m:f", options=messages.Options(cpu=cpu))])])
+    with pytest.raises(msgspec.ValidationError, match="Expected `float`"):
+        decode(frame)
 
 
 @given(st.lists(strategy(messages.Task), min_size=1, max_size=2), st.data())
