@@ -297,25 +297,31 @@ class Recovery:
                     self.lifecycle.keeping.watch(session, [task_id])
 
     def _submit_parked(self, now: float) -> None:
-        """What they waited for does not come any more. Parents first: they may have waited for a handle only."""
-        patient = [entry for waiting in self._parked.values() for entry in waiting]
-        self._parked = {}
-        for session, spec in patient:
-            if self.tables.sessions.get(session.id) is session:
-                self.submit(session, [spec], now)
-        self._closing = True
+        """What they waited for does not come any more; whoever is let in lets his children in."""
+        # Those that waited for a dependency or a handle only: that is not waited for any more.
+        self._submit_all(self._take_parked(), now)
+        # Those that outlived their parents, which had ended before the restart.
         handles = [handle for _, _, result in self._early.values() for handle in result.handles or ()]
         wanted = {*handles, *self._watches, *self._handles}
         self._handles.clear()
-        parked, self._parked = self._parked, {}
-        for waiting in parked.values():
-            for session, spec in waiting:
-                if self.tables.sessions.get(session.id) is session:
-                    if spec.id in wanted or (spec.options is not None and spec.options.detached):
-                        # It outlived its parent, which had ended before the restart.
-                        spec.parent = 0
-                    self.submit(session, [spec], now)
+        parked = self._take_parked()
+        for _, spec in parked:
+            if spec.id in wanted or (spec.options is not None and spec.options.detached):
+                spec.parent = 0
+        self._submit_all(sorted(parked, key=lambda entry: entry[1].parent != 0), now)
+        # The others, whose attempts' results nobody will ask for.
+        self._closing = True
+        self._submit_all(self._take_parked(), now)
         self._closing = False
+
+    def _take_parked(self) -> list[tuple[Session, Task]]:
+        parked, self._parked = self._parked, {}
+        return [entry for waiting in parked.values() for entry in waiting]
+
+    def _submit_all(self, entries: list[tuple[Session, Task]], now: float) -> None:
+        for session, spec in entries:
+            if self.tables.sessions.get(session.id) is session:
+                self.submit(session, [spec], now)
 
     def _settle_results(self) -> None:
         """Results that nobody asked for again: their submitters have them already, and maybe their objects."""
