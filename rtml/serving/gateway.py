@@ -4,7 +4,7 @@ Beside the apps' own routes it answers `/v2...` (the server's part of the Open I
 two questions of an orchestrator: `/healthz` (is the process alive) and `/readyz` (should it get requests).
 
 Stopping is a drain: the gateway says that it is not ready, closes its listeners and idle connections, lets the requests
-that it has end, and cancels what is left after `drain_timeout`.
+that it has end, and cancels what is left after `drain_timeout` (its clients are told: 503).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _logger = logging.getLogger("rtml.serving")
 _LAG_PERIOD: Final = 0.25
 #: Seconds that the dispatcher may take for its metrics.
 _SCRAPE_TIMEOUT: Final = 2.0
+#: Seconds that the last answers have to be sent in, once they are there.
+_GOODBYE: Final = 1.0
 
 
 class Gateway:
@@ -63,6 +65,7 @@ class Gateway:
         self._ids = http.RequestIds()
         self._drain_timeout = drain_timeout
         self._draining = False
+        self._routes: http.Routes | None = None
         self._runner: web.ServerRunner | None = None
         self._lag_timer: asyncio.TimerHandle | None = None
         self._stop_gc_watch: Any = None
@@ -84,15 +87,16 @@ class Gateway:
             TypeError: a program has a signature that cannot be served.
             AddressError: the address cannot be used.
         """
-        routes = self.routes()
+        self._routes = routes = self.routes()
         loop = asyncio.get_running_loop()
 
         def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
             return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._body_max)
 
         settings = {"request_factory": make_request, "handler_cancellation": True, "access_log": None}
+        settings["auto_decompress"] = False  # `http.read_body` does, and notices what is cut off
         server = Server(routes.answer, self._ids, self._read_timeout, **settings)
-        self._runner = web.ServerRunner(server, shutdown_timeout=self._drain_timeout)
+        self._runner = web.ServerRunner(server, shutdown_timeout=_GOODBYE)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True).start()
@@ -114,6 +118,12 @@ class Gateway:
             self._lag_timer = None
         if self._runner is not None:
             runner, self._runner = self._runner, None
+            for site in runner.sites:
+                await site.stop()
+            if runner.server is not None:
+                runner.server.pre_shutdown()
+            if self._routes is not None:
+                await self._routes.drain(self._drain_timeout)
             await runner.cleanup()
         if self._stop_gc_watch is not None:
             self._stop_gc_watch()

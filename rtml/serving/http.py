@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from rtml.errors import InvalidInput, RtmlError, SubmitError
 from rtml.messages import Timing
+from rtml.serving import bodies
 from rtml.serving.engine import RemoteError
 
 _logger = logging.getLogger("rtml.serving")
@@ -36,6 +37,8 @@ CLIENT_GONE: Final = 499
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MESSAGE_MAX: Final = 2000
+#: Compressed bytes that do not hold up the others for long, even if they are a thousand times as many in the end.
+_INFLATE_HERE: Final = 4096
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -99,7 +102,7 @@ def log_error(where: str, request_id: str, error: BaseException) -> None:
     """Tell the operator what clients are not told."""
     if isinstance(error, RemoteError):
         _logger.error("%s: request %s failed: %s\n%s", where, request_id, error.info.type, error.info.traceback)
-    elif status_of(error) == 500:
+    elif not isinstance(error, HttpError) and status_of(error) == 500:
         _logger.error("%s: request %s failed", where, request_id, exc_info=error)
 
 
@@ -166,6 +169,28 @@ async def read_body(request: web.BaseRequest, timeout: float) -> bytes:
     Raises:
         HttpError: it is larger than the gateway allows, compressed wrongly, or does not come in time.
     """
+    body = await _read_raw(request, timeout)
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if not encoding:
+        return body
+    if encoding not in bodies.ENCODINGS:
+        message = f"bodies can be compressed with {', '.join(bodies.ENCODINGS[:2])}, not {encoding[:40]!r}"
+        raise HttpError(415, message, "InvalidInput", {"Accept-Encoding": ", ".join(bodies.ENCODINGS)})
+    limit = request.client_max_size
+    try:
+        if len(body) > _INFLATE_HERE:
+            plain = await asyncio.to_thread(bodies.decompress, encoding, body, limit)
+        else:
+            plain = bodies.decompress(encoding, body, limit)
+    except ValueError as error:
+        raise HttpError(400, str(error), "InvalidInput") from None
+    if plain is None:
+        raise _too_large(limit)
+    return plain
+
+
+async def _read_raw(request: web.BaseRequest, timeout: float) -> bytes:
+    """The body as it came."""
     limit = request.client_max_size
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
@@ -183,7 +208,7 @@ async def read_body(request: web.BaseRequest, timeout: float) -> bytes:
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
     except (web.RequestPayloadError, HttpProcessingError):
-        raise HttpError(400, "the body cannot be read: wrong compression or length", "InvalidInput") from None
+        raise HttpError(400, "the body cannot be read: wrong length", "InvalidInput") from None
 
 
 def _too_large(limit: int) -> HttpError:
@@ -200,6 +225,10 @@ class Routes:
     def __init__(self, ids: RequestIds) -> None:
         self._ids = ids
         self._exact: dict[str, dict[str, Handler]] = {}
+        self._running: set[asyncio.Task[Any]] = set()
+        #: Set by `drain` when nothing runs any more; None before it.
+        self._idle: asyncio.Event | None = None
+        self._given_up = False
 
     def add(self, method: str, path: str, handler: Handler) -> None:
         """Serve exactly `path`.
@@ -220,10 +249,40 @@ class Routes:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Handle a request; every error becomes an answer, except that the client has gone."""
-        response = await self._answer(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            response = await self._answer(request)
+        except asyncio.CancelledError:
+            if not self._given_up:
+                raise
+            task.uncancel()
+            response = error_response(HttpError(503, "the gateway stops, and does not wait any longer", "Stopping"))
+        finally:
+            self._running.discard(task)
+            if self._idle is not None and not self._running:
+                self._idle.set()
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = self._ids.of(request)
+        if self._idle is not None:
+            # The connection ends after this answer: a client that knows does not send its next request into the void.
+            response.force_close()
         return response
+
+    async def drain(self, timeout: float) -> None:
+        """Let what runs end, and tell clients that their connections do; cancel the rest after `timeout` seconds."""
+        self._idle = asyncio.Event()
+        if not self._running:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            self._given_up = True
+            for task in self._running:
+                task.cancel()
+            await self._idle.wait()
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         methods = self._exact.get(request.path)

@@ -28,6 +28,9 @@ from rtml.serving.tensors import Array, Buffer
 
 Parameters = dict[str, str | int | float | bool | None]
 
+#: Numbers of the protocol are unsigned, of 64 bits.
+_NUMBER_MAX: Final = 1 << 64
+
 #: Of `GET /v2`: what of the protocol's extensions is there.
 EXTENSIONS: Final = ("classification", "binary_tensor_data", "parameters", "model_configuration")
 
@@ -226,8 +229,9 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 def _check_parameters(parameters: Parameters) -> None:
     for key in ("timeout", "priority"):
         value = parameters.get(key, 0)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise InvalidInput(f"parameter {key} must be a whole number from 0, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _NUMBER_MAX:
+            shown = repr(value) if isinstance(value, str | bool) else f"{str(value)[:40]}"
+            raise InvalidInput(f"parameter {key} must be a whole number from 0 to 2**64 - 1, not {shown}")
 
 
 def budget_of(parameters: Parameters) -> float | None:
@@ -262,7 +266,11 @@ def encode_reply(reply: Reply, request: Request) -> tuple[bytes, list[Buffer]]:
         if classes:
             array, datatype = _classify(output.name, array, classes), "BYTES"
         description: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": array.shape}
-        if parameters.get("binary_data", request.binary):
+        as_bytes = parameters.get("binary_data", request.binary)
+        if not isinstance(as_bytes, bool):
+            raise InvalidInput(f"output {output.name!r}: binary_data must be true or false, not {as_bytes!r}")
+        array = tensors.as_datatype(output.name, datatype, array)
+        if as_bytes:
             data = tensors.to_bytes(datatype, array)
             description["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)

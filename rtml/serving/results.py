@@ -7,6 +7,7 @@ A gateway unpickles nothing and has one core for everybody, so a program is serv
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from rtml.client.functions import RemoteFunction
 from rtml.codec.functions import import_path
 from rtml.messages import Function
 
+_MEDIA_TYPE = re.compile(r"[\w.+!#$&^-]+/[\w.+!#$&^*-]+( *;[ !-~]*)?", re.ASCII)
+
 JSON = "application/json"
 BYTES = "application/octet-stream"
 
@@ -25,7 +28,7 @@ class Content(NamedTuple):
     """A program's result that is a body already: ``return Content(png, "image/png")``."""
 
     body: bytes
-    #: A media type.
+    #: A media type, with parameters if need be: "text/html; charset=utf-8".
     type: str = BYTES
 
 
@@ -33,10 +36,16 @@ def to_content(value: Any) -> tuple[bytes, str]:
     """The body and media type for a result: bytes as they are, everything else as JSON (arrays as nested lists).
 
     Raises:
-        TypeError: the value, or something in it, has no JSON form.
+        TypeError: the value, or something in it, has no JSON form, or a `Content` holds no bytes.
+        ValueError: a `Content` has a type that is no media type.
     """
     if isinstance(value, Content):
-        return bytes(value.body), value.type
+        body, kind = value
+        if not isinstance(body, bytes | bytearray | memoryview):
+            raise TypeError(f"the body of a Content must be bytes, not {type(body).__name__}")
+        if not isinstance(kind, str) or not _MEDIA_TYPE.fullmatch(kind):
+            raise ValueError(f"the type of a Content must be a media type like 'image/png', not {kind!r}")
+        return bytes(body), kind
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), BYTES
     return _encode(value), JSON

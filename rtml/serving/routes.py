@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
-from rtml.errors import DeadlineExceeded, RtmlError
+from rtml.errors import DeadlineExceeded, InvalidInput, RtmlError, SerializationError
 from rtml.metrics import Target
 from rtml.serving import http, oip, tensors
 from rtml.serving.app import Endpoint, ServedModel, TensorSpec
@@ -129,7 +129,11 @@ class GraphRoute:
         remaining = progress.remaining()
         if remaining is not None:
             options = msgspec.structs.replace(options, deadline=remaining)
-        pending = self._engine.submit(self._prepared, args, kwargs, options)
+        try:
+            pending = self._engine.submit(self._prepared, args, kwargs, options)
+        except SerializationError as error:
+            # They were made from plain data a moment ago, so it is the data: JSON that is nested too deeply.
+            raise InvalidInput(str(error)) from None
         try:
             if remaining is None:
                 return await pending
@@ -155,7 +159,7 @@ class ProgramRoute(GraphRoute):
         query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
         args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)
         content, content_type = await self.call(args, kwargs, progress)
-        return web.Response(body=content, content_type=content_type)
+        return web.Response(body=content, headers={"Content-Type": content_type})
 
 
 class ModelRoute(GraphRoute):

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -29,7 +30,8 @@ def load_apps(places: Sequence[str]) -> list[App]:
     """The apps at "module:attribute" each (":app" may be left out), with the current directory importable.
 
     Raises:
-        ValueError: there is no such module or attribute, or it is no `App`.
+        ValueError: there is no such module or attribute, it is no `App`, or the module cannot be imported: then the
+            message has the traceback, from the module's own code on.
     """
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -38,18 +40,35 @@ def load_apps(places: Sequence[str]) -> list[App]:
 
 def _load_app(place: str) -> App:
     module_name, _, attribute = place.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise ValueError(f"{place!r} does not name a module; expected MODULE:APP")
     try:
         found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that is missing inside of the app is the app's own error, with its traceback.
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
-        raise ValueError(f"there is no module {error.name!r} for {place!r}; run from the directory it is in") from None
+    except Exception as error:  # noqa: BLE001 - a module may raise anything
+        name = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and name and (module_name + ".").startswith(name + "."):
+            text = f"there is no module {name!r} for {place!r}; run from the directory it is in"
+            raise ValueError(text) from None
+        raise ValueError(f"cannot import {module_name!r}\n{_own_traceback(error)}") from None
     for part in (attribute or "app").split("."):
-        found = getattr(found, part, None)
+        if not hasattr(found, part):
+            raise ValueError(f"there is no {part!r} in {place!r}, where an rtml.serving.App is expected")
+        found = getattr(found, part)
     if not isinstance(found, App):
         raise ValueError(f"{place!r} is no rtml.serving.App but {found!r}")
     return found
+
+
+def _own_traceback(error: Exception) -> str:
+    """The traceback without the frames of this file and of the import system."""
+    frames = error.__traceback__
+    ours = (__file__, importlib.__file__)
+    while frames is not None:
+        file = frames.tb_frame.f_code.co_filename
+        if file not in ours and not file.startswith("<frozen importlib"):
+            break
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
 
 
 def run(

@@ -125,6 +125,23 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> 
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def as_datatype(name: str, datatype: str, array: Array) -> Array:
+    """`array` with elements of `datatype`: wider numbers are narrowed, as models' inputs are.
+
+    Raises:
+        ValueError: its elements are of another kind.
+    """
+    if datatype == "BYTES":
+        return array  # its elements are looked at when they are written
+    dtype = DTYPES[datatype]
+    if array.dtype == dtype:
+        return array
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise ValueError(f"output {name!r} is declared as {datatype}, but the model returned {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
 def to_bytes(datatype: str, array: Array) -> Buffer:
     """`array` as raw little-endian bytes; a view where the array is contiguous already.
 
@@ -157,7 +174,9 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
         values = _list_decoder(kind, max(depth, 1))(data)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidInput(f"tensor {name!r}: {error} (its {datatype} data is a list, flat or as its shape)") from None
-    for _ in range(depth - 1):
+    for size in shape[1:depth]:
+        if any(len(inner) != size for inner in values):
+            raise InvalidInput(f"tensor {name!r} has data that is not nested as its shape {list(shape)}")
         values = [element for inner in values for element in inner]
     if len(values) != count:
         raise InvalidInput(
@@ -177,13 +196,14 @@ def to_json(name: str, datatype: str, array: Array) -> list[Any]:
     """`array` as a flat list for JSON. NaN and infinities have no JSON form and become null.
 
     Raises:
-        ValueError: BYTES elements that are not UTF-8.
+        InvalidInput: BYTES elements that are not UTF-8; it was the request that asked for JSON.
+        ValueError: elements that are no BYTES.
     """
     if datatype == "BYTES":
         try:
             return [element.decode() for element in to_bytes_list(array)]
         except UnicodeDecodeError:
-            raise ValueError(f"tensor {name!r} holds bytes that are not UTF-8; ask for it as binary data") from None
+            raise InvalidInput(f"tensor {name!r} holds bytes that are not UTF-8; ask for it as binary data") from None
     values: list[Any] = array.ravel().tolist()
     return values
 

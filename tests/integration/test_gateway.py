@@ -9,7 +9,6 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 
 import rtml
@@ -339,8 +338,7 @@ async def test_stopping_cancels_what_does_not_end() -> None:
         await server.engine.started.wait()
         await server.gateway.stop()
         assert server.engine.cancelled.is_set()
-        with pytest.raises(aiohttp.ClientError):
-            await request
+        assert (await request)[0] == 503
 
 
 async def test_apps_that_collide_or_cannot_be_served_fail_at_start() -> None:

@@ -306,7 +306,7 @@ def test_a_gateway_on_an_engine_that_runs_elsewhere() -> None:
     [
         (["serve"], 2, "MODULE:APP"),
         (["serve", "no_such_module:app"], 1, "there is no module 'no_such_module'"),
-        (["serve", "tests.integration.served_app:nothing"], 1, "is no rtml.serving.App"),
+        (["serve", "tests.integration.served_app:nothing"], 1, "there is no 'nothing' in"),
         (["serve", APP, "--port", "x"], 2, "--port (RTML_PORT): Expected `int`"),
         (["status", "--address", "unix:/nowhere/dispatcher.sock"], 1, "nowhere"),
         (["nothing"], 2, "invalid choice"),

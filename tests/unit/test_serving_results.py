@@ -139,3 +139,22 @@ def test_a_gateway_reads_errors_without_unpickling_them() -> None:
 def test_functions_are_loaded_by_path_only_from_paths() -> None:
     with pytest.raises(SerializationError):
         codec.load_function(Function(0, "x", "no.such.module:x"), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        (Content("text", "text/plain"), TypeError, "must be bytes, not str"),  # type: ignore[arg-type]
+        (Content(b"", "text/html\r\nX-Own: 1"), ValueError, "must be a media type"),
+        (Content(b"", "html"), ValueError, "must be a media type"),
+        (Content(b"", None), ValueError, "must be a media type"),  # type: ignore[arg-type]
+    ],
+)
+def test_contents_that_are_no_answer_fail_where_they_are_made(content: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        to_content(content)
+
+
+def test_media_types_may_have_parameters() -> None:
+    for kind in ("image/svg+xml", "text/html; charset=utf-8", "application/vnd.x-1.y", "audio/*", 'a/b;c="d e"'):
+        assert to_content(Content(b"x", kind)) == (b"x", kind)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +36,29 @@ def test_what_is_no_app_is_told(directory: Path) -> None:
         load_apps(["nowhere.inside:app"])
 
 
-def test_a_module_that_an_app_misses_is_the_apps_own_error(directory: Path) -> None:
-    (directory / "needy_app.py").write_text("import no_such_dependency\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
-        load_apps(["needy_app:app"])
+@pytest.mark.parametrize("place", ["", ":", ":app", ".inside:app"])
+def test_a_place_without_a_module_is_told(place: str) -> None:
+    with pytest.raises(ValueError, match="expected MODULE:APP"):
+        load_apps([place])
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
+        ("\nraise ValueError('wrong weights')", "ValueError: wrong weights"),
+        ("open('/no/such/file')", "FileNotFoundError: .*"),
+        ("def (", "SyntaxError: .*"),
+    ],
+    ids=["dependency", "value", "file", "syntax"],
+)
+def test_what_a_module_raises_comes_with_its_place(directory: Path, text: str, last: str, request: Any) -> None:
+    name = f"raising_app_{request.node.callspec.id}"
+    (directory / f"{name}.py").write_text(text + "\n")
+    with pytest.raises(ValueError, match=rf"^cannot import '{name}'\n(?s:.*){last}$") as caught:
+        load_apps([f"{name}:app"])
+    assert f'{name}.py", line {text.count(chr(10)) + 1}' in str(caught.value)
+    assert "importlib" not in str(caught.value)
 
 
 class Knowing(rtml.RemoteFunction[..., object]):
