@@ -196,13 +196,17 @@ class Model:
     def _checked_input(self, tensor: TensorInfo, value: Any) -> Array:
         import numpy as np
 
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # noqa: BLE001  # ragged lists, and whatever an object's __array__ may raise
+            raise InvalidInput(f"{self._where(tensor)} takes an array: {error}") from None
         want = _numpy_dtype(tensor)
         if want is not None and array.dtype != want:
             # Python's and numpy's wider defaults are meant; a float where a whole number belongs is a mistake.
             if not np.can_cast(array.dtype, want, "same_kind"):
                 raise InvalidInput(f"{self._where(tensor)} takes {want}, not {array.dtype}")
-            array = array.astype(want)
+            with np.errstate(over="ignore"):  # infinite, as in every other conversion
+                array = array.astype(want)
         shape = tensor.shape
         fits = shape is None or (
             len(shape) == array.ndim
@@ -210,8 +214,11 @@ class Model:
         )
         if not fits:
             raise InvalidInput(f"{self._where(tensor)} has the shape {_shown(shape)}, not {_shown(array.shape)}")
-        if array.dtype.kind == "O" and any(isinstance(element, bytes) for element in array.flat):
-            # onnxruntime would take str(b"a") for the text.
+        if array.dtype.kind == "O" and not all(isinstance(element, str) for element in array.flat):
+            # onnxruntime would take str(element) for the text.
+            others = [type(element).__name__ for element in array.flat if not isinstance(element, str | bytes)]
+            if others:
+                raise InvalidInput(f"{self._where(tensor)} takes text, not {others[0]}")
             try:
                 texts = [element.decode() if isinstance(element, bytes) else element for element in array.flat]
             except UnicodeDecodeError:

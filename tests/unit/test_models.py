@@ -109,6 +109,23 @@ def test_one_bad_call_fails_alone() -> None:
     assert isinstance(wrong, InvalidInput)
 
 
+@pytest.mark.parametrize(
+    "bad", [[[1], [1, 2]], None, "abc", [[object()] * 3]], ids=["ragged", "none", "text", "object"]
+)
+def test_a_call_that_is_no_array_fails_alone(bad: Any) -> None:
+    """Numpy refuses ragged lists in a way of its own."""
+    run = model(tiny_onnx.doubler(), batch=8, name="d")
+    first, second, third = run([ones(1, 3), bad, [[1, 2, 3]]])
+    assert first.tolist() == [[2, 2, 2]]
+    assert isinstance(second, InvalidInput)
+    assert str(second).startswith("input 'x' of model 'd' takes ")
+    assert third.tolist() == [[2, 4, 6]]
+
+
+def test_numbers_too_large_become_infinite() -> None:
+    assert model(tiny_onnx.doubler())([[1e300, 1, 2]]).tolist() == [[np.inf, 2, 4]]
+
+
 def test_calls_that_do_not_fit_together_run_apart() -> None:
     shape = ("N", "M")
     run = model(tiny_onnx.doubler(shape), batch=8)
@@ -220,3 +237,6 @@ def test_text_may_come_as_bytes() -> None:
     assert run(np.array([b"a", "b", "ü".encode()], object)).tolist() == ["a", "b", "ü"]
     with pytest.raises(InvalidInput, match="not UTF-8"):
         run(np.array([b"\xff"], object))
+    for other in (np.array(["a", None], object), np.array([1]), np.array([1.5, "a"], object)):
+        with pytest.raises(InvalidInput, match=r"takes text, not (NoneType|int|float)"):
+            run(other)
