@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from rtml.errors import InvalidInput, RtmlError, SubmitError
+from rtml.errors import ConnectionLost, InvalidInput, RtmlError, SubmitError
 from rtml.messages import Timing
 from rtml.serving import bodies
 from rtml.serving.engine import RemoteError
@@ -77,6 +77,8 @@ def error_response(error: BaseException) -> web.Response:
         status, kind, headers = status_of(error), kind_of(error), None
     # Whoever reports nothing better than an unknown exception's text at least says what it was.
     message = str(error)[:_MESSAGE_MAX] or kind
+    if isinstance(error, ConnectionLost):  # says where the engine was looked for, which is for the operator
+        message = "the engine cannot be reached"
     return json_response({"error": message, "type": kind}, status, headers)
 
 
@@ -104,6 +106,8 @@ def log_error(where: str, request_id: str, error: BaseException) -> None:
         _logger.error("%s: request %s failed: %s\n%s", where, request_id, error.info.type, error.info.traceback)
     elif not isinstance(error, HttpError) and status_of(error) == 500:
         _logger.error("%s: request %s failed", where, request_id, exc_info=error)
+    elif isinstance(error, ConnectionLost):
+        _logger.error("%s: request %s failed: %s", where, request_id, error)
 
 
 class RequestIds:

@@ -92,7 +92,7 @@ async def test_bodies_that_do_not_fit_are_told_what_is_wrong(path: str, body: An
         ("input", 400, "InvalidInput", "the page is empty"),
         ("user", 500, "ValueError", "wrong page"),
         ("own", 500, "ZeroDivisionError", "division by zero"),
-        ("lost", 503, "ConnectionLost", "the dispatcher is gone"),
+        ("lost", 503, "ConnectionLost", "the engine cannot be reached"),
         ("cancelled", 503, "TaskCancelled", "cancelled by an operator"),
         ("inner", 500, "Unschedulable", "no worker has a gpu"),
         ("object", 500, "TypeError", "a result with a object in it cannot be answered as JSON"),
