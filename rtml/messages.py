@@ -240,6 +240,9 @@ class Hello(msgspec.Struct, array_like=True, tag=10):
     timings: bool = False
     #: Unpickles nothing (a gateway does not): executors encode results for it as data (`rtml.codec.encode_data`).
     data_only: bool = False
+    #: Seconds for which a lost connection is no farewell: a network may be cut. 0: the dispatcher's own limit, which is
+    #: for peers on its machine, whose links break only when they end.
+    grace: Amount = 0.0
 
 
 class Submit(msgspec.Struct, array_like=True, tag=11):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rtml import link as links
 from rtml.errors import ConnectionLost, ProtocolError
 from rtml.link import Link, LinkClosed
-from rtml.messages import Message, Refused, Submit, Welcome, decode, encode
+from rtml.messages import Hello, Message, Refused, Submit, Welcome, decode, encode
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
@@ -118,8 +118,12 @@ class Connector:
         """Say hello and wait for the welcome."""
         try:
             hello = peer.introduce(client)
-            if self._timings:
-                hello[0].timings = True  # type: ignore[union-attr]
+            introduction = hello[0]
+            assert isinstance(introduction, Hello)
+            introduction.timings = self._timings
+            if self.address.startswith("tcp://"):
+                # A network may be cut; links on one machine break only when a process ends.
+                introduction.grace = self._reconnect_timeout
             link.send(encode(hello))
             deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
             while (left := deadline - time.monotonic()) > 0:

@@ -124,6 +124,8 @@ class Session:
         #: link number; None while disconnected
         self.peer: int | None = None
         self.timings = False
+        #: seconds that it may be gone before it is given up
+        self.grace = 0.0
         self.data_only = False
         #: the dispatcher incarnation that it had spoken to before its last Hello
         self.epoch = 0

@@ -72,7 +72,8 @@ def new_session() -> int:
 
 def make_client(core: WorkerCore, driver: Driver, shm_dir: str) -> Client:
     """The client through which tasks submit tasks, installed as the process's own."""
-    client = Client(ClientCore(core.session), driver, Store(shm_dir, core.session), show_logs=False)
+    # No window: what it held back would keep the parent, which waits for all of its tasks, waiting.
+    client = Client(ClientCore(core.session, window=sys.maxsize), driver, Store(shm_dir, core.session), show_logs=False)
     context.install(client.open(), inside=True)
     return client
 
