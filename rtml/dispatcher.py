@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from rtml.graph.core import Core
-from rtml.graph.tables import Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
+from rtml.graph.tables import LIMITS_HELP, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
 from rtml.messages import (
     ASYNC_EXECUTOR,
@@ -101,6 +101,8 @@ class Dispatcher:
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     self._reject(peer, frame, error)
             self._execute(core.handle(arrivals, now))
+            while core.notices:
+                log.warning("%s", core.notices.pop(0))
             if core.tables.ended:
                 self._remember(core.take_ended())
             turn.observe(clock() - now)
@@ -255,7 +257,10 @@ def _parser() -> argparse.ArgumentParser:
     defaults = Limits()
     for name, value in defaults._asdict().items():
         parser.add_argument(
-            "--" + name.replace("_", "-"), type=type(value), default=value, help=f"limit (default {value:g})"
+            "--" + name.replace("_", "-"),
+            type=type(value),
+            default=value,
+            help=f"{LIMITS_HELP[name]} (default {value:g})",
         )
     return parser
 

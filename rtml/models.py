@@ -139,6 +139,9 @@ class Model:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         providers = self._settings.providers or [name for name in _PROVIDERS if name in available]
+        absent = [name for name in providers if name not in available]
+        if absent:
+            raise ValueError(f"{self} asks for {absent[0]}, but onnxruntime offers {', '.join(available)} here")
         try:
             return onnxruntime.InferenceSession(self._source, options, providers=providers)
         except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions exist only where it is installed

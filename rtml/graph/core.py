@@ -104,6 +104,8 @@ class Core:
         #: deaths of executors by kind of reason, and the last lags of async executors' loops in seconds, for metrics
         self.deaths: Counter[str] = Counter()
         self.lags: deque[float] = deque(maxlen=1_000)
+        #: what an operator should read in the log; the shell takes them out
+        self.notices: list[str] = []
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
         #: deaths reported in this wake-up
@@ -331,6 +333,8 @@ class Core:
         if not self._supervises(session):
             return
         self._deaths.append(message)
+        if message.reason != "left":
+            self.notices.append(f"executor {message.worker} died: {message.reason}")
         # "signal SIGSEGV" and "exit code 3" are counted by their first word: a closed set for the metric's label.
         self.deaths[message.reason.partition(" ")[0].rstrip(":") or "unknown"] += 1
 

@@ -29,26 +29,31 @@ PROFILES_KEPT: Final = 1_024
 
 
 class Limits(NamedTuple):
-    """Bounds that no legitimate program meets; every error names the field to raise."""
+    """Bounds that no legitimate program meets; every error names the field to raise. See `LIMITS_HELP`."""
 
-    #: live tasks of one graph
     graph_tasks_max: int = 1_000_000
-    #: tasks between a task and its root
     depth_max: int = 1_000
-    #: futures among the arguments of one task
     dependencies_max: int = 100_000
-    #: bytes of their values, but for those in shared memory
     inputs_max: int = 48 * 1024 * 1024
-    #: function definitions known at a time
     functions_max: int = 100_000
-    #: seconds a vanished submitter may take to come back before its graphs are cancelled
     session_grace: float = 2.0
-    #: seconds a vanished executor (whose death nobody reported) may take to come back
     worker_grace: float = 10.0
-    #: seconds that code which nobody waits for any more may ignore its cancellation before its process is ended
     cancel_grace: float = 10.0
-    #: seconds after a restart of the dispatcher in which peers say what they hold
     recovery: float = 5.0
+
+
+#: What each limit bounds, for people.
+LIMITS_HELP: Final[dict[str, str]] = {
+    "graph_tasks_max": "live tasks of one graph",
+    "depth_max": "tasks between a task and its root",
+    "dependencies_max": "futures among the arguments of one task",
+    "inputs_max": "bytes of their values, but for those in shared memory",
+    "functions_max": "function definitions known at a time",
+    "session_grace": "seconds a vanished submitter may take to come back before its graphs are cancelled",
+    "worker_grace": "seconds a vanished executor, whose death nobody reported, may take to come back",
+    "cancel_grace": "seconds unwanted code may ignore its cancellation before its process is ended",
+    "recovery": "seconds after a restart of the dispatcher in which peers say what they hold",
+}
 
 
 class Send(NamedTuple):

@@ -240,3 +240,8 @@ def test_text_may_come_as_bytes() -> None:
     for other in (np.array(["a", None], object), np.array([1]), np.array([1.5, "a"], object)):
         with pytest.raises(InvalidInput, match=r"takes text, not (NoneType|int|float)"):
             run(other)
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_no_cpu() -> None:
+    with pytest.raises(ValueError, match=r"asks for NoSuchProvider, but onnxruntime offers .*CPUExecutionProvider"):
+        model(tiny_onnx.doubler(), providers=["NoSuchProvider"])(ones(2, 3))
