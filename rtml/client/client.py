@@ -417,6 +417,10 @@ class Client(concurrent.futures.Executor):
         elif not already:
             self.driver.expect()
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Wait for everything that was submitted, as the standard executors do; after Ctrl-C, cancel it."""
+        self.shutdown(wait=True, cancel_futures=kind is not None and issubclass(kind, KeyboardInterrupt))
+
     def close_at_exit(self) -> None:
         """Like the standard executors, finish what was submitted; but not after an error that ends the program."""
         crashed = getattr(sys, "last_type", None) is not None

@@ -54,7 +54,7 @@ class Waiter:
         """Block the thread until `wake`, at most `timeout` seconds. `arm` comes first."""
         block = self._block
         assert block is not None, "arm() comes before sleep()"
-        block.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        block.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
         self._block = None
 
     def wake(self) -> None:

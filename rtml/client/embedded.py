@@ -35,6 +35,11 @@ STOP_TIMEOUT: Final = 10.0
 
 _SHARED_MEMORY: Final = "/dev/shm"
 _SOCKET: Final = "dispatcher.sock"
+#: Settings that are numbers, and whether they are whole ones.
+_AMOUNTS: Final = {
+    "workers": True, "async_executors": True, "cpu": False, "gpu": False, "memory": True, "blocked_max": True,
+    "drain": False,
+}  # fmt: skip
 
 
 class Embedded:
@@ -246,8 +251,7 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
     if unknown:
         raise TypeError(f"connect() has no setting {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}")
     count = len(os.sched_getaffinity(0)) if workers is None else workers
-    if count < 0:
-        raise ValueError("workers cannot be negative")
+    _check_amounts({"workers": count, **settings})
     arguments = ["--workers", str(count)]
     if not logs:
         arguments.append("--no-logs")
@@ -267,6 +271,19 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
         else:
             arguments += [option, str(value)]
     return arguments
+
+
+def _check_amounts(settings: Mapping[str, Any]) -> None:
+    """Look at the numbers: with a wrong one the dispatcher would not know this node, and nothing would ever run."""
+    amounts = {name: settings[name] for name in _AMOUNTS if name in settings}
+    resources = settings.get("resources", {})
+    if not isinstance(resources, Mapping) or not all(isinstance(label, str) for label in resources):
+        raise ValueError(f"resources are amounts by label, like {{'licence': 1}}, not {resources!r}")
+    amounts.update((f"resource {label!r}", amount) for label, amount in resources.items())
+    for name, amount in amounts.items():
+        whole = _AMOUNTS.get(name, False)
+        if isinstance(amount, bool) or not isinstance(amount, int if whole else int | float) or not 0 <= amount <= 1e15:
+            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number and not negative, not {amount!r}")
 
 
 def _several(value: str | Iterable[str]) -> list[str]:

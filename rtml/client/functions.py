@@ -23,6 +23,8 @@ RETRY_ON: Final = "__rtml_retry_on__"
 
 _OPTIONS: Final = frozenset(Options.__struct_fields__)
 _COUNTS: Final = frozenset({"memory", "retries", "priority", "batch"})
+#: Characters of a name among the options.
+_TEXT_MAX: Final = 1000
 _SECONDS: Final = frozenset({"timeout", "deadline", "batch_delay"})
 
 
@@ -164,9 +166,24 @@ def make_options(values: Mapping[str, Any]) -> Options:
             raise SubmitError(f"option {name} cannot be negative: {value!r}")
     try:
         # In the order of the fields: on the wire the options are an array.
-        return msgspec.convert([values.get(name) for name in Options.__struct_fields__], Options)
+        options = msgspec.convert([values.get(name) for name in Options.__struct_fields__], Options)
     except msgspec.ValidationError as error:
-        raise SubmitError(f"wrong option: {error}") from None
+        text = str(error)
+        for position, name in enumerate(Options.__struct_fields__):
+            text = text.replace(f"`$[{position}]", f"`{name}")
+        raise SubmitError(f"wrong option: {text}") from None
+    for text in (options.name or "", *(options.resources or ())):
+        if len(text) > _TEXT_MAX or not _encodable(text):
+            raise SubmitError(f"a name among the options has at most {_TEXT_MAX} Unicode characters: {text[:50]!a}")
+    return options
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decorate(function: Callable[..., Any], options: dict[str, Any]) -> RemoteFunction[..., Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
 from rtml.graph.recovery import Recovery
@@ -23,6 +25,12 @@ from rtml.messages import (
     Revoke,
     Welcome,
 )
+
+#: Times that a coroutine's process may die while it awaits, before it runs alone.
+_ADRIFT_MAX: Final = 2
+
+#: Longest time in seconds that a submitter may ask to be waited for.
+GRACE_MAX: Final = 3600.0
 
 
 class Membership:
@@ -63,6 +71,7 @@ class Membership:
         session.peer = peer
         session.gone_at = None
         session.timings = hello.timings
+        session.grace = min(hello.grace, GRACE_MAX) or tables.limits.session_grace
         session.data_only = hello.data_only
         session.epoch = hello.epoch
         # What it still waits for it will ask for again.
@@ -197,7 +206,7 @@ class Membership:
         elif session.worker is not None:
             self.tables.at(now + limits.worker_grace, self._worker_grace_over, session)
         else:
-            self.tables.at(now + limits.session_grace, self._session_grace_over, session)
+            self.tables.at(now + session.grace, self._session_grace_over, session)
 
     def _worker_grace_over(self, session: Session, now: float) -> None:
         worker = session.worker
@@ -217,7 +226,7 @@ class Membership:
 
     def _session_grace_over(self, session: Session, now: float) -> None:
         if session.peer is None and self.tables.sessions.get(session.id) is session:
-            if session.gone_at is not None and now < session.gone_at + self.tables.limits.session_grace * 0.99:
+            if session.gone_at is not None and now < session.gone_at + session.grace * 0.99:
                 return
             self.end_session(session, now)
 
@@ -247,6 +256,8 @@ class Membership:
         if not inside:
             # The innermost one that waits was inside of `get`, or of what it does beside.
             inside = [task for task in blocked[-1:] if task.id in running]
+        # Coroutines that all awaited, and nobody ended the process: what one left behind (a thread, a timer) may have.
+        adrift = not inside and worker.role == ASYNC_EXECUTOR and not message.reason.startswith("killed: ")
         worker.queue, worker.stack = {}, []
         for task in lost:
             task.worker = None if task.state is not State.DONE else task.worker
@@ -259,6 +270,8 @@ class Membership:
                 self._charge(task, message.reason, now)
             elif task in inside:
                 self._suspect(task, message.reason, now)
+            elif adrift:
+                self._count(task, message.reason, now)
             else:
                 self.lifecycle.again(task, now)
         self.lifecycle.drain(now)
@@ -285,6 +298,15 @@ class Membership:
             )
             self.lifecycle.fail(task, failure("WorkerDied", message, task))
         else:
+            self.lifecycle.again(task, now)
+
+    def _count(self, task: TaskState, reason: str, now: float) -> None:
+        """It awaited when its process died: run it alone when that happens again and again."""
+        if task.alone:
+            self._charge(task, reason, now)
+        else:
+            task.suspected += 1
+            task.alone = task.suspected > _ADRIFT_MAX
             self.lifecycle.again(task, now)
 
     def _suspect(self, task: TaskState, reason: str, now: float) -> None:

@@ -48,6 +48,9 @@ PACKET_MAX: Final = 64 * 1024
 #: off.
 OUTBOX_MAX: Final = 64 * 1024 * 1024
 
+#: Seconds that one wait for input lasts at most, whatever was asked: the kernel counts milliseconds in 32 bits.
+WAIT_MAX: Final = 24 * 3600.0
+
 #: Frames that one `recv` returns at most, and packets that one `poll` takes from one peer.
 BATCH_MAX: Final = 256
 
@@ -217,6 +220,8 @@ class ReceivingLink:
 
     def recv(self, timeout: float | None) -> list[bytes]:
         """See `Link.recv`."""
+        if timeout is not None and timeout > WAIT_MAX:
+            timeout = WAIT_MAX
         held = self._input
         if not held.acquire(False) and (timeout == 0 or not held.acquire(timeout=-1 if timeout is None else timeout)):
             return []

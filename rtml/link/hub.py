@@ -14,7 +14,7 @@ import itertools
 import select
 from typing import TYPE_CHECKING, Final, Protocol
 
-from rtml.link.base import BATCH_MAX, PEERS_MAX, AddressError
+from rtml.link.base import BATCH_MAX, PEERS_MAX, WAIT_MAX, AddressError
 from rtml.link.unix import UnixListener, UnixPeer
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Hub:
             timeout = 0
         for router in self._routers:
             timeout = router.wait_limit(timeout)
-        events = self._epoll.poll(-1 if timeout is None else timeout, _EVENTS_MAX)
+        events = self._epoll.poll(-1 if timeout is None else min(timeout, WAIT_MAX), _EVENTS_MAX)
         if events and self._dispatch(events, 1, out):
             self._dispatch(self._epoll.poll(0, _EVENTS_MAX), BATCH_MAX - 1, out)
         for router in self._routers:

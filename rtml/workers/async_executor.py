@@ -253,7 +253,11 @@ def run_async_executor(settings: ExecutorSettings) -> int:
     signal.signal(signal.SIGUSR1, executor.on_interrupt)
     signal.signal(signal.SIGTERM, executor.on_leave)
     os.nice(settings.nice)
-    loop.run_until_complete(executor.run())
+    serving = loop.create_task(executor.run())
+    serving.add_done_callback(lambda _: loop.stop())
+    while not serving.done():
+        loop.run_forever()  # again, if a task's code stopped the loop
+    serving.result()
     if driver.refused:
         os.write(2, f"rtml executor {settings.worker}: refused: {driver.refused}\n".encode())
         return 1

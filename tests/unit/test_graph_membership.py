@@ -303,3 +303,25 @@ def test_hello_of_a_session_is_the_first_message_only_once() -> None:
     peer = engine.peers["ann"]
     engine.post("ann", Hello("client", peer.session, name="ann"))
     assert len(engine.heard("ann", Welcome)) == 2
+
+
+def test_a_coroutine_whose_process_dies_again_and_again_while_it_awaits_runs_alone_and_is_charged() -> None:
+    engine = Engine(1, 1)
+    engine.define("page", asynchronous=True, retries=0)
+    engine.submit("a", "b", of="page")
+    for worker, following in (("l1", "l3"), ("l3", "l4"), ("l4", "l5")):
+        engine.die(worker)
+        engine.hello(following)
+    assert len(engine.assigned("l5")) == 1
+    engine.die("l5")
+    assert sum(engine.known(name) and engine.outcome(name) == "error WorkerDied" for name in "ab") == 1
+
+
+def test_a_process_that_was_killed_on_purpose_says_nothing_of_its_coroutines() -> None:
+    engine = Engine(1, 1)
+    engine.define("page", asynchronous=True, retries=0)
+    engine.submit("a", "b", of="page")
+    for worker, following in (("l1", "l3"), ("l3", "l4"), ("l4", "l5"), ("l5", "l6")):
+        engine.die(worker, reason="killed: task timeout")
+        engine.hello(following)
+    assert engine.assigned("l6") == ["a", "b"]
