@@ -34,6 +34,9 @@ Buffer = bytes | bytearray | memoryview | pickle.PickleBuffer
 #: Smallest segment, in bytes.
 SEGMENT_MIN: Final = 128 * 1024
 
+#: Most bytes that idle segments of one process keep from the system.
+IDLE_MAX: Final = 1024 * 1024 * 1024
+
 #: Copies from this size on let other threads run meanwhile, in bytes.
 _LONG_COPY: Final = 1024 * 1024
 
@@ -292,9 +295,10 @@ class Store:
     def _retire(self, segment: _Segment) -> None:
         self._idle.setdefault(segment.capacity, []).append(segment)
         self._idle_bytes += segment.capacity
-        # Half of the capacity may lie idle: enough for a steady stream, while a burst gives its memory back.
-        if self._idle_bytes > self.capacity // 2:
-            self._drop_idle(self.capacity // 2)
+        # Some may lie idle: enough for a steady stream, while a burst gives its memory back.
+        keep = min(self.capacity // 2, IDLE_MAX)
+        if self._idle_bytes > keep:
+            self._drop_idle(keep)
 
     def _recycle(self, size: int) -> _Segment | None:
         """An idle segment of the size's class, or of the next ones up to twice that."""

@@ -34,7 +34,7 @@ def connect(address: str, timeout: float = 10.0, keys: CurveKeys | None = None) 
         LinkClosed: nobody answered in time, or access is denied.
         AddressError: the address is malformed.
     """
-    if address.startswith("unix:"):
+    if address.startswith("unix:") and len(address) > len("unix:"):
         return connect_unix(address[len("unix:") :], timeout)
     if address.startswith(("tcp://", "ipc://")):
         # Not at the top: most processes never need ZeroMQ, and none may load it before a fork.

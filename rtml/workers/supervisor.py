@@ -111,6 +111,8 @@ class Supervisor:
         self._janitor = 0
         self._janitor_fd = -1
         self._wake_read = self._wake_write = -1
+        #: Executors that end now do so because they were told to.
+        self._ending = False
         #: Signals to stop that came: the first drains, the second kills.
         self._stops = 0
         self._session = int.from_bytes(os.urandom(4), "big") >> 1
@@ -123,7 +125,11 @@ class Supervisor:
         """Starts everything, serves until the end, cleans up. Returns the exit code."""
         code = 1
         try:
-            self._prepare()
+            try:
+                self._prepare()
+            except OSError as error:
+                _say(f"cannot start: {error}")  # no room for a file or a process, say
+                return code
             self._start_dispatcher()
             self._import_shared()
             for worker in range(1, self.settings.workers + 1):
@@ -400,7 +406,7 @@ class Supervisor:
         _, status = os.waitpid(child.pid, 0)
         janitor.kill_group(child.pid)  # whatever user code forked there
         running = self._page.running(child.slot)
-        left = self._page.left(child.slot)
+        left = self._ending or self._page.left(child.slot)
         self._page.clear(child.slot)
         self._slots.append(child.slot)
         reason = f"killed: {child.killed}" if child.killed else "left" if left else reason_of(status)
@@ -434,6 +440,7 @@ class Supervisor:
 
     def _end(self, drain: float) -> None:
         """Ends all processes and removes the directories: gently within `drain` seconds, then by force."""
+        self._ending = True
         if drain > 0:
             for child in self._children.values():
                 self._signal(child, signal.SIGTERM)
@@ -453,6 +460,8 @@ class Supervisor:
 
     def _await_children(self, until: float | None) -> None:
         """Waits until no executor is left, or `until` on the monotonic clock, or a second signal to stop."""
+        if not self._children:
+            return
         waiting = select.poll()
         waiting.register(self._wake_read, select.POLLIN)
         for fd in self._children:

@@ -129,3 +129,8 @@ def test_ctrl_c_in_a_with_block_does_not_wait_for_the_tasks(tmp_path: Path) -> N
             process.kill()
     assert process.returncode == -signal.SIGINT
     assert b"KeyboardInterrupt" in errors
+
+
+def test_an_address_without_a_path_is_refused_at_once() -> None:
+    with pytest.raises(rtml.errors.RtmlError, match="is no address"):
+        rtml.connect("unix:")

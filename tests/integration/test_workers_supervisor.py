@@ -159,3 +159,20 @@ def test_preimports_that_fail_are_reported_and_harmless(capfd: pytest.CaptureFix
     with rtml.connect(workers=1, preimport=["json", "no_such_module"]) as client:
         assert client.submit(idle, 0).result(20) == "slept"
     assert "cannot pre-import no_such_module" in capfd.readouterr().err
+
+
+def test_a_supervisor_without_room_for_its_files_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    supervisor = start_supervisor(tmp_path / "rtml-s", tmp_path / "file" / "rtml-m", os.getpid())
+    _, stderr = supervisor.communicate(timeout=20)
+    assert supervisor.returncode == 1
+    assert stderr.startswith(b"rtml supervisor: cannot start: ")
+    assert stderr.count(b"\n") == 1
+    assert not (tmp_path / "rtml-s").exists()
+
+
+def test_executors_that_were_told_to_end_are_no_deaths(capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(5):
+        # At once: some executors are still at their start, and know no SIGTERM yet.
+        rtml.connect(workers=2).shutdown()
+    assert "died" not in capfd.readouterr().err

@@ -330,6 +330,15 @@ def test_idle_memory_is_bounded(directory: str) -> None:
     store.close()
 
 
+def test_idle_memory_of_a_large_store_is_bounded_too(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtml.store.IDLE_MAX", 2 * MIB)
+    store = Store(directory, OWNER, capacity=64 * MIB)
+    for ref in [store.put([bytes(MIB // 2)]) for _ in range(12)]:
+        store.free(ref.id)
+    assert store.allocated <= 2 * MIB
+    store.close()
+
+
 def test_no_room_in_the_file_system(owner: Store) -> None:
     """The limit on file sizes fails the allocation as a full tmpfs does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
