@@ -175,7 +175,7 @@ def cancel(*futures: Future[Any]) -> int:
 
 
 def ref(future: Future[T]) -> Ref:
-    """Pass a future to a task as a future, not as its value: the task calls `.result()` on it or awaits it."""
+    """Pass a future to a task as a future, not as its value: the task can wait for it in every way."""
     return Ref(as_future(future))
 
 

@@ -226,7 +226,7 @@ class Client(concurrent.futures.Executor):
     def put(self, value: T) -> Future[T]:
         """Store `value` once, for use in many tasks: returns a future that has ended already."""
         self._check_usable()
-        encoded = codec.encode_value(value, self.store, Future)
+        encoded = codec.encode_value(value, self.store, Future, "the value")
         with self.lock:
             future: Future[T] = Future(self, task_id(self.core.session, next(self._sequence)))
             future._settle(encoded.payload, None, OK)
@@ -386,13 +386,27 @@ class Client(concurrent.futures.Executor):
 
     def ended_handle(self, task: int, payload: bytes | ObjectRef | None, failure: Any) -> Future[Any]:
         """The future of a task that had ended when its handle was sent."""
+        cancelled = isinstance(failure, concurrent.futures.CancelledError)
+        outcome = OK if failure is None else CANCELLED if cancelled else ERROR
+        tell = False
         with self.lock:
             future = self._known(task)
             if future is None:
                 future = self._handles[task] = Future(self, task)
-                cancelled = isinstance(failure, concurrent.futures.CancelledError)
-                future._settle(payload, failure, OK if failure is None else CANCELLED if cancelled else ERROR)
+            settled = future._state is PENDING and task not in self._pending
+            if settled:
+                tell = future._settle(payload, failure, outcome)
+        if tell:
+            future._announce(outcome)
+        if settled and self._groups:
+            self._offer([future])
         return future
+
+    def ended_value(self, task: int, value: Any) -> Future[Any]:
+        """The future of a task that had ended, with a large value that is this process's business from now on."""
+        with self.lock:
+            known = self._known(task)
+        return self.put(value) if known is None else known
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

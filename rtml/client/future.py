@@ -315,10 +315,16 @@ class Future(concurrent.futures.Future[T]):
         assert isinstance(failure, BaseException)
         return failure
 
-    def reduce_ended(self) -> Any:
-        """How an ended future is pickled: with its value, as the dispatcher may have forgotten it. Else None."""
+    def reduce_ended(self, leaving: bool) -> Any:
+        """How an ended future is pickled: with its value, as the dispatcher may have forgotten it. Else None.
+
+        Args:
+            leaving: this process will not keep the value: what lies in its shared memory is copied.
+        """
         if self._state is PENDING or not self.id:
             return None
+        if leaving and isinstance(self._payload, ObjectRef):
+            return ended_value, (self.id, self.result())
         return ended_handle, (self.id, self._payload, self._failure)
 
     def _call(self, fn: Callable[[Any], object]) -> None:
@@ -439,7 +445,7 @@ class _Collector(Waiter):
 
 
 class Ref:
-    """A future that stays a future when it is passed to a task: made by `rtml.ref`."""
+    """Made by `rtml.ref`: passed to a task, it arrives as the future itself, not as its value."""
 
     __slots__ = ("future",)
 
@@ -457,7 +463,12 @@ class Ref:
         return f"Ref({self.future!r})"
 
     def __reduce__(self) -> Any:
-        return Ref, (self.future,)
+        return _referred, (self.future,)
+
+
+def _referred(future: Future[Any]) -> Future[Any]:
+    """What a `Ref` is where it arrives."""
+    return future
 
 
 class Group(Waiter):
@@ -507,6 +518,16 @@ def ended_handle(task: int, payload: bytes | ObjectRef | None, failure: Any) -> 
     if client is None:
         raise RtmlError("a future can only be unpickled in a process that has an rtml client")
     return client.ended_handle(task, payload, failure)
+
+
+def ended_value(task: int, value: Any) -> Future[Any]:
+    """Unpickles a future that took its large value along."""
+    from rtml.client.context import current_client
+
+    client = current_client()
+    if client is None:
+        raise RtmlError("a future can only be unpickled in a process that has an rtml client")
+    return client.ended_value(task, value)
 
 
 def error_of(future: Future[Any]) -> BaseException | None:

@@ -52,7 +52,7 @@ async def fan(width: int) -> list[int]:
 
 
 @rtml.task
-def resolve(reference: rtml.Ref) -> Any:
+def resolve(reference: rtml.Future[Any]) -> Any:
     return reference.result()
 
 

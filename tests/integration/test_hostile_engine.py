@@ -134,3 +134,21 @@ def test_ctrl_c_in_a_with_block_does_not_wait_for_the_tasks(tmp_path: Path) -> N
 def test_an_address_without_a_path_is_refused_at_once() -> None:
     with pytest.raises(rtml.errors.RtmlError, match="is no address"):
         rtml.connect("unix:")
+
+
+def test_references_in_lists_are_waited_for_in_every_way(client: Client) -> None:
+    @rtml.task
+    def consume(futures: list[rtml.Future[int]]) -> list[Any]:
+        done, pending = rtml.wait(futures, num_returns=1)
+        together = rtml.gather(*futures).result()
+        return [rtml.get(futures), len(done) + len(pending), together, [f.result() for f in rtml.as_completed(futures)]]
+
+    @rtml.task
+    async def consume_async(futures: list[rtml.Future[int]]) -> list[int]:
+        return [await futures[0], *await rtml.gather(*futures)]
+
+    references = [rtml.ref(double.submit(n)) for n in range(3)]
+    got, count, together, completed = consume.submit(references).result(10)
+    assert got == together == sorted(completed) == [0, 2, 4]
+    assert count == 3
+    assert consume_async.submit(references).result(10) == [0, 0, 2, 4]

@@ -161,7 +161,7 @@ def test_refs_stay_futures(client: Client, fake: FakeDispatcher) -> None:
     inner = client.submit(add, 1)
     waiting = client.submit(hold, 5)
     inner.result(10)
-    seen = client.submit(lambda reference: type(reference.future).__name__, rtml.ref(waiting))
+    seen = client.submit(lambda reference: type(reference).__name__, rtml.ref(waiting))
     assert seen.result(10) == "int"  # The fake's handles are plain ids.
     assert fake.tasks[seen.id].handles == [waiting.id]
     # One that has ended takes its value along.
@@ -172,7 +172,7 @@ def test_futures_in_results_are_the_same_futures_again(client: Client) -> None:
     inner = client.submit(add, 1)
     inner.result(10)
     outer = client.submit(lambda box: box, {"ref": rtml.ref(inner)})
-    assert outer.result(10)["ref"].future is inner
+    assert outer.result(10)["ref"] is inner
 
 
 def test_dropped_futures_still_run_and_leave_nothing(client: Client, fake: FakeDispatcher) -> None:
