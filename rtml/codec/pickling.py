@@ -39,9 +39,11 @@ def same(value: Any) -> Any:
 class Pickled:
     """One pickle in the making, and what was kept out of its stream. Called with each buffer by the pickler."""
 
-    __slots__ = ("_markers", "_numbers", "buffers", "handles", "slots")
+    __slots__ = ("_markers", "_numbers", "buffers", "handles", "leaving", "slots")
 
-    def __init__(self) -> None:
+    def __init__(self, *, leaving: bool = False) -> None:
+        #: The value outlives whoever holds it here: nothing in it may depend on this process.
+        self.leaving = leaving
         #: The kind of each out-of-band item, in the order of the stream.
         self.slots: list[int] = []
         self.buffers: list[memoryview] = []
@@ -93,10 +95,13 @@ def pickler_type() -> Any:
 
         def reducer_override(self, value: Any) -> Any:
             if self._future_type is not None and isinstance(value, self._future_type):
-                marker = self._pickled.handle(value)
                 # The dispatcher may have forgotten a future that has ended: its handle carries the end along.
-                ended = getattr(value, "reduce_ended", None)
-                return (ended and ended()) or (same, (marker,))
+                reduce_ended = getattr(value, "reduce_ended", None)
+                ended = reduce_ended(self._pickled.leaving) if reduce_ended is not None else None
+                if ended is not None and self._pickled.leaving:
+                    return ended
+                marker = self._pickled.handle(value)
+                return ended or (same, (marker,))
             return super().reducer_override(value)
 
     return Pickler

@@ -132,7 +132,12 @@ def encode_call(
 
 
 def encode_value(
-    value: Any, store: Store | None, future_type: type | None = None, what: str = "the result"
+    value: Any,
+    store: Store | None,
+    future_type: type | None = None,
+    what: str = "the result",
+    *,
+    leaving: bool = False,
 ) -> EncodedValue:
     """Encode one value: a result, or what is put.
 
@@ -141,6 +146,7 @@ def encode_value(
         store: takes what is larger than `INLINE_MAX`; None keeps everything inline.
         future_type: its instances travel as handles.
         what: how an error message calls the value.
+        leaving: the futures in it that have ended are not kept alive here: they take their values along.
 
     Raises:
         SerializationError: the value cannot be pickled; the message names the part.
@@ -156,7 +162,7 @@ def encode_value(
     if is_tensor(value):
         batch_key, items = array_facts(value)
         return EncodedValue(encode_tensor(value, store), (), batch_key, items)
-    pickled = Pickled()
+    pickled = Pickled(leaving=leaving)
     try:
         stream = dump(value, pickled, future_type)
     except Exception as error:

@@ -105,7 +105,7 @@ class Calls:
             if attempt.data_only:
                 encoded = codec.encode_data(value, self.store)
             else:
-                encoded = codec.encode_value(value, self.store, Future)
+                encoded = codec.encode_value(value, self.store, Future, leaving=True)
         except BaseException as error:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
             return self.failure(attempt, error, run, loaded)
         if encoded.handles or encoded.batch_key:

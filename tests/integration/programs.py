@@ -123,6 +123,23 @@ def mean(array: Any) -> float:
 
 
 @rtml.task
+def put_and_return(n: int) -> Any:
+    return rtml.put(np.ones(n))
+
+
+@rtml.task
+def return_ended_children(n: int) -> list[Any]:
+    children = [ones.submit(n), ones.submit(n)]
+    rtml.get(children)
+    return children
+
+
+@rtml.task
+def return_running_child(n: int) -> Any:
+    return ones.submit(n)
+
+
+@rtml.task
 def ones(n: int) -> Any:
     return np.ones(n, dtype=np.uint8)
 

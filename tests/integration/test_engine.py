@@ -135,6 +135,20 @@ def test_large_arguments_and_results_go_through_shared_memory() -> None:
     assert rtml.get([programs.mean.submit(stored) for _ in range(5)]) == [pytest.approx(array.mean())] * 5
 
 
+@pytest.mark.parametrize("n", [10, 1_000_000])
+def test_futures_returned_from_tasks_keep_their_values(n: int) -> None:
+    returned = [
+        programs.put_and_return.submit(n).result(20),
+        *programs.return_ended_children.submit(n).result(20),
+        programs.return_running_child.submit(n).result(20),
+    ]
+    # What their makers had in shared memory is used again meanwhile.
+    for _ in range(5):
+        programs.ones.submit(n).result(20)
+    assert [future.result(20).sum() for future in returned] == [n] * 4
+    assert programs.mean.submit(returned[0]).result(20) == 1.0
+
+
 def test_batches_form_and_items_fail_alone() -> None:
     blockers = [programs.slow.submit(0.1) for _ in range(4)]
     futures = [programs.batched.submit(n) for n in [*range(20), -1]]
