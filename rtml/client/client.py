@@ -289,6 +289,7 @@ class Client(concurrent.futures.Executor):
 
         Raises:
             TimeoutError: no answer within `timeout` seconds.
+            ConnectionLost: the engine is gone, now or while waiting.
         """
         self._check_usable()
         waiter, body = Waiter(), []  # type: Waiter, list[str]
@@ -299,6 +300,8 @@ class Client(concurrent.futures.Executor):
         if not self.driver.wait(waiter, timeout):
             self._queries.pop(number, None)
             raise TimeoutError(f"the dispatcher did not answer {what!r} within {timeout} s")
+        if not body[0]:
+            raise ConnectionLost(str(self._lost or "the client was closed"))
         return body[0]
 
     # --- the driver's side --------------------------------------------------------------------------------------------

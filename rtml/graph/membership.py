@@ -271,7 +271,7 @@ class Membership:
             elif task in inside:
                 self._suspect(task, message.reason, now)
             elif adrift:
-                self._count(task, message.reason, now)
+                self._adrift(task, message.reason, now)
             else:
                 self.lifecycle.again(task, now)
         self.lifecycle.drain(now)
@@ -300,7 +300,7 @@ class Membership:
         else:
             self.lifecycle.again(task, now)
 
-    def _count(self, task: TaskState, reason: str, now: float) -> None:
+    def _adrift(self, task: TaskState, reason: str, now: float) -> None:
         """It awaited when its process died: run it alone when that happens again and again."""
         if task.alone:
             self._charge(task, reason, now)

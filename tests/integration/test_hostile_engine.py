@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import rtml
 from rtml.client.client import Client
 from rtml.errors import SubmitError, WorkerDied
+from tests.integration.engine import children_of_this, processes
 
 
 @pytest.fixture(scope="module", params=["unix", "zmq"])
@@ -152,3 +154,14 @@ def test_references_in_lists_are_waited_for_in_every_way(client: Client) -> None
     assert got == together == sorted(completed) == [0, 2, 4]
     assert count == 3
     assert consume_async.submit(references).result(10) == [0, 0, 2, 4]
+
+
+def test_a_question_that_the_engine_does_not_live_to_answer() -> None:
+    earlier = children_of_this()
+    with rtml.connect(workers=1) as client:
+        (supervisor,) = set(children_of_this()).difference(earlier)
+        (dispatcher,) = processes(supervisor)["dispatcher"]
+        os.kill(dispatcher, signal.SIGSTOP)
+        threading.Timer(0.2, os.kill, (supervisor, signal.SIGKILL)).start()
+        with pytest.raises(rtml.errors.ConnectionLost):
+            client.query("status")
