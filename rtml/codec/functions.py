@@ -98,7 +98,8 @@ def function_name(function: Callable[..., Any]) -> str:
     if isinstance(function, functools.partial):
         return function_name(function.func)
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or type(function).__qualname__
-    return str(name).rpartition("<locals>.")[2]
+    # Python takes any text for a name; the wire takes what can be encoded.
+    return str(name).rpartition("<locals>.")[2].encode(errors="replace").decode()
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -303,3 +303,10 @@ def test_main_functions_reach_another_process(tmp_path: Path) -> None:
         "Item(value=12) Item",
         "Trouble trouble 7 7 1 True",
     ]
+
+
+def test_a_name_that_cannot_be_sent_is_replaced() -> None:
+    def odd() -> None: ...
+
+    odd.__qualname__ = "caf\ud800"
+    assert codec.function_name(odd) == "caf?"
