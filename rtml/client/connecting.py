@@ -120,7 +120,7 @@ class Connector:
             hello = peer.introduce(client)
             introduction = hello[0]
             assert isinstance(introduction, Hello)
-            introduction.timings = self._timings
+            introduction.timings = introduction.timings or self._timings
             if self.address.startswith("tcp://"):
                 # A network may be cut; links on one machine break only when a process ends.
                 introduction.grace = self._reconnect_timeout
