@@ -296,17 +296,21 @@ def test_send_and_recv_in_handlers_lose_and_reorder_nothing(
     main_frames: list[bytes] = []
     handler_frames: list[bytes] = []
     got: list[bytes] = []
-    #: The main program holds frames that it has not put into `got`.
+    #: Somebody holds frames that are not in `got` yet.
     holds = False
     with Serving(server):
         link = links(where)
 
         def handler() -> None:
+            nonlocal holds
             frame = b"h%d" % len(handler_frames)
             handler_frames.append(frame)
             link.send(frame)
+            # A handler may itself be interrupted by the next signal while it holds frames.
             if not holds:
+                holds = True
                 got.extend(link.recv(0))
+                holds = False
 
         with Alarm(0.0007, handler):
             for number in range(4_000):
