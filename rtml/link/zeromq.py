@@ -315,7 +315,13 @@ class ZmqLink(ReceivingLink):
             if self._input.acquire(False):
                 try:
                     if not self._receiving and len(self._inbox) < INBOX_MAX:
-                        self._drain()
+                        # ZeroMQ runs signal handlers inside of its `recv`, which then holds a packet: a `recv` of
+                        # the handler must not get those after it.
+                        self._receiving = True
+                        try:
+                            self._drain()
+                        finally:
+                            self._receiving = False
                 finally:
                     self._input.release()
                 if self._watched and self._inbox:
