@@ -144,8 +144,6 @@ class Session:
         #: other messages for this peer, in this wake-up
         self.outbox: list[Message] = []
         self.worker: WorkerState | None = None
-        #: tasks parked until their function is defined
-        self.undefined: dict[int, list[Task]] = {}
         #: when a disconnected session is given up
         self.gone_at: float | None = None
 

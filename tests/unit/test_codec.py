@@ -6,9 +6,8 @@ import collections
 import dataclasses
 import enum
 import pickle
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -34,27 +33,6 @@ class Handle:
 
     def __reduce__(self) -> NoReturn:
         raise AssertionError("the codec never pickles a future")
-
-
-@pytest.fixture
-def directory() -> Iterator[str]:
-    made = tempfile.mkdtemp(dir="/dev/shm", prefix="test-codec-")
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
-def store(directory: str) -> Iterator[Store]:
-    made = Store(directory, 1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(directory: str) -> Iterator[Store]:
-    made = Store(directory, 2)
-    yield made
-    made.close()
 
 
 def value_trip(value: Any, store: Store | None = None) -> Any:

@@ -6,11 +6,9 @@ import functools
 import math
 import os
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +27,6 @@ class Handle:
 
     def __init__(self, number: int) -> None:
         self.id = number
-
-
-@pytest.fixture
-def directory() -> Iterator[str]:
-    made = tempfile.mkdtemp(dir="/dev/shm", prefix="test-codec-")
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
-def store(directory: str) -> Iterator[Store]:
-    made = Store(directory, 1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(directory: str) -> Iterator[Store]:
-    made = Store(directory, 2)
-    yield made
-    made.close()
 
 
 def plain(x: int) -> int:
