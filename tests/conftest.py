@@ -101,8 +101,8 @@ def _used_by_strangers(path: str) -> bool:
 
 
 def _shared_memory() -> set[str]:
-    """Shared-memory directories and files of rtml."""
-    return {str(path) for path in Path("/dev/shm").glob("rtml-*")}
+    """Shared-memory directories and files of rtml, and those that tests of parts of it make."""
+    return {str(path) for prefix in ("rtml", "test") for path in Path("/dev/shm").glob(f"{prefix}-*")}
 
 
 def _temporary() -> set[str]:
