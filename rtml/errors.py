@@ -76,6 +76,10 @@ class WorkerDied(RtmlError):
     """The executor process died while it ran the task, and no retry was left."""
 
 
+class BatchError(RtmlError):
+    """A batch function did not return what batch functions return: a list with one result per call."""
+
+
 class DependencyFailed(RtmlError):
     """A future among the arguments ended without a value. Carries the dependency's own error as its cause."""
 

@@ -79,7 +79,7 @@ def get(futures: Any, timeout: float | None = None) -> Any:
     """
     if isinstance(futures, Future | Ref):
         return futures.result(timeout)
-    futures = [as_future(future) for future in futures]
+    futures = _several(futures)
     waiting = {future for future in futures if future._state is PENDING}
     if waiting:
         group = Group(waiting, len(waiting), stop_on_error=True)
@@ -109,7 +109,7 @@ def wait(
     Raises:
         ValueError: `num_returns` is not between 1 and the number of futures, or a future is there twice.
     """
-    futures = futures if isinstance(futures, list) else list(futures)
+    futures = futures if isinstance(futures, list) else _several(futures)
     if not 1 <= num_returns <= max(1, len(futures)):
         raise ValueError(f"num_returns={num_returns} of {len(futures)} futures")
     waiting = {as_future(future) for future in futures if future._state is PENDING}
@@ -141,7 +141,7 @@ def as_completed(futures: Iterable[Future[T]], timeout: float | None = None) -> 
     Raises:
         TimeoutError: while iterating, when the next one is not there in time.
     """
-    futures = list(dict.fromkeys(as_future(future) for future in futures))
+    futures = list(dict.fromkeys(_several(futures)))
     deadline = None if timeout is None else time.monotonic() + timeout
     waiting = {future for future in futures if future._state is PENDING}
     ended = [future for future in futures if future not in waiting]
@@ -171,7 +171,7 @@ def gather(*futures: Future[Any], return_exceptions: bool = False) -> Gathered:
 
 def cancel(*futures: Future[Any]) -> int:
     """Cancel futures that have not ended, running or not; returns how many those were."""
-    return sum([future.cancel() for future in futures])
+    return sum([as_future(future).cancel() for future in futures])
 
 
 def ref(future: Future[T]) -> Ref:
@@ -184,6 +184,14 @@ def shutdown(wait: bool = True, *, cancel_futures: bool = False) -> None:
     found = context.current_client()
     if found is not None and not context.is_executor():
         found.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _several(futures: Any) -> list[Future[Any]]:
+    """The futures of a sequence or any other iterable."""
+    if isinstance(futures, Future) or not isinstance(futures, Iterable):
+        one = "one future" if isinstance(futures, Future) else type(futures).__name__
+        raise TypeError(f"expected a list of rtml futures, got {one}")
+    return [as_future(future) for future in futures]
 
 
 def _register(group: Group) -> list[Client]:

@@ -99,9 +99,18 @@ def _pickled(error: BaseException) -> bytes:
     if pickled:
         return pickled
     kind = type(error)
-    args = tuple(value if explain.failure(value, None) is None else explain.short(value) for value in error.args)
-    state = {name: value for name, value in vars(error).items() if explain.failure(value, None) is None}
-    return _proven(_Remade(kind, args, state))
+    args = tuple(value if _travels(value) else explain.short(value) for value in error.args)
+    state = {name: value for name, value in vars(error).items() if _travels(value)}
+    # Many small ones may still be too much together; then the type is worth more than what it carries.
+    return _proven(_Remade(kind, args, state)) or _proven(_Remade(kind, (_message(error)[:MESSAGE_MAX],), {}))
+
+
+def _travels(value: object) -> bool:
+    """Whether one argument or attribute can be sent along."""
+    if explain.failure(value, None) is not None:
+        return False
+    pickled = Pickled()
+    return len(dump(value, pickled)) <= INLINE_MAX // 4 and not pickled.slots
 
 
 class _Remade:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from rtml.graph.queues import Lane
-from rtml.graph.state import NodeState, TaskState, WorkerState, failure
+from rtml.graph.state import NodeState, TaskState, WorkerState, amounts, failure
 from rtml.graph.tables import Tables, wake
 from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, KillExecutor, StartExecutor
 
@@ -72,7 +72,7 @@ class Pools:
                 for name, amount in task.profile.shape.extra.items()
             ):
                 return None
-        what = ", ".join(f"{name}={amount:g}" for name, amount in held.items())
+        what = ", ".join(amounts(held))
         message = (
             f"task {task.profile.name!r} asks for {task.profile.shape}, but its own ancestors hold {what} while they "
             "wait for it; make the parent an async function, or give it less"
@@ -154,5 +154,5 @@ def _takes_more(worker: WorkerState) -> bool:
 
 
 def _offer(node: NodeState) -> str:
-    parts = [f"cpu={node.cpu:g}", *(f"{name}={amount:g}" for name, amount in sorted(node.extra.items()))]
+    parts = [f"cpu={node.cpu:g}", *amounts(node.extra)]
     return f"{node.name or 'node'} with {', '.join(parts)}"

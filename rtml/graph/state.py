@@ -72,8 +72,14 @@ class Shape:
 
     def __str__(self) -> str:
         parts = [f"cpu={self.cpu:g}"] if self.cpu else []
-        parts += [f"{name}={amount:g}" for name, amount in sorted(self.extra.items())]
+        parts += amounts(self.extra)
         return ", ".join(parts) or "nothing"
+
+
+def amounts(resources: dict[str, float]) -> list[str]:
+    """Resources for people: "gpu=0.5", "memory=8000000000"."""
+    # Bytes in scientific notation are for nobody.
+    return [f"{name}={amount:{'g' if amount < 1e5 else '.0f'}}" for name, amount in sorted(resources.items())]
 
 
 class Profile:

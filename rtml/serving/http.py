@@ -139,7 +139,8 @@ def deadline_of(request: web.BaseRequest) -> float | None:
     if text is None:
         return None
     try:
-        milliseconds = float(text)
+        # Python reads underscores and other scripts' digits, too; the header does not.
+        milliseconds = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         milliseconds = math.nan
     if not 0 < milliseconds < math.inf:

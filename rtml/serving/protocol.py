@@ -89,7 +89,7 @@ class Connection(RequestHandler):
         """The answer to what is no HTTP; errors of handlers never come here (`Routes.answer`)."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already, there cannot be another one")
-        _logger.info("%s sent no valid HTTP: %r", request.remote, exc)
+        _logger.debug("%s sent no valid HTTP: %r", request.remote, exc)
         # The parser's message quotes the line below, which may be long and is the client's own.
         said = (message or "").partition("\n")[0].rstrip(":")
         error = http.HttpError(status, f"this is no valid HTTP request: {said or 'malformed'}", "BadRequest")

@@ -10,7 +10,7 @@ from rtml.client.client import Client
 from rtml.client.context import TaskInfo
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
-from rtml.errors import ProtocolError, RtmlError
+from rtml.errors import BatchError, ProtocolError
 from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, TaskResult
 from rtml.workers.core import WorkerCore
 
@@ -19,10 +19,6 @@ QUICK: Final = 100e-6
 
 #: One call's arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class BatchError(RtmlError):
-    """A batch function did not return what batch functions return."""
 
 
 class Loaded:

@@ -137,7 +137,7 @@ async def test_an_endpoint_has_a_deadline_of_its_own() -> None:
         assert server.engine.options[-1].deadline is None
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", "inf", ""])
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", "inf", "", "1_0", "\u0661\u0660"])
 async def test_deadlines_that_are_none(text: str) -> None:
     async with serving() as server:
         status, body, _ = await server.post("/v1/echo", b"x", x_rtml_deadline_ms=text)

@@ -63,6 +63,13 @@ def test_get(client: Client, fake: FakeDispatcher) -> None:
         rtml.get([held, client.submit(add, 1)], timeout=0.1)
     with pytest.raises(TypeError):
         rtml.get([cf.Future()])  # type: ignore[arg-type]
+    for wrong in (5, None):
+        with pytest.raises(TypeError, match=f"list of rtml futures, got {type(wrong).__name__}"):
+            rtml.get(wrong)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="expected an rtml future"):
+            rtml.cancel(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got one future"):
+        rtml.wait(held)  # type: ignore[arg-type]
 
 
 def test_wait(client: Client, fake: FakeDispatcher) -> None:

@@ -118,12 +118,14 @@ def test_exceptions_that_cannot_travel() -> None:
     broken = codec.encode_error(caught(Broken(1)))
     assert "whose str() raises RuntimeError" in broken.message
     huge = codec.encode_error(caught(ValueError("x" * 10 * INLINE_MAX)))
-    assert not huge.pickled
+    assert len(huge.pickled) < INLINE_MAX
     assert len(huge.message) == MESSAGE_MAX
     assert len(huge.traceback) <= TRACEBACK_MAX
     back = codec.decode_error(huge)
-    assert isinstance(back, TaskError)
-    assert str(back).startswith("ValueError: xxx")
+    assert type(back) is ValueError  # the type is kept, what it carried is shortened
+    assert str(back).startswith("'xxx")
+    many = codec.decode_error(codec.encode_error(caught(KeyError(*[str(n) * 4000 for n in range(60)]))))
+    assert type(many) is KeyError
 
 
 def test_types_that_do_not_exist_here() -> None:
