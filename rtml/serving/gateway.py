@@ -25,6 +25,7 @@ from rtml.serving import http, oip
 from rtml.serving.app import App
 from rtml.serving.engine import Engine
 from rtml.serving.protocol import Server
+from rtml.serving.registry import Registry, of_app
 from rtml.serving.routes import ModelRoute, ProgramRoute, Reading
 
 _logger = logging.getLogger("rtml.serving")
@@ -58,6 +59,7 @@ class Gateway:
         drain_timeout: float = 30.0,
     ) -> None:
         self.metrics = GatewayMetrics()
+        self.registry = Registry()
         self._engine = engine
         self._apps = apps
         self._body_max = body_max
@@ -140,25 +142,28 @@ class Gateway:
         """Everything that is served. Raises as `start`."""
         routes = http.Routes(self._ids)
         reading = Reading(self._ids, self._read_timeout)
-        models: list[str] = []
+        registry = self.registry
         for app in self._apps:
             for model in app.models.values():
-                if model.name in models:
+                if model.name in registry.names():
                     raise ValueError(f"two apps have a model {model.name!r}")
-                ModelRoute(self._engine, model, self.metrics.target(app.name, model.name), reading).add_to(routes)
-                models.append(model.name)
+                registry.add(of_app(self._engine, self.metrics.target(app.name, model.name), app.name, model))
+                ModelRoute(self._engine, registry.find(model.name), reading).add_to(routes)
             for path, endpoint in app.endpoints.items():
                 target = self.metrics.target(app.name, path)
                 routes.add("POST", path, ProgramRoute(self._engine, endpoint, target, reading))
         server = {"name": "rtml", "version": _version(), "extensions": oip.EXTENSIONS}
         routes.add("GET", "/v2", http.constant(server))
-        routes.add("GET", "/v2/models", http.constant({"models": models}))
+        routes.add("GET", "/v2/models", self._models)
         routes.add("GET", "/v2/health/live", self._health)
         routes.add("GET", "/v2/health/ready", self._readiness)
         routes.add("GET", "/healthz", self._health)
         routes.add("GET", "/readyz", self._readiness)
         routes.add("GET", "/metrics", self._scrape)
         return routes
+
+    async def _models(self, request: web.BaseRequest) -> web.Response:
+        return http.json_response({"models": self.registry.names()})
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return http.json_response({"live": True, "ready": self.ready})

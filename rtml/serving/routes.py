@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,9 +20,10 @@ from aiohttp import web
 from rtml.errors import DeadlineExceeded, InvalidInput, RtmlError, SerializationError
 from rtml.metrics import Target
 from rtml.serving import http, oip, tensors
-from rtml.serving.app import Endpoint, ServedModel, TensorSpec
+from rtml.serving.app import Endpoint
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.inputs import ProgramInput
+from rtml.serving.registry import ModelVersion
 from rtml.serving.results import served
 
 #: Seconds that the engine may be late with its own answer to a deadline, which knows more about it than the gateway.
@@ -165,24 +166,22 @@ class ProgramRoute(GraphRoute):
 class ModelRoute(GraphRoute):
     """A model's paths; calling it is `POST .../infer`."""
 
-    def __init__(self, engine: Engine, model: ServedModel, target: Target, reading: Reading) -> None:
-        super().__init__(engine, engine.prepare(model.function), target, reading, model.deadline)
-        self._name = model.name
-        self._version = model.version
-        self.inputs, self.outputs, self._platform = describe(model)
-        self._batch_max = int(getattr(model.function, "defaults", self._prepared.options).batch or 0)
+    def __init__(self, engine: Engine, model: ModelVersion, reading: Reading) -> None:
+        super().__init__(engine, model.prepared, model.target, reading, model.deadline)
+        self._model = model
 
     async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
         """The model's outputs, in the form that the request asks for."""
+        model = self._model
         header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
-        inference = oip.decode_request(body, header_length, self.inputs)
+        inference = oip.decode_request(body, header_length, model.inputs)
         own = oip.budget_of(inference.parameters)
         if own is not None:
             progress.budget = own if progress.budget is None else min(own, progress.budget)
         arrays = inference.inputs
         args, kwargs = ((), arrays) if len(arrays) > 1 else (tuple(arrays.values()), {})
         value = await self.call(args, kwargs, progress)
-        reply = oip.Reply(self._name, self._version, self._named(value), self.outputs)
+        reply = oip.Reply(model.name, model.version, self._named(value), model.outputs)
         head, data = oip.encode_reply(reply, inference)
         if not data:
             return web.Response(body=head, content_type="application/json")
@@ -196,49 +195,21 @@ class ModelRoute(GraphRoute):
         """A model's result as arrays by name."""
         if isinstance(value, dict):
             return {name: np.asarray(array) for name, array in value.items()}
-        if len(self.outputs) != 1:
-            raise TypeError(f"model {self._name!r} returned one {type(value).__name__}, not {len(self.outputs)} arrays")
-        return {self.outputs[0].name: np.asarray(value)}
+        name, outputs = self._model.name, self._model.outputs
+        if len(outputs) != 1:
+            raise TypeError(f"model {name!r} returned one {type(value).__name__}, not {len(outputs)} arrays")
+        return {outputs[0].name: np.asarray(value)}
 
     def add_to(self, routes: http.Routes) -> None:
         """Serve the model's paths, with and without its version."""
-        metadata = oip.describe_model(self._name, self._version, self._platform, self.inputs, self.outputs)
-        config = oip.describe_config(self._name, self._platform, self._batch_max, self.inputs, self.outputs)
-        for base in (f"/v2/models/{self._name}", f"/v2/models/{self._name}/versions/{self._version}"):
+        model = self._model
+        metadata = oip.describe_model(model.name, model.version, model.platform, model.inputs, model.outputs)
+        for base in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
             routes.add("GET", base, http.constant(metadata))
-            routes.add("GET", f"{base}/config", http.constant(config))
+            routes.add("GET", f"{base}/config", http.constant(model.config))
             routes.add("GET", f"{base}/ready", self._ready)
             routes.add("POST", f"{base}/infer", self)
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
         ready = self._engine.ready
-        return http.json_response({"name": self._name, "ready": ready}, 200 if ready else 503)
-
-
-def describe(model: ServedModel) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec], str]:
-    """A model's inputs and outputs, and its platform: as the app says, else as the model itself does.
-
-    Raises:
-        ValueError: neither says it.
-        OSError: the model's file is not there.
-    """
-    ask = getattr(model.function, "metadata", None)
-    platform = "python" if ask is None else "onnx"
-    if model.inputs is not None and model.outputs is not None:
-        return model.inputs, model.outputs, platform
-    if ask is None:
-        raise ValueError(f"model {model.name!r}: give its inputs and outputs to app.model(), it does not know them")
-    info = ask()
-    inputs = model.inputs or [_spec(tensor) for tensor in info.inputs]
-    outputs = model.outputs or [_spec(tensor) for tensor in info.outputs]
-    return inputs, outputs, platform
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    """The protocol's view of a model's tensor (`rtml.onnxfile.TensorInfo`)."""
-    if tensor.dtype == "bfloat16":
-        return TensorSpec(tensor.name, "BF16", tensor.shape)
-    try:
-        return TensorSpec(tensor.name, tensors.datatype_of(np.dtype(tensor.dtype)), tensor.shape)
-    except (TypeError, ValueError):
-        raise ValueError(f"{tensor.name!r} is no tensor of a datatype that can be served: {tensor.dtype!r}") from None
+        return http.json_response({"name": self._model.name, "ready": ready}, 200 if ready else 503)

@@ -10,7 +10,7 @@ import rtml
 from rtml.onnxfile import ModelInfo, TensorInfo
 from rtml.serving import App
 from rtml.serving.app import TensorSpec
-from rtml.serving.routes import describe
+from rtml.serving.registry import describe
 from rtml.serving.running import load_apps
 
 
