@@ -15,7 +15,7 @@ are ignored. What a tensor's data may look like stands in `rtml.serving.tensors`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -133,8 +133,9 @@ def decode_request(body: Buffer, header_length: int | None, specs: Sequence[Tens
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise InvalidInput(f"parameter binary_data_output must be true or false, not {binary!r}")
-    _check_parameters(parameters)
-    return Request(head.id or "", _fit(inputs, head.inputs, specs), parameters, head.outputs or None, binary)
+    check_parameters(parameters)
+    datatypes = {tensor.name: tensor.datatype for tensor in head.inputs}
+    return Request(head.id or "", fit(inputs, datatypes, specs), parameters, head.outputs or None, binary)
 
 
 def _decode_raw(body: Buffer, specs: Sequence[TensorSpec]) -> Request:
@@ -196,9 +197,17 @@ def _decode_inputs(inputs: list[RequestInput], binary: memoryview) -> dict[str, 
     return arrays
 
 
-def _fit(arrays: dict[str, Array], given: list[RequestInput], specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """`arrays` in the model's order, if names, datatypes and shapes are the model's."""
-    datatypes = {tensor.name: tensor.datatype for tensor in given}
+def fit(arrays: dict[str, Array], datatypes: Mapping[str, str], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """A request's inputs in the model's order.
+
+    Args:
+        arrays: By name.
+        datatypes: What the request says that they are, by name.
+        specs: The model's inputs.
+
+    Raises:
+        InvalidInput: names, datatypes or shapes are not the model's.
+    """
     fitting = {}
     for name, datatype, shape in specs:
         array = arrays.get(name)
@@ -226,7 +235,12 @@ def _names(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(repr(spec.name) for spec in specs) or "no inputs"
 
 
-def _check_parameters(parameters: Parameters) -> None:
+def check_parameters(parameters: Parameters) -> None:
+    """Look at the parameters that mean something to the gateway.
+
+    Raises:
+        InvalidInput: one has an impossible value.
+    """
     for key in ("timeout", "priority"):
         value = parameters.get(key, 0)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _NUMBER_MAX:
@@ -250,26 +264,13 @@ def encode_reply(reply: Reply, request: Request) -> tuple[bytes, list[Buffer]]:
         InvalidInput: the request asks for an output that the model does not have, or for one in an impossible form.
         ValueError: an array is not of its datatype.
     """
-    datatypes = {spec.name: spec.datatype for spec in reply.specs}
-    wanted = request.outputs or [RequestOutput(name) for name in (datatypes or reply.outputs)]
     described: list[dict[str, Any]] = []
     binary: list[Buffer] = []
-    for output in wanted:
-        array = reply.outputs.get(output.name)
-        if array is None:
-            raise InvalidInput(
-                f"output {output.name!r} is unknown; the model gives {', '.join(map(repr, reply.outputs))}"
-            )
-        parameters = output.parameters or {}
-        datatype = datatypes.get(output.name) or tensors.datatype_of(array.dtype)
-        classes = parameters.get("classification", 0)
-        if classes:
-            array, datatype = _classify(output.name, array, classes), "BYTES"
+    for output, datatype, array in requested(reply, request):
         description: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": array.shape}
-        as_bytes = parameters.get("binary_data", request.binary)
+        as_bytes = (output.parameters or {}).get("binary_data", request.binary)
         if not isinstance(as_bytes, bool):
             raise InvalidInput(f"output {output.name!r}: binary_data must be true or false, not {as_bytes!r}")
-        array = tensors.as_datatype(output.name, datatype, array)
         if as_bytes:
             data = tensors.to_bytes(datatype, array)
             description["parameters"] = {"binary_data_size": len(data)}
@@ -284,6 +285,27 @@ def encode_reply(reply: Reply, request: Request) -> tuple[bytes, list[Buffer]]:
         head["parameters"] = reply.parameters
     head["outputs"] = described
     return _encode_json(head), binary
+
+
+def requested(reply: Reply, request: Request) -> Iterator[tuple[RequestOutput, str, Array]]:
+    """What the request asks for of the reply, in its order: the output, its datatype, its elements.
+
+    Raises:
+        InvalidInput: the request asks for an output that the model does not have, or for one in an impossible form.
+        ValueError: an array is not of its datatype.
+    """
+    datatypes = {spec.name: spec.datatype for spec in reply.specs}
+    for output in request.outputs or [RequestOutput(name) for name in (datatypes or reply.outputs)]:
+        array = reply.outputs.get(output.name)
+        if array is None:
+            raise InvalidInput(
+                f"output {output.name!r} is unknown; the model gives {', '.join(map(repr, reply.outputs))}"
+            )
+        datatype = datatypes.get(output.name) or tensors.datatype_of(array.dtype)
+        classes = (output.parameters or {}).get("classification", 0)
+        if classes:
+            array, datatype = _classify(output.name, array, classes), "BYTES"
+        yield output, datatype, tensors.as_datatype(output.name, datatype, array)
 
 
 def _classify(name: str, array: Array, classes: object) -> Array:
