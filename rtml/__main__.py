@@ -4,6 +4,7 @@
     rtml up                                  the same without an app: an engine to connect to, and its metrics
     rtml gateway module:app --address ...    a gateway for an engine that runs elsewhere
     rtml dispatcher --listen ...             a dispatcher alone
+    rtml keys make DIR                       keys for engines that are spread over machines
     rtml status | trace [GRAPH]              what an engine does, and where a graph's time went
     rtml bench                               how fast this machine is, in a few seconds
 
@@ -77,17 +78,22 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name in ("status", "trace"):
             command.add_argument("--json", action="store_true", help="the raw answer")
+        if name == "keys":
+            command.add_argument("action", choices=["make"], help="make: write new ones")
+            command.add_argument("directory", metavar="DIR", help="where to write them; must not have any yet")
         for kind in kinds:
             config.add_arguments(command, kind)
         command.set_defaults(run=run)
 
     engine, http, address = config.EngineSettings, config.HttpSettings, config.DispatcherAddress
-    add("serve", _serve, "serve apps over HTTP, with an engine of their own", http, engine)
-    add("up", _serve, "start an engine to connect to, and a gateway without apps", http, engine)
-    add("gateway", _gateway, "serve apps over HTTP, on an engine that is running", http, address)
+    keys = config.KeySettings
+    add("serve", _serve, "serve apps over HTTP, with an engine of their own", http, engine, keys)
+    add("up", _serve, "start an engine to connect to, and a gateway without apps", http, engine, keys)
+    add("gateway", _gateway, "serve apps over HTTP, on an engine that is running", http, address, keys)
     commands.add_parser("dispatcher", help="run a dispatcher alone; see rtml dispatcher --help")
-    add("status", _status, "show what an engine is doing", address)
-    add("trace", _trace, "show where the time of a graph went", address)
+    add("status", _status, "show what an engine is doing", address, keys)
+    add("trace", _trace, "show where the time of a graph went", address, keys)
+    add("keys", _keys, "make the keys of tcp links")
     add("bench", _bench, "measure the engine on this machine", config.BenchSettings, engine)
     return parser
 
@@ -136,23 +142,40 @@ def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.
     def say(line: str) -> None:
         print(line, flush=True)
 
-    say(f"rtml {options.command}: {config.show(http, engine)}")
+    keys = _load(config.KeySettings, options)
+    say(f"rtml {options.command}: {config.show(http, engine, keys)}")
     arguments = engine.for_connect() if isinstance(engine, config.EngineSettings) else {}
+    arguments["keys"] = keys.keys
     return run(load_apps(getattr(options, "apps", [])), http, address, arguments, say)
 
 
-def _status(options: argparse.Namespace) -> int:
-    from rtml.operating import ask, describe_status
+def _ask(options: argparse.Namespace, what: str, argument: str = "") -> str:
+    from rtml.operating import ask
 
-    answer = ask(_load(config.DispatcherAddress, options).address, "status")
+    address, keys = _load(config.DispatcherAddress, options).address, _load(config.KeySettings, options).keys
+    return ask(address, what, argument, keys=keys)
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from rtml.link.keys import make_keys
+
+    for path in make_keys(options.directory):
+        print(path)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rtml.operating import describe_status
+
+    answer = _ask(options, "status")
     print(answer if options.json else describe_status(answer))
     return 0
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from rtml.operating import ask, describe_trace
+    from rtml.operating import describe_trace
 
-    answer = ask(_load(config.DispatcherAddress, options).address, "trace", options.graph)
+    answer = _ask(options, "trace", options.graph)
     print(answer if options.json else describe_trace(answer))
     return 0
 
@@ -172,7 +195,7 @@ def _dispatcher_arguments(given: list[str], environment: Mapping[str, str]) -> l
     from rtml.graph.tables import Limits
 
     added: list[str] = []
-    for name in ("listen", "shm_dir", *Limits._fields):
+    for name in ("listen", "shm_dir", "keys", *Limits._fields):
         option, value = "--" + name.replace("_", "-"), environment.get(config.PREFIX + name.upper())
         if value and not any(argument == option or argument.startswith(option + "=") for argument in given):
             for part in value.split(",") if name == "listen" else [value]:

@@ -27,6 +27,7 @@ import msgspec
 from rtml.graph.core import Core
 from rtml.graph.tables import LIMITS_HELP, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
+from rtml.link.keys import hub_keys
 from rtml.messages import (
     ASYNC_EXECUTOR,
     CLIENT,
@@ -253,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="unix:/path, ipc:///path or tcp://host:port; may be given several times",
     )
+    parser.add_argument("--keys", default="", metavar="DIR", help="keys for tcp addresses (RTML_KEYS); see rtml keys")
     parser.add_argument("--shm-dir", default="", help="directory of this node's shared-memory segments")
     defaults = Limits()
     for name, value in defaults._asdict().items():
@@ -287,7 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         for address in options.listen:
             try:
-                hub.listen(address)
+                tcp_keys = hub_keys(options.keys) if options.keys and address.startswith("tcp://") else None
+                hub.listen(address, tcp_keys)
             except AddressError as error:
                 sys.stderr.write(f"rtml dispatcher: {error}\n")
                 raise SystemExit(2) from None

@@ -43,18 +43,25 @@ def find_address(address: str) -> str:
     return f"unix:{found[0]}"
 
 
-def ask(address: str, what: str, argument: str = "") -> str:
+def ask(address: str, what: str, argument: str = "", *, keys: str = "") -> str:
     """The dispatcher's answer, as JSON.
+
+    Args:
+        address: of the dispatcher; "" for the only one here.
+        what: the question, see `rtml.messages.Query`.
+        argument: its argument.
+        keys: directory of keys, for a tcp address.
 
     Raises:
         ValueError: no engine is found.
         ConnectionLost: nobody answers.
+        AddressError: the keys cannot be used.
     """
 
     def make_driver(connector: Connector) -> ThreadDriver:
-        return ThreadDriver(Connector(connector.address, connect_timeout=_PATIENCE))
+        return ThreadDriver(Connector(connector.address, connect_timeout=_PATIENCE, keys=connector.keys))
 
-    client = open_client(Client, make_driver, find_address(address), logs=False)
+    client = open_client(Client, make_driver, find_address(address), logs=False, keys=keys)
     try:
         return client.query(what, argument)
     finally:

@@ -83,6 +83,14 @@ class DispatcherAddress(Settings, frozen=True, kw_only=True):
     ] = ""
 
 
+class KeySettings(Settings, frozen=True, kw_only=True):
+    """Who may talk over tcp."""
+
+    keys: Annotated[
+        str, Meta(description="directory of keys (rtml keys make) for tcp addresses that other machines reach")
+    ] = ""
+
+
 class BenchSettings(Settings, frozen=True, kw_only=True):
     """How long to measure."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rtml import link as links
 from rtml.errors import ConnectionLost, ProtocolError
 from rtml.link import Link, LinkClosed
+from rtml.link.keys import peer_keys
 from rtml.messages import Hello, Message, Refused, Submit, Welcome, decode, encode
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Connector:
         reconnect_timeout: seconds to try after a connection was lost.
         obstacle: says why no dispatcher will ever appear, or "".
         timings: ask for the timing of each result (`Hello.timings`).
+        keys: directory of keys, for a tcp address; "" for none.
+
+    Raises:
+        AddressError: the keys cannot be used.
     """
 
     def __init__(
@@ -61,8 +66,11 @@ class Connector:
         reconnect_timeout: float = 30.0,
         obstacle: Callable[[], str] | None = None,
         timings: bool = False,
+        keys: str = "",
     ) -> None:
         self.address = address
+        self.keys = keys
+        self._curve = peer_keys(keys) if keys and address.startswith("tcp://") else None
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
         self._obstacle = obstacle or (lambda: "")
@@ -79,7 +87,7 @@ class Connector:
         while True:
             left = deadline - time.monotonic()
             try:
-                link = links.connect(self.address, max(0.0, min(left, _PAUSE_MAX)))
+                link = links.connect(self.address, max(0.0, min(left, _PAUSE_MAX)), self._curve)
             except LinkClosed as error:
                 obstacle = self._obstacle()
                 if obstacle:
@@ -108,7 +116,7 @@ class Connector:
             if obstacle:
                 raise ConnectionLost(f"the engine's processes are gone: {obstacle}")
             try:
-                return self._handshake(links.connect(self.address, min(left, 1.0)), client, peer)
+                return self._handshake(links.connect(self.address, min(left, 1.0), self._curve), client, peer)
             except (ConnectionLost, ProtocolError) as error:
                 reason = error
             wait = min(_PAUSE_MAX, max(_PAUSE_MIN, wait * 2))

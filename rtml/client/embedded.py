@@ -24,6 +24,7 @@ from rtml.client.core import ClientCore
 from rtml.client.driver import Driver
 from rtml.client.threads import ThreadDriver
 from rtml.link import Hub
+from rtml.link.keys import hub_keys
 from rtml.messages import SESSION_MAX
 from rtml.store import NoStore, Store
 
@@ -124,6 +125,7 @@ def connect(
     logs: bool = True,
     timings: bool = False,
     reconnect_timeout: float = 30.0,
+    keys: str | os.PathLike[str] = "",
     **settings: Any,
 ) -> Client:
     """Connect to an engine, by default to a new one of this program's own, and make it the current client.
@@ -137,12 +139,13 @@ def connect(
         logs: show here what tasks print and log.
         timings: fill in `Future.timing`; costs a microsecond a task.
         reconnect_timeout: seconds without a dispatcher after which all futures end with `ConnectionLost`.
+        keys: directory of keys (`rtml keys make`) for tcp addresses: to connect with, or that `listen` wants.
         **settings: further settings of the started node: `async_executors`, `cpu`, `gpu`, `memory` (bytes),
             `resources` (labels), `blocked_max`, `preimport` (module names), `listen` (further addresses), `drain`
             (seconds), and `limits` of the dispatcher by name (`rtml.graph.tables.Limits`), like `{"depth_max": 5000}`.
 
     Raises:
-        AddressError: an address cannot be used.
+        AddressError: an address, or the keys, cannot be used.
         ConnectionLost: nobody answers.
         ProtocolError: the dispatcher refuses.
         ValueError: a limit has no such name or value.
@@ -160,6 +163,7 @@ def connect(
         logs=logs,
         timings=timings,
         reconnect_timeout=reconnect_timeout,
+        keys=keys,
         **settings,
     )
     install(client)
@@ -176,6 +180,7 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
     logs: bool = True,
     timings: bool = False,
     reconnect_timeout: float = 30.0,
+    keys: str | os.PathLike[str] = "",
     **settings: Any,
 ) -> C:
     """Like `connect`, for a client and driver of other types, and without making it the current client.
@@ -189,14 +194,19 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
         logs: see there.
         timings: see there.
         reconnect_timeout: see there.
+        keys: see there.
         **settings: see there.
     """
     embedded: Embedded | None = None
+    key_dir = os.path.abspath(keys) if keys else ""
     session = secrets.randbelow(SESSION_MAX) + 1
     if address is None:
-        embedded = Embedded(_arguments(workers, logs, settings), link)
+        arguments = _arguments(workers, logs, settings)
+        if key_dir:
+            arguments.append(f"--dispatcher-arg=--keys={key_dir}")
+        embedded = Embedded(arguments, link)
         if "listen" in settings:
-            check_addresses(_several(settings["listen"]))
+            check_addresses(_several(settings["listen"]), key_dir)
         embedded.start()
         address, store = embedded.address, Store(embedded.shm_dir, session)
     else:
@@ -210,6 +220,7 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
         connect_timeout=START_TIMEOUT,
         reconnect_timeout=reconnect_timeout,
         obstacle=None if embedded is None else embedded.obstacle,
+        keys=key_dir,
     )
     driver = driver_type(connector)
     client = client_type(ClientCore(session), driver, store, show_logs=logs, resource=embedded)
@@ -312,15 +323,19 @@ def limit_arguments(limits: Mapping[str, float]) -> list[str]:
     return arguments
 
 
-def check_addresses(addresses: Iterable[str]) -> None:
+def check_addresses(addresses: Iterable[str], keys: str = "") -> None:
     """Listen at further addresses of a dispatcher for a moment, since it could only die of one that cannot be used.
 
+    Args:
+        addresses: where.
+        keys: directory of keys for those that are tcp.
+
     Raises:
-        AddressError: malformed, in use, or open to the network.
+        AddressError: malformed, in use, or open to the network without keys; or the keys cannot be used.
     """
     hub = Hub()
     try:
         for address in addresses:
-            hub.listen(address)
+            hub.listen(address, hub_keys(keys) if keys and address.startswith("tcp://") else None)
     finally:
         hub.close()

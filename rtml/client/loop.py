@@ -52,6 +52,8 @@ class AsyncDriver:
         self._flush_due = False
         self._later_due = False
         self._closed = False
+        #: Called in the loop when the attempts to reconnect have ended without success: nothing follows.
+        self.on_lost: Callable[[], None] | None = None
 
     def start(self, client: Client) -> None:
         """Connect; raises `ConnectionLost` or `ProtocolError` if that fails."""
@@ -206,9 +208,14 @@ class AsyncDriver:
             )
         except ConnectionLost as error:
             lost = error
-            self._in_loop(lambda: self._client.fail_all(lost))
+            self._in_loop(lambda: self._give_up(lost))
         else:
             self._in_loop(lambda: self._resume(link))
+
+    def _give_up(self, error: ConnectionLost) -> None:
+        self._client.fail_all(error)
+        if self.on_lost is not None and not self._closed:
+            self.on_lost()
 
     def _resume(self, link: Link) -> None:
         if self._closed:

@@ -3,6 +3,7 @@
 base.py     the interface, packets, what both transports share
 unix.py     "unix:/path": one machine, the hot path
 zeromq.py   "tcp://host:port", "ipc:///path": between machines; the only file that imports zmq
+keys.py     the keys of tcp links, in files
 hub.py      the dispatcher's side
 """
 
@@ -15,7 +16,7 @@ from rtml.link.hub import Hub
 from rtml.link.unix import connect_unix
 
 if TYPE_CHECKING:
-    from rtml.link.zeromq import CurveKeys
+    from rtml.link.keys import CurveKeys
 
 __all__ = ["AddressError", "Hub", "Link", "LinkClosed", "connect"]
 

@@ -18,7 +18,8 @@ from rtml.link.base import BATCH_MAX, PEERS_MAX, WAIT_MAX, AddressError
 from rtml.link.unix import UnixListener, UnixPeer
 
 if TYPE_CHECKING:
-    from rtml.link.zeromq import CurveKeys, Router
+    from rtml.link.keys import CurveKeys
+    from rtml.link.zeromq import Router
 
 _EVENTS_MAX: Final = 256
 

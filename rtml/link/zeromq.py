@@ -22,7 +22,6 @@ import struct
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -43,6 +42,7 @@ from rtml.link.base import (
     check_size,
 )
 from rtml.link.files import prepare
+from rtml.link.keys import CurveKeys
 from rtml.messages import FRAME_MAX
 
 if TYPE_CHECKING:
@@ -82,16 +82,15 @@ _REFUSED: Final = (
 _ESCAPED: Final = bytes((ESCAPE, 0))
 
 
-@dataclass(frozen=True)
-class CurveKeys:
-    """Keys in Z85 text, as `zmq.curve_keypair` makes them."""
+def new_pair() -> tuple[str, str]:
+    """New keys: (public, secret)."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
 
-    public: str
-    secret: str = field(repr=False)
-    #: At a peer: the hub's public key.
-    server: str = ""
-    #: At a hub: the public keys of the peers that may connect.
-    allowed: frozenset[str] = frozenset()
+
+def public_of(secret: str) -> str:
+    """The other half of a secret key."""
+    return zmq.curve_public(secret.encode()).decode()
 
 
 def _packet(frame: bytes) -> bytes:
@@ -147,7 +146,8 @@ def connect_zeromq(address: str, timeout: float, keys: CurveKeys | None) -> ZmqL
             if link is not None:
                 return link
             if left <= 0:
-                raise LinkClosed(f"nobody answers at {address}")
+                hint = "" if _is_loopback(address) else " with these keys" if keys else "; it may want keys"
+                raise LinkClosed(f"nobody answers at {address}{hint}")
             time.sleep(min(_RETRY, left))
     except BaseException:
         context.destroy(linger=0)
@@ -429,7 +429,7 @@ class Router:
         """
         if keys is None and address.startswith("tcp://") and not _is_loopback(address):
             raise AddressError(
-                f"{address} can be reached from other machines: configure CURVE keys, or listen on tcp://127.0.0.1"
+                f"{address} can be reached from other machines: give CURVE keys (rtml keys make), or use 127.0.0.1"
             )
         if address.startswith("ipc://"):
             prepare(address[len("ipc://") :], socket.SOCK_STREAM)

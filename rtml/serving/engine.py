@@ -138,9 +138,15 @@ class ClientEngine:
         self._client.shutdown(wait=False, cancel_futures=True)
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called by the loop once, if an engine that was started here ends by itself."""
+        """Have `callback` called by the loop once, if there will be no engine any more.
+
+        That is when one that was started here ends by itself, or nobody answers at another's address for
+        `reconnect_timeout`.
+        """
         pid = self._client.engine_pid
-        if pid is not None:
+        if pid is None:
+            self._driver.on_lost = callback
+        else:
             self._pidfd = os.pidfd_open(pid)
 
             def ended() -> None:

@@ -111,7 +111,7 @@ async def _run(
     def on_engine_end() -> None:
         nonlocal code
         code = _ENGINE_ENDED
-        say("the engine has ended by itself, see its output above; stopping")
+        say("the engine has ended by itself, or nobody answers there any more; stopping")
         stop.set()
 
     engine = ClientEngine.open(address, **settings)

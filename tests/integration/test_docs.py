@@ -49,7 +49,8 @@ def test_errors() -> None:
 
 def test_settings() -> None:
     expected = []
-    for kind in (settings.HttpSettings, settings.EngineSettings, settings.DispatcherAddress, settings.BenchSettings):
+    kinds = (settings.HttpSettings, settings.EngineSettings, settings.DispatcherAddress, settings.KeySettings)
+    for kind in (*kinds, settings.BenchSettings):
         hints = typing.get_type_hints(kind, include_extras=True)
         for field in msgspec.structs.fields(kind):
             default = "-" if field.default in (None, "", (), msgspec.NODEFAULT) else str(field.default)
@@ -80,7 +81,7 @@ def test_arguments_of_connect() -> None:
         rtml.connect(nonsense=1)
     node = set(str(refused.value).partition("there are ")[2].split(", "))
     shared = set(settings.EngineSettings.__struct_fields__) - {"workers", "link", "logs"}
-    assert described | shared == node | {"address", "timings", "reconnect_timeout"}
+    assert described | shared == node | {"address", "keys", "timings", "reconnect_timeout"}
 
 
 def test_limits() -> None:

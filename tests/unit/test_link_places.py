@@ -16,6 +16,7 @@ import pytest
 import zmq
 
 from rtml.link import AddressError, Hub, Link, LinkClosed, connect, hub, zeromq
+from rtml.link.keys import CurveKeys
 from tests.unit import links as shared
 from tests.unit.links import (
     LIMIT,
@@ -151,21 +152,21 @@ def test_curve_keys(server: Hub) -> None:
     (hub_public, hub_secret), (mine, my_secret), (theirs, their_secret) = (
         tuple(key.decode() for key in zmq.curve_keypair()) for _ in range(3)
     )
-    where = server.listen("tcp://0.0.0.0:0", zeromq.CurveKeys(hub_public, hub_secret, allowed=frozenset([mine])))
+    where = server.listen("tcp://0.0.0.0:0", CurveKeys(hub_public, hub_secret, allowed=frozenset([mine])))
     where = where.replace("0.0.0.0", "127.0.0.1")
     with Serving(server):
-        link = connect(where, LIMIT, zeromq.CurveKeys(mine, my_secret, server=hub_public))
+        link = connect(where, LIMIT, CurveKeys(mine, my_secret, server=hub_public))
         link.send(b"secret")
         assert receive(link, 1) == [b"secret"]
         with pytest.raises(LinkClosed, match="refuses our key"):
-            connect(where, LIMIT, zeromq.CurveKeys(theirs, their_secret, server=hub_public))
-        for keys in (zeromq.CurveKeys(mine, my_secret, server=theirs), None):
+            connect(where, LIMIT, CurveKeys(theirs, their_secret, server=hub_public))
+        for keys in (CurveKeys(mine, my_secret, server=theirs), None):
             with pytest.raises(LinkClosed):
                 connect(where, 0.5, keys)
         link.send(b"still")
         assert receive(link, 1) == [b"still"]
         link.close()
-    assert my_secret not in repr(zeromq.CurveKeys(mine, my_secret))
+    assert my_secret not in repr(CurveKeys(mine, my_secret))
 
 
 # --- processes and descriptors ----------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import pytest
 
 from rtml import __main__ as command
 from rtml import settings
-from rtml.settings import BenchSettings, DispatcherAddress, EngineSettings, HttpSettings
+from rtml.settings import BenchSettings, DispatcherAddress, EngineSettings, HttpSettings, KeySettings
 
-ALL: list[type[settings.Settings]] = [EngineSettings, HttpSettings, DispatcherAddress, BenchSettings]
+ALL: list[type[settings.Settings]] = [EngineSettings, HttpSettings, DispatcherAddress, KeySettings, BenchSettings]
 
 
 def parsed(kind: type[settings.Settings], *arguments: str) -> dict[str, object]:
@@ -84,7 +84,7 @@ def test_what_an_engine_gets_leaves_out_what_nobody_asked_for() -> None:
     assert EngineSettings(gpu=1.0, preimport=("json",)).for_connect()["preimport"] == ("json",)
 
 
-@pytest.mark.parametrize("name", ["serve", "up", "gateway", "dispatcher", "status", "trace", "bench"])
+@pytest.mark.parametrize("name", ["serve", "up", "gateway", "dispatcher", "status", "trace", "keys", "bench"])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main([name, "--help"])
