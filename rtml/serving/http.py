@@ -14,7 +14,7 @@ import math
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -40,6 +40,9 @@ _MESSAGE_MAX: Final = 2000
 #: Compressed bytes that do not hold up the others for long, even if they are a thousand times as many in the end.
 _INFLATE_HERE: Final = 4096
 
+#: With every 503.
+_RETRY: Final = {"Retry-After": "1"}
+
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -56,7 +59,7 @@ class HttpError(Exception):
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """`value` as JSON. Whoever is told that something is not there now is told to come back, too."""
     if status == 503:
-        headers = {"Retry-After": "1", **(headers or {})}
+        headers = {**_RETRY, **(headers or {})}
     return web.Response(body=_encode_json(value), status=status, headers=headers, content_type="application/json")
 
 
@@ -69,8 +72,19 @@ def constant(value: Any) -> Handler:
     return handler
 
 
-def error_response(error: BaseException) -> web.Response:
-    """The answer for an error: its message and type, never a traceback."""
+class Failure(NamedTuple):
+    """What a client is told about an error, in whatever protocol: never a traceback."""
+
+    #: As HTTP says it.
+    status: int
+    #: The error's type.
+    kind: str
+    message: str
+    headers: dict[str, str]
+
+
+def explain(error: BaseException) -> Failure:
+    """What to tell the client. Whoever is told that something is not there now is told to come back, too."""
     if isinstance(error, HttpError):
         status, kind, headers = error.status, error.kind, error.headers
     else:
@@ -79,6 +93,12 @@ def error_response(error: BaseException) -> web.Response:
     message = str(error)[:_MESSAGE_MAX] or kind
     if isinstance(error, ConnectionLost):  # says where the engine was looked for, which is for the operator
         message = "the engine cannot be reached"
+    return Failure(status, kind, message, {**_RETRY, **(headers or {})} if status == 503 else headers or {})
+
+
+def error_response(error: BaseException) -> web.Response:
+    """The answer for an error: its message and type."""
+    status, kind, message, headers = explain(error)
     return json_response({"error": message, "type": kind}, status, headers)
 
 
@@ -119,10 +139,11 @@ class RequestIds:
 
     def of(self, request: web.BaseRequest) -> str:
         """The request's own id if it is a decent one, else a new one."""
-        given = request.headers.get(REQUEST_ID)
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            return given
-        return self.new()
+        return self.accept(request.headers.get(REQUEST_ID))
+
+    def accept(self, given: str | None) -> str:
+        """`given` if it is a decent id, else a new one."""
+        return given if given is not None and _REQUEST_ID.fullmatch(given) else self.new()
 
     def new(self) -> str:
         """A new id."""
@@ -136,8 +157,15 @@ def deadline_of(request: web.BaseRequest) -> float | None:
         InvalidInput: it is no positive number of milliseconds.
     """
     text = request.headers.get(DEADLINE)
-    if text is None:
-        return None
+    return None if text is None else parse_deadline(text)
+
+
+def parse_deadline(text: str) -> float:
+    """The seconds in the value of the header `x-rtml-deadline-ms`.
+
+    Raises:
+        InvalidInput: it is no positive number of milliseconds.
+    """
     try:
         # Python reads underscores and other scripts' digits, too; the header does not.
         milliseconds = float(text) if text.isascii() and "_" not in text else math.nan
