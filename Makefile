@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers demo check lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers demo check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ demo: setup ## serve the examples, read sample pages over HTTP, load for ten sec
 	@$(PY) -m examples.demo $(if $(KEEP),--keep)
 
 check: lint types test ## all that CI runs
+
+proto: setup ## compile the gRPC protocol into rtml/serving/protos/messages.binpb
+	cd rtml/serving/protos && ../../../$(PY) -m grpc_tools.protoc -I. --descriptor_set_out=messages.binpb health.proto inference.proto
 
 lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to the newest versions)
 	@[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv==$(UV_VERSION); }

@@ -25,7 +25,7 @@ InferResponse: Final = message("inference.ModelInferResponse")
 _InferParameter: Final = message("inference.InferParameter")
 
 #: Datatype -> the field of `InferTensorContents` with its elements; those without one travel raw only.
-_CONTENTS: Final = {
+CONTENTS: Final = {
     "BOOL": "bool_contents",
     "UINT8": "uint_contents",
     "UINT16": "uint_contents",
@@ -107,7 +107,7 @@ def _from_contents(name: str, datatype: str, shape: list[int], contents: Message
     """The array in typed contents."""
     dtype = tensors.dtype_of(name, datatype)
     count = tensors.check_shape(name, shape)
-    field = _CONTENTS.get(datatype)
+    field = CONTENTS.get(datatype)
     if field is None:
         raise InvalidInput(f"tensor {name!r}: {datatype} has no typed contents, send it in raw_input_contents")
     strange = [other.name for other, _ in contents.ListFields() if other.name != field]

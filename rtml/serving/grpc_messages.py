@@ -34,7 +34,7 @@ def _load() -> descriptor_pool.DescriptorPool:
     found = descriptor_pool.DescriptorPool()
     compiled = files("rtml.serving").joinpath("protos/messages.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(compiled).file:
-        found.Add(file)  # type: ignore[no-untyped-call]
+        found.Add(file)
     return found
 
 
