@@ -24,9 +24,12 @@ from rtml.metrics import GatewayMetrics
 from rtml.serving import http, oip
 from rtml.serving.app import App
 from rtml.serving.engine import Engine
+from rtml.serving.inference import Inference
+from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
 from rtml.serving.registry import Registry, of_app
-from rtml.serving.routes import ModelRoute, ProgramRoute, Reading
+from rtml.serving.results import served
+from rtml.serving.routes import ProgramRoute, Reading
 
 _logger = logging.getLogger("rtml.serving")
 
@@ -60,6 +63,7 @@ class Gateway:
     ) -> None:
         self.metrics = GatewayMetrics()
         self.registry = Registry()
+        self.inference = Inference(engine)
         self._engine = engine
         self._apps = apps
         self._body_max = body_max
@@ -148,22 +152,19 @@ class Gateway:
                 if model.name in registry.names():
                     raise ValueError(f"two apps have a model {model.name!r}")
                 registry.add(of_app(self._engine, self.metrics.target(app.name, model.name), app.name, model))
-                ModelRoute(self._engine, registry.find(model.name), reading).add_to(routes)
             for path, endpoint in app.endpoints.items():
                 target = self.metrics.target(app.name, path)
-                routes.add("POST", path, ProgramRoute(self._engine, endpoint, target, reading))
+                prepared = self._engine.prepare(served(endpoint.function))
+                routes.add("POST", path, ProgramRoute(self.inference, prepared, endpoint, target, reading))
+        ModelRoutes(registry, self.inference, reading, lambda: self._engine.ready).add_to(routes)
         server = {"name": "rtml", "version": _version(), "extensions": oip.EXTENSIONS}
         routes.add("GET", "/v2", http.constant(server))
-        routes.add("GET", "/v2/models", self._models)
         routes.add("GET", "/v2/health/live", self._health)
         routes.add("GET", "/v2/health/ready", self._readiness)
         routes.add("GET", "/healthz", self._health)
         routes.add("GET", "/readyz", self._readiness)
         routes.add("GET", "/metrics", self._scrape)
         return routes
-
-    async def _models(self, request: web.BaseRequest) -> web.Response:
-        return http.json_response({"models": self.registry.names()})
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return http.json_response({"live": True, "ready": self.ready})

@@ -27,7 +27,9 @@ from rtml.serving.engine import RemoteError
 
 _logger = logging.getLogger("rtml.serving")
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+#: The handlers of one path by method.
+Methods = dict[str, Handler]
 
 #: A request's budget in milliseconds.
 DEADLINE: Final = "x-rtml-deadline-ms"
@@ -257,7 +259,9 @@ class Routes:
 
     def __init__(self, ids: RequestIds) -> None:
         self._ids = ids
-        self._exact: dict[str, dict[str, Handler]] = {}
+        self._exact: dict[str, Methods] = {}
+        #: Paths below a prefix, that somebody else knows.
+        self._below: list[tuple[str, Callable[[str], Methods]]] = []
         self._running: set[asyncio.Task[Any]] = set()
         #: Set by `drain` when nothing runs any more; None before it.
         self._idle: asyncio.Event | None = None
@@ -276,11 +280,20 @@ class Routes:
         if method == "GET":
             methods["HEAD"] = handler
 
+    def add_below(self, prefix: str, find: Callable[[str], Methods]) -> None:
+        """Ask `find` for the handlers of a path that begins with `prefix` and is served by nothing else.
+
+        Args:
+            prefix: Like "/v2/models/".
+            find: Gets the whole path; raises `HttpError` if there is nothing. Called by every request.
+        """
+        self._below.append((prefix, find))
+
     def paths(self) -> Iterable[str]:
         """The exact paths."""
         return self._exact
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle a request; every error becomes an answer, except that the client has gone."""
         task = asyncio.current_task()
         assert task is not None
@@ -317,19 +330,25 @@ class Routes:
                 task.cancel()
             await self._idle.wait()
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        methods = self._exact.get(request.path)
-        if methods is None:
-            return error_response(HttpError(404, f"there is nothing at {request.path[:200]}", "NotFound"))
-        handler = methods.get(request.method)
-        if handler is None:
-            allowed = ", ".join(methods)
-            message = f"{request.path[:200]} takes {allowed}"
-            return error_response(HttpError(405, message, "MethodNotAllowed", {"Allow": allowed}))
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
         try:
+            methods = self._exact.get(path)
+            if methods is None:
+                methods = self._find(path)
+            handler = methods.get(request.method)
+            if handler is None:
+                allowed = ", ".join(methods)
+                raise HttpError(405, f"{path[:200]} takes {allowed}", "MethodNotAllowed", {"Allow": allowed})
             return await handler(request)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary between handlers and clients
-            log_error(request.path, request.headers.get(REQUEST_ID, "?"), error)
+            log_error(path, request.headers.get(REQUEST_ID, "?"), error)
             return error_response(error)
+
+    def _find(self, path: str) -> Methods:
+        for prefix, find in self._below:
+            if path.startswith(prefix):
+                return find(path)
+        raise HttpError(404, f"there is nothing at {path[:200]}", "NotFound")

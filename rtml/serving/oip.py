@@ -15,7 +15,8 @@ are ignored. What a tensor's data may look like stands in `rtml.serving.tensors`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import abc
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -26,10 +27,14 @@ from rtml.serving import tensors
 from rtml.serving.app import TensorSpec
 from rtml.serving.tensors import Array, Buffer
 
-Parameters = dict[str, str | int | float | bool | None]
+#: Of a request, an input or an output. The protocol knows text, numbers and booleans; what clients send beyond that is
+#: none of the gateway's business, and ignored.
+Parameters = dict[str, Any]
 
 #: Numbers of the protocol are unsigned, of 64 bits.
 _NUMBER_MAX: Final = 1 << 64
+#: The engine's least urgent priority.
+_PRIORITY_MIN: Final = -(1 << 31)
 
 #: Of `GET /v2`: what of the protocol's extensions is there.
 EXTENSIONS: Final = ("classification", "binary_tensor_data", "parameters", "model_configuration")
@@ -62,6 +67,14 @@ class _RequestHead(msgspec.Struct):
     outputs: list[RequestOutput] | None = None
 
 
+class Sequence(msgspec.Struct, frozen=True):
+    """The place of a request in a sequence, which a model with state answers in order."""
+
+    id: int | str
+    start: bool = False
+    end: bool = False
+
+
 class Request(msgspec.Struct):
     """A decoded inference request."""
 
@@ -73,6 +86,8 @@ class Request(msgspec.Struct):
     outputs: list[RequestOutput] | None = None
     #: How outputs travel that say nothing themselves.
     binary: bool = False
+    #: The sequence that it belongs to, if it says one.
+    sequence: Sequence | None = None
 
 
 class Reply(msgspec.Struct):
@@ -82,9 +97,11 @@ class Reply(msgspec.Struct):
     version: str
     #: By name; more than were asked for is fine.
     outputs: dict[str, Array]
-    specs: Sequence[TensorSpec]
+    specs: abc.Sequence[TensorSpec]
     #: Top-level parameters of the reply.
     parameters: Parameters | None = None
+    #: Names of classes in order, by output, for the classification extension.
+    labels: Mapping[str, abc.Sequence[str]] = {}
 
 
 _decode_head = msgspec.json.Decoder(_RequestHead).decode
@@ -107,7 +124,7 @@ def parse_header_length(text: str | None) -> int | None:
     return int(text)
 
 
-def decode_request(body: Buffer, header_length: int | None, specs: Sequence[TensorSpec]) -> Request:
+def decode_request(body: Buffer, header_length: int | None, specs: abc.Sequence[TensorSpec]) -> Request:
     """The request in `body`, checked against the model's inputs.
 
     Args:
@@ -135,10 +152,11 @@ def decode_request(body: Buffer, header_length: int | None, specs: Sequence[Tens
         raise InvalidInput(f"parameter binary_data_output must be true or false, not {binary!r}")
     check_parameters(parameters)
     datatypes = {tensor.name: tensor.datatype for tensor in head.inputs}
-    return Request(head.id or "", fit(inputs, datatypes, specs), parameters, head.outputs or None, binary)
+    fitting = fit(inputs, datatypes, specs)
+    return Request(head.id or "", fitting, parameters, head.outputs or None, binary, sequence_of(parameters))
 
 
-def _decode_raw(body: Buffer, specs: Sequence[TensorSpec]) -> Request:
+def _decode_raw(body: Buffer, specs: abc.Sequence[TensorSpec]) -> Request:
     """A request that is nothing but the data of the only input."""
     if len(specs) != 1:
         raise InvalidInput(
@@ -197,7 +215,7 @@ def _decode_inputs(inputs: list[RequestInput], binary: memoryview) -> dict[str, 
     return arrays
 
 
-def fit(arrays: dict[str, Array], datatypes: Mapping[str, str], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def fit(arrays: dict[str, Array], datatypes: Mapping[str, str], specs: abc.Sequence[TensorSpec]) -> dict[str, Array]:
     """A request's inputs in the model's order.
 
     Args:
@@ -224,14 +242,14 @@ def fit(arrays: dict[str, Array], datatypes: Mapping[str, str], specs: Sequence[
     return fitting
 
 
-def _matches(found: Sequence[int], expected: Sequence[int]) -> bool:
+def _matches(found: abc.Sequence[int], expected: abc.Sequence[int]) -> bool:
     """Whether a shape is the expected one, in which -1 is any size."""
     return len(found) == len(expected) and all(
         size in (-1, actual) for size, actual in zip(expected, found, strict=True)
     )
 
 
-def _names(specs: Sequence[TensorSpec]) -> str:
+def _names(specs: abc.Sequence[TensorSpec]) -> str:
     return ", ".join(repr(spec.name) for spec in specs) or "no inputs"
 
 
@@ -242,16 +260,46 @@ def check_parameters(parameters: Parameters) -> None:
         InvalidInput: one has an impossible value.
     """
     for key in ("timeout", "priority"):
-        value = parameters.get(key, 0)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _NUMBER_MAX:
-            shown = repr(value) if isinstance(value, str | bool) else f"{str(value)[:40]}"
+        if not _is_number(parameters.get(key, 0)):
+            shown = repr(parameters[key])[:40]
             raise InvalidInput(f"parameter {key} must be a whole number from 0 to 2**64 - 1, not {shown}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NUMBER_MAX
 
 
 def budget_of(parameters: Parameters) -> float | None:
     """Seconds from the parameter `timeout` (microseconds; 0 means none)."""
     timeout = parameters.get("timeout")
     return timeout / 1e6 if isinstance(timeout, int) and timeout > 0 else None
+
+
+def priority_of(parameters: Parameters) -> int | None:
+    """The engine's priority, where higher is more urgent, from the parameter `priority`; None without one.
+
+    Clients say 1 for what is most urgent and more for what is less; 0 is the model's default. Here 2 is the engine's
+    default, so that 1 is above what says nothing, and from 3 on below.
+    """
+    priority = parameters.get("priority")
+    return max(2 - priority, _PRIORITY_MIN) if isinstance(priority, int) and priority > 0 else None
+
+
+def sequence_of(parameters: Parameters) -> Sequence | None:
+    """The sequence that `sequence_id`, `sequence_start` and `sequence_end` speak of; None if they do not.
+
+    Raises:
+        InvalidInput: they have impossible values.
+    """
+    number = parameters.get("sequence_id", 0)
+    if not isinstance(number, str) and not _is_number(number):
+        shown = repr(number)[:40]
+        raise InvalidInput(f"parameter sequence_id must be text or a whole number from 0 to 2**64 - 1, not {shown}")
+    start, end = (parameters.get(key, False) for key in ("sequence_start", "sequence_end"))
+    for key, value in (("sequence_start", start), ("sequence_end", end)):
+        if not isinstance(value, bool):
+            raise InvalidInput(f"parameter {key} must be true or false, not {repr(value)[:40]}")
+    return Sequence(number, start, end) if number else None
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -304,12 +352,12 @@ def requested(reply: Reply, request: Request) -> Iterator[tuple[RequestOutput, s
         datatype = datatypes.get(output.name) or tensors.datatype_of(array.dtype)
         classes = (output.parameters or {}).get("classification", 0)
         if classes:
-            array, datatype = _classify(output.name, array, classes), "BYTES"
+            array, datatype = _classify(output.name, array, classes, reply.labels.get(output.name, ())), "BYTES"
         yield output, datatype, tensors.as_datatype(output.name, datatype, array)
 
 
-def _classify(name: str, array: Array, classes: object) -> Array:
-    """The `classes` largest values as BYTES "value:index"; of each row, if there is more than one dimension."""
+def _classify(name: str, array: Array, classes: object, names: abc.Sequence[str]) -> Array:
+    """The `classes` largest values as BYTES "value:index" or "value:index:name"; of each row, if there are rows."""
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0 or array.dtype.kind not in "fiu":
         raise InvalidInput(f"output {name!r}: classification takes a number of classes, on numeric outputs")
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 and array.shape[0] else array.reshape(1, -1)
@@ -318,7 +366,8 @@ def _classify(name: str, array: Array, classes: object) -> Array:
     labels = np.empty(best.shape, object)
     for row, indices in enumerate(best):
         for column, index in enumerate(indices):
-            labels[row, column] = b"%f:%d" % (rows[row, index], index)
+            label = b"%f:%d" % (rows[row, index], index)
+            labels[row, column] = label + b":" + names[index].encode() if index < len(names) else label
     return labels if array.ndim > 1 else labels.reshape(-1)
 
 
@@ -326,7 +375,7 @@ def _classify(name: str, array: Array, classes: object) -> Array:
 
 
 def describe_model(
-    name: str, version: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    name: str, version: str, platform: str, inputs: abc.Sequence[TensorSpec], outputs: abc.Sequence[TensorSpec]
 ) -> dict[str, Any]:
     """The answer to `GET /v2/models/{name}`."""
     return {
@@ -347,7 +396,7 @@ def _shape(spec: TensorSpec) -> list[int]:
 
 
 def describe_config(
-    name: str, platform: str, batch_max: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    name: str, platform: str, batch_max: int, inputs: abc.Sequence[TensorSpec], outputs: abc.Sequence[TensorSpec]
 ) -> dict[str, Any]:
     """The answer to `GET /v2/models/{name}/config`: Triton's ModelConfig, as far as load generators read it.
 

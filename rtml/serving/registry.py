@@ -18,6 +18,7 @@ from rtml.serving import oip, tensors
 from rtml.serving.app import ServedModel, TensorSpec
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
+from rtml.serving.statistics import ModelStatistics
 
 State = Literal["READY", "LOADING", "UNAVAILABLE"]
 
@@ -72,6 +73,7 @@ class ModelVersion:
         self.deadline = deadline
         self.labels = {output: list(names) for output, names in (labels or {}).items()}
         self.app = app
+        self.statistics = ModelStatistics()
         self.state: State = "READY"
         #: Why it is not ready, or what is the matter with a newer file under its name.
         self.reason = ""

@@ -7,7 +7,7 @@ Times come from the engine (`rtml.messages.Timing`) and mean, in the protocol's 
 * `compute_infer`: inside the function, for the whole batch that the call was part of,
 * `compute_output`: nothing; results travel with what `compute_input` counts.
 
-`inference_count` counts rows, `execution_count` runs of the function: calls that shared a run count as their part of it.
+`inference_count` counts rows, `execution_count` runs of the function: calls that shared a run count for a part.
 """
 
 from __future__ import annotations

@@ -237,9 +237,12 @@ async def test_what_models_say_about_themselves() -> None:
 
 async def test_unknown_paths_wrong_verbs_and_large_bodies() -> None:
     async with serving(body_max=1000) as server:
-        for path in ("/", "/v1/nothing", "/v2/models/nothing/infer", "/v2/models/join/versions/1"):
+        for path in ("/", "/v1/nothing", "/v2/models/join/nothing", "/v2/models/join/versions/7/infer/more"):
             status, body, _ = await server.get(path)
             assert (status, body["type"]) == (404, "NotFound")
+        for path in ("/v2/models/nothing/infer", "/v2/models/join/versions/1", "/v2/models//infer"):
+            status, body, _ = await server.get(path)
+            assert (status, body["type"]) == (404, "UnknownModel")
         status, body, headers = await server.get("/v1/read")
         assert (status, body["type"], headers["Allow"]) == (405, "MethodNotAllowed", "POST")
         assert (await server.post("/v2"))[0] == 405

@@ -125,7 +125,6 @@ def test_raw_requests_that_do_not_fit(specs: list[TensorSpec], raw: bytes, messa
         (body(tensor(data=[1, 2]), parameters={"timeout": "soon"}), "parameter timeout"),
         (body(tensor(data=[1, 2]), parameters={"priority": 1.5}), "parameter priority"),
         (body(tensor(data=[1, 2]), parameters={"binary_data_output": 1}), "parameter binary_data_output"),
-        (body(tensor(data=[1, 2]), parameters={"nested": {}}), "not an inference request: Expected"),
     ],
 )
 def test_requests_that_are_refused(raw: bytes, message: str) -> None:

@@ -1,0 +1,187 @@
+"""Inference without a protocol: a decoded request and a model in, the reply out. REST and gRPC both call it.
+
+Here is what is the same for every way that a request can come: the budget (the tightest of the model's own, the
+header's and the parameter `timeout`), the priority, the call of the engine, the model's statistics. Errors are raised
+as `RtmlError` or `HttpError`; each protocol says them in its own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from rtml.errors import DeadlineExceeded, InvalidInput, RtmlError, SerializationError
+from rtml.messages import Timing
+from rtml.serving import oip
+from rtml.serving.engine import Engine, Prepared
+from rtml.serving.http import HttpError
+from rtml.serving.registry import ModelVersion
+from rtml.serving.tensors import Array
+
+#: Seconds that the engine may be late with its own answer to a deadline, which knows more about it than the gateway.
+_GRACE: Final = 0.005
+_MILLION: Final = 1_000_000
+
+
+class Progress:
+    """One request on its way.
+
+    Args:
+        request_id: Its name in answers and logs.
+        budget: Seconds from now in which the answer is wanted; None: no deadline.
+    """
+
+    __slots__ = ("budget", "id", "started", "timing")
+
+    def __init__(self, request_id: str, budget: float | None) -> None:
+        self.id = request_id
+        self.started = time.perf_counter()
+        #: Seconds from `started` in which the answer is wanted.
+        self.budget = budget
+        #: Of the graph's root, once that has ended.
+        self.timing: Timing | None = None
+
+    def elapsed(self) -> float:
+        """Seconds since it came."""
+        return time.perf_counter() - self.started
+
+    def tighten(self, budget: float | None) -> None:
+        """It has no more than `budget` seconds (from its start)."""
+        if budget is not None and (self.budget is None or budget < self.budget):
+            self.budget = budget
+
+    def remaining(self) -> float | None:
+        """Seconds left.
+
+        Raises:
+            DeadlineExceeded: none.
+        """
+        if self.budget is None:
+            return None
+        left = self.budget - (time.perf_counter() - self.started)
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        return left
+
+
+class Inference:
+    """Runs models.
+
+    Args:
+        engine: Runs their functions.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def run(self, model: ModelVersion, request: oip.Request, progress: Progress) -> oip.Reply:
+        """The model's answer, within the request's budget; counted in the model's statistics.
+
+        Args:
+            model: What to run.
+            request: Checked against the model's inputs.
+            progress: Of the request; gets its timing.
+
+        Raises:
+            DeadlineExceeded: the answer is not there in time.
+            HttpError: the request wants what this model cannot do.
+            RtmlError: it ended in another way.
+        """
+        try:
+            outputs = await self._outputs(model, request, progress)
+        except BaseException:  # also when the client has gone: it had no answer
+            model.statistics.failed(progress.elapsed())
+            raise
+        at = time.time_ns() // _MILLION
+        model.statistics.succeeded(progress.elapsed(), rows_of(model, request.inputs), progress.timing, at)
+        return oip.Reply(model.name, model.version, outputs, model.outputs, labels=model.labels)
+
+    async def stream(self, model: ModelVersion, request: oip.Request, progress: Progress) -> AsyncIterator[oip.Reply]:
+        """The model's answers, one after the other: a function that returns its result has one.
+
+        Raises:
+            RtmlError, HttpError: as `run`; after the first answer, too.
+        """
+        before = 0.0
+        index = 0
+        reply = await self.run(model, request, progress)
+        model.statistics.responded(index, progress.elapsed() - before, ok=True)
+        yield reply
+
+    async def _outputs(self, model: ModelVersion, request: oip.Request, progress: Progress) -> dict[str, Array]:
+        if request.sequence is not None:
+            message = f"model {model.name!r} keeps no state: it takes no sequence_id; send the request without it"
+            raise HttpError(501, message, "NotSupported")
+        progress.tighten(oip.budget_of(request.parameters))
+        arrays = request.inputs
+        args, kwargs = ((), arrays) if len(arrays) != 1 else (tuple(arrays.values()), {})
+        value = await self.call(model.prepared, args, kwargs, progress, oip.priority_of(request.parameters))
+        return _named(model, value)
+
+    async def call(
+        self,
+        prepared: Prepared,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        progress: Progress,
+        priority: int | None = None,
+    ) -> Any:
+        """The value of a graph, within the request's budget.
+
+        Args:
+            prepared: The function that opens it.
+            args: Of the call.
+            kwargs: Likewise.
+            progress: Of the request.
+            priority: In the engine's order: higher is more urgent; None as the function says.
+
+        Raises:
+            DeadlineExceeded: it is not there in time.
+            RtmlError: it ended in another way.
+        """
+        options = prepared.options
+        remaining = progress.remaining()
+        if remaining is not None or priority is not None:
+            wanted: dict[str, Any] = {} if remaining is None else {"deadline": remaining}
+            if priority is not None:
+                wanted["priority"] = priority
+            options = msgspec.structs.replace(options, **wanted)
+        try:
+            pending = self._engine.submit(prepared, args, kwargs, options)
+        except SerializationError as error:
+            # They were made from plain data a moment ago, so it is the data: JSON that is nested too deeply.
+            raise InvalidInput(str(error)) from None
+        try:
+            if remaining is None:
+                return await pending
+            async with asyncio.timeout(remaining + _GRACE):
+                return await pending
+        except TimeoutError as error:
+            if isinstance(error, RtmlError):
+                raise
+            raise DeadlineExceeded("the deadline passed before the graph ended") from None
+        finally:
+            progress.timing = pending.timing
+
+
+def rows_of(model: ModelVersion, inputs: dict[str, Array]) -> int:
+    """How many inferences a request is: the rows of its first input, if the model has batches."""
+    if model.batch_max:
+        for array in inputs.values():
+            return int(array.shape[0]) if array.ndim else 1
+    return 1
+
+
+def _named(model: ModelVersion, value: Any) -> dict[str, Array]:
+    """A model's result as arrays by name."""
+    if isinstance(value, dict):
+        return {name: np.asarray(array) for name, array in value.items()}
+    if len(model.outputs) != 1:
+        kind = type(value).__name__
+        raise TypeError(f"model {model.name!r} returned one {kind}, not {len(model.outputs)} arrays")
+    return {model.outputs[0].name: np.asarray(value)}

@@ -1,0 +1,153 @@
+"""The paths of models by the Open Inference Protocol: `/v2/models/NAME[/versions/VERSION]/...`.
+
+Models come and go while the gateway runs, so their paths are no entries of a table: `ModelRoutes.find` takes a path
+apart, asks the registry for the version that it means, and remembers the answer until the registry changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiohttp import web
+
+from rtml.serving import http, oip
+from rtml.serving.inference import Inference, Progress
+from rtml.serving.registry import ModelVersion, Registry
+from rtml.serving.routes import GraphRoute, Reading
+
+PREFIX: Final = "/v2/models/"
+#: Paths to remember: every verb of many models. Whoever asks for others only costs time.
+_PATHS_MAX: Final = 10_000
+
+
+class InferRoute(GraphRoute):
+    """`POST .../infer`.
+
+    Args:
+        inference: Runs the model.
+        model: What to run.
+        reading: How requests are named and read.
+    """
+
+    def __init__(self, inference: Inference, model: ModelVersion, reading: Reading) -> None:
+        super().__init__(model.target, reading, model.deadline)
+        self._inference = inference
+        self._model = model
+
+    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
+        """The model's outputs, in the form that the request asks for."""
+        header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
+        inference = oip.decode_request(body, header_length, self._model.inputs)
+        reply = await self._inference.run(self._model, inference, progress)
+        head, data = oip.encode_reply(reply, inference)
+        if not data:
+            return web.Response(body=head, content_type="application/json")
+        return web.Response(
+            body=b"".join([head, *data]),
+            content_type="application/octet-stream",
+            headers={oip.HEADER_LENGTH: str(len(head))},
+        )
+
+
+class ModelRoutes:
+    """What is below `/v2/models/`.
+
+    Args:
+        registry: Knows the models.
+        inference: Runs them.
+        reading: How requests are named and read.
+        ready: Whether the gateway's engine takes calls now.
+    """
+
+    def __init__(self, registry: Registry, inference: Inference, reading: Reading, ready: Callable[[], bool]) -> None:
+        self._registry = registry
+        self._inference = inference
+        self._reading = reading
+        self._ready = ready
+        self._found: dict[str, http.Methods] = {}
+        self._generation = -1
+
+    def add_to(self, routes: http.Routes) -> None:
+        """Serve these paths, and the list of models."""
+        routes.add("GET", "/v2/models", self._list)
+        routes.add("GET", "/v2/models/stats", self._all_statistics)
+        routes.add_below(PREFIX, self.find)
+
+    def find(self, path: str) -> http.Methods:
+        """The handlers of a path.
+
+        Raises:
+            HttpError: 404 there is nothing; 503 the model is not ready.
+        """
+        if self._generation != self._registry.generation:
+            self._generation = self._registry.generation
+            self._found = {}
+        methods = self._found.get(path)
+        if methods is None:
+            methods = self._make(path)
+            if len(self._found) >= _PATHS_MAX:
+                self._found = {}
+            self._found[path] = methods
+        return methods
+
+    def _make(self, path: str) -> http.Methods:
+        name, _, rest = path[len(PREFIX) :].partition("/")
+        version = None
+        if rest.startswith("versions/"):
+            version, _, rest = rest.removeprefix("versions/").partition("/")
+        if rest == "ready":
+            return _get(self._readiness(name, version))
+        model = self._registry.find(name, version)
+        if rest == "infer":
+            return {"POST": InferRoute(self._inference, model, self._reading)}
+        if rest == "":
+            return _get(http.constant(self._describe(model, version)))
+        if rest == "config":
+            return _get(http.constant(model.config))
+        if rest == "stats":
+            return _get(self._statistics(name, version))
+        raise http.HttpError(404, f"there is nothing at {path[:200]}", "NotFound")
+
+    def _describe(self, model: ModelVersion, version: str | None) -> dict[str, Any]:
+        metadata = oip.describe_model(model.name, model.version, model.platform, model.inputs, model.outputs)
+        metadata["versions"] = self._registry.versions(model.name) if version is None else [model.version]
+        return metadata
+
+    def _readiness(self, name: str, version: str | None) -> http.Handler:
+        async def handler(request: web.BaseRequest) -> web.Response:
+            reason = ""
+            try:
+                ready = self._registry.find(name, version).state == "READY" and self._ready()
+            except http.HttpError as error:
+                if error.status != 503:
+                    raise
+                ready, reason = False, str(error)
+            found = {"name": name, "ready": ready, **({"reason": reason} if reason else {})}
+            return http.json_response(found, 200 if ready else 503)
+
+        return handler
+
+    def _statistics(self, name: str, version: str | None) -> http.Handler:
+        async def handler(request: web.BaseRequest) -> web.Response:
+            versions = self._registry.versions(name) if version is None else [version]
+            found = [self._registry.find(name, number) for number in versions]
+            return http.json_response({"model_stats": [_statistics_of(model) for model in found]})
+
+        return handler
+
+    async def _all_statistics(self, request: web.BaseRequest) -> web.Response:
+        registry = self._registry
+        found = [registry.find(name, version) for name in registry.names() for version in registry.versions(name)]
+        return http.json_response({"model_stats": [_statistics_of(model) for model in found]})
+
+    async def _list(self, request: web.BaseRequest) -> web.Response:
+        return http.json_response({"models": self._registry.names()})
+
+
+def _statistics_of(model: ModelVersion) -> dict[str, Any]:
+    return model.statistics.describe(model.name, model.version)
+
+
+def _get(handler: http.Handler) -> http.Methods:
+    return {"GET": handler, "HEAD": handler}
