@@ -84,6 +84,7 @@ class Driver:
         self.now += 200e-6
         start = time.process_time_ns()
         effects = self.core.handle(arrivals, self.now)
+        effects += self.core.settle()
         self.core.take_ended()
         self.cpu_s += (time.process_time_ns() - start) / 1e9
         for effect in effects:

@@ -162,6 +162,14 @@ def _queue_contents(core: Core) -> Iterable[object]:
                 yield worker.id, task.id, State.NAMES[task.state]
 
 
+def _crowded_workers(core: Core) -> Iterable[object]:
+    """A sync executor that has more than one task is among the crowded, where recalls are looked for."""
+    for worker in core.tables.workers.values():
+        if worker.role == EXECUTOR and len(worker.queue) > 1 and worker.id not in core.workforce.crowded:
+            yield worker.id
+    yield from (number for number in core.workforce.crowded if number not in core.tables.workers)
+
+
 def _idle_workers(core: Core) -> Iterable[object]:
     """A worker that may be given work and has none is among the idle, and no other is."""
     for worker in core.tables.workers.values():
@@ -381,6 +389,7 @@ INVARIANTS: Final[tuple[Check, ...]] = (
     _live_counts,
     _queue_contents,
     _idle_workers,
+    _crowded_workers,
     _blocked_workers,
     _accounts,
     _shapes,

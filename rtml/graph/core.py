@@ -1,6 +1,7 @@
 """The dispatcher's brain: messages and a clock in, effects out.
 
     effects = core.handle(batch, now)      # batch: everything that arrived in one wake-up
+    effects = core.settle()                # once those are carried out: what nobody waits for
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
@@ -108,6 +109,8 @@ class Core:
         self.notices: list[str] = []
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
+        #: results that are safe with their submitters: (session, serial), not yet dealt with
+        self._acks: list[tuple[Session, int]] = []
         #: deaths reported in this wake-up
         self._deaths: list[ExecutorDied] = []
         self._handlers: dict[type, Callable[[Session, Any, float], None]] = {
@@ -140,6 +143,8 @@ class Core:
             now: seconds of a monotonic clock; never less than in the call before.
         """
         tables = self.tables
+        if self._acks:
+            self._forget_acknowledged()
         for peer, messages in arrivals:
             if messages is None:
                 self.membership.gone(peer, now)
@@ -158,8 +163,25 @@ class Core:
                     self.lifecycle.fail(task, error)
                 self.lifecycle.drain(now)
                 self.placement.schedule(now)
-        self._interrupt(now)
+        if tables.interrupts:
+            self._interrupt(now)
         return self._flush()
+
+    def settle(self) -> list[Effect]:
+        """What can wait until the effects of `handle` are carried out: forgets what is safe with its submitter.
+
+        Without this call the next `handle` begins with it.
+        """
+        if self._acks:
+            self._forget_acknowledged()
+            if self.tables.dirty or self.tables.effects:
+                return self._flush()
+        return []
+
+    def _forget_acknowledged(self) -> None:
+        acks, self._acks = self._acks, []
+        for session, serial in acks:
+            self.keeping.acknowledged(session, serial)
 
     def next_wakeup(self) -> float | None:
         """When `handle` is to be called again, with no arrivals if need be; None: only when something arrives."""
@@ -167,8 +189,7 @@ class Core:
 
     def take_ended(self) -> list[Ended]:
         """The records of tasks that ended since the last call."""
-        ended, self.tables.ended = self.tables.ended, []
-        return ended
+        return self.tables.take_ended()
 
     # --- messages
 
@@ -200,10 +221,10 @@ class Core:
         else:
             self.lifecycle.submit(session, message.tasks, now)
         if message.ack:
-            self.keeping.acknowledged(session, message.ack)
+            self._acks.append((session, message.ack))
 
     def _ack(self, session: Session, message: Ack, now: float) -> None:
-        self.keeping.acknowledged(session, message.serial)
+        self._acks.append((session, message.serial))
 
     def _define(self, session: Session, message: Define, now: float) -> None:
         for function in message.functions:
@@ -382,10 +403,12 @@ class Core:
             worker = session.worker
             if worker is not None:
                 if worker.outgoing:
-                    *earlier, last = _in_frames(worker.outgoing)
-                    for attempts in earlier:
-                        effects.append(Send(session.peer, [*messages, Assign(attempts)]))
-                        messages = []
+                    last = worker.outgoing
+                    if len(last) > 1:
+                        *earlier, last = _in_frames(last)
+                        for attempts in earlier:
+                            effects.append(Send(session.peer, [*messages, Assign(attempts)]))
+                            messages = []
                     messages.append(Assign(last))
                     worker.outgoing = []
                 if worker.safe > worker.safe_sent and (messages or worker.safe - worker.safe_sent >= _SAFE_LAG_MAX):

@@ -31,7 +31,7 @@ from rtml.graph.state import (
     failure,
     inline_bytes,
 )
-from rtml.graph.tables import Ended, Tables
+from rtml.graph.tables import Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     CANCELLED,
@@ -377,17 +377,9 @@ class Lifecycle:
         if result.handles or result.payload.__class__ is ObjectRef:
             self.keeping.keep(task, result)
         session = task.session
-        worker = task.worker
-        slack = None if task.deadline is None else task.deadline - now
-        tables.ended.append(
-            Ended(
-                task.id, spec.parent, task.graph.id, task.profile.name, result.outcome, task.attempt, task.submitted,
-                task.ready_at, task.assigned_at, now, result.run, 0 if worker is None else worker.id, task.batch_size,
-                task.graph.trace, slack,
-            )
-        )  # fmt: skip
+        tables.ended.append((task, result, now))
         if session.timings:
-            result.timing = _timing(task, result, now, slack)
+            result.timing = _timing(task, result, now)
         if session.id in tables.sessions:
             session.results.append(result)
             tables.dirty[session.id] = session
@@ -485,7 +477,7 @@ def _completed_key(task: TaskState, position: int, facts: str) -> str:
     return "|".join(parts)
 
 
-def _timing(task: TaskState, result: TaskResult, now: float, slack: float | None) -> Timing:
+def _timing(task: TaskState, result: TaskResult, now: float) -> Timing:
     ready = task.ready_at or now
     assigned = task.assigned_at or now
     return Timing(
@@ -495,5 +487,5 @@ def _timing(task: TaskState, result: TaskResult, now: float, slack: float | None
         run=result.run,
         batch=task.batch_size,
         attempts=max(1, task.attempt),
-        slack=slack,
+        slack=None if task.deadline is None else task.deadline - now,
     )

@@ -105,11 +105,13 @@ class Placement:
 
     def schedule(self, now: float) -> None:
         """Hand out what can be handed out."""
-        self._reserved.clear()
+        if self._reserved:
+            self._reserved.clear()
         if self._active:
-            for worker in list(self.workforce.stacked.values()):
-                if not worker.queue and worker.ready and worker.inline:
-                    self._feed(worker, now)
+            if self.workforce.stacked:
+                for worker in list(self.workforce.stacked.values()):
+                    if not worker.queue and worker.ready and worker.inline:
+                        self._feed(worker, now)
             active = self._active
             if len(active) == 1:
                 key, lane = next(iter(active.items()))
@@ -119,7 +121,8 @@ class Placement:
                     self._retire(key)
             else:
                 self._fill_all(now)
-        self._check_recall(now)
+        if self.workforce.crowded:
+            self._check_recall(now)
 
     def _fill_all(self, now: float) -> None:
         """Several lanes: always the one with the most urgent head."""
@@ -369,11 +372,14 @@ class Placement:
 
     def _check_recall(self, now: float) -> None:
         """An executor is idle while work waits unstarted behind another's: bring it back."""
+        crowded = self.workforce.crowded
+        for worker in [worker for worker in crowded.values() if len(worker.queue) < 2]:
+            del crowded[worker.id]
         if not self.workforce.idle[EXECUTOR]:
             return
         soonest = None
-        for worker in self.tables.workers.values():
-            if worker.role != EXECUTOR or worker.stack or len(worker.queue) < 2 or not worker.ready:
+        for worker in crowded.values():
+            if worker.stack or not worker.ready:
                 continue
             head = next(iter(worker.queue.values()))
             if len(worker.queue) <= head.batch_size:

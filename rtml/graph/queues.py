@@ -115,8 +115,7 @@ class Lane:
         while True:
             priority = self._priorities[0]
             sessions = self._classes[priority]
-            session = next(iter(sessions))
-            queue = sessions[session]
+            session, queue = next(iter(sessions.items()))
             task = queue.pop()
             if len(sessions) > 1 or task is None:
                 # The session's turn is over: to the end of the round, or out if it has nothing left.
@@ -129,7 +128,7 @@ class Lane:
                 task.lane = None
                 self.count -= 1
                 self.items -= task.spec.items
-                if not self.count:
+                if not self.count and (queue.ordered or queue.heap or not self._is_only(session)):
                     self._clear()
                 return task
 
@@ -149,8 +148,8 @@ class Lane:
         while True:
             priority = self._priorities[0]
             sessions = self._classes[priority]
-            session = next(iter(sessions))
-            entry = sessions[session].head()
+            session, queue = next(iter(sessions.items()))
+            entry = queue.head()
             if entry is not None:
                 return entry[4]
             del sessions[session]
@@ -160,6 +159,14 @@ class Lane:
     def _drop(self, priority: int) -> None:
         del self._classes[priority]
         self._priorities.remove(priority)
+
+    def _is_only(self, session: int) -> bool:
+        """Whether this session's queue is the only one. It stays when it is empty: the next task is mostly like it."""
+        priorities = self._priorities
+        if len(priorities) != 1:
+            return False
+        sessions = self._classes[priorities[0]]
+        return len(sessions) == 1 and session in sessions
 
     def _clear(self) -> None:
         self._classes.clear()

@@ -283,6 +283,8 @@ class NodeState:
         """Whether the shape can be taken now."""
         if shape.cpu > self.free_cpu + 1e-9:
             return False
+        if not shape.extra:
+            return True
         return all(amount <= self.free_extra.get(name, 0.0) + 1e-9 for name, amount in shape.extra.items())
 
     def could_fit(self, shape: Shape) -> bool:

@@ -22,7 +22,7 @@ from rtml.graph.state import (
     TaskState,
     WorkerState,
 )
-from rtml.messages import Function, Message, ObjectRef, Options, Query, Results
+from rtml.messages import Function, Message, ObjectRef, Options, Query, Results, TaskResult
 
 #: Resolved options that are remembered.
 PROFILES_KEPT: Final = 1_024
@@ -127,7 +127,8 @@ class Tables:
         self.nodes: dict[str, NodeState] = {}
         self.objects: dict[int, StoredObject] = {}
         self.effects: list[Effect] = []
-        self.ended: list[Ended] = []
+        #: tasks that ended lately, how and when; `take_ended` makes records of them, when there is time
+        self.ended: list[tuple[TaskState, TaskResult, float]] = []
         #: sessions with something to send, in the order they got it
         self.dirty: dict[int, Session] = {}
         #: sync and async executors to be signalled
@@ -155,6 +156,11 @@ class Tables:
         while timers and timers[0][0] <= now:
             _, _, action, argument = heappop(timers)
             action(argument, now)
+
+    def take_ended(self) -> list[Ended]:
+        """The records of tasks that ended since the last call."""
+        ended, self.ended = self.ended, []
+        return [_record(task, result, now) for task, result, now in ended]
 
     # --- functions and profiles
 
@@ -214,6 +220,15 @@ class Tables:
     def resend(self, session: Session) -> list[Message]:
         """Everything the session has not acknowledged, again."""
         return [Results(r.serial, r.results) for r in session.unacked]
+
+
+def _record(task: TaskState, result: TaskResult, now: float) -> Ended:
+    worker, graph, deadline = task.worker, task.graph, task.deadline
+    return Ended(
+        task.id, task.spec.parent, graph.id, task.profile.name, result.outcome, task.attempt, task.submitted,
+        task.ready_at, task.assigned_at, now, result.run, 0 if worker is None else worker.id, task.batch_size,
+        graph.trace, None if deadline is None else deadline - now,
+    )  # fmt: skip
 
 
 def wake(_: None, now: float) -> None:

@@ -34,6 +34,8 @@ class Workforce:
         self.pools = pools
         #: executors without work by role; the last one became idle last (it is the warm one)
         self.idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
+        #: sync executors that may have more than one task (`Placement` takes out those that have not)
+        self.crowded: dict[int, WorkerState] = {}
         #: executors with a blocked task on top
         self.stacked: dict[int, WorkerState] = {}
         #: set by the core: what to do when a task's own timeout passes
@@ -62,6 +64,8 @@ class Workforce:
         task.cost = cost
         worker.load += cost
         worker.queue[task.id] = task
+        if len(worker.queue) > 1 and worker.role == EXECUTOR:
+            self.crowded[worker.id] = worker
         if task.profile.timeout is not None:
             self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, attempt))
 
@@ -86,6 +90,7 @@ class Workforce:
         self.pools.starting.pop(worker.id, None)
         self.idle[worker.role].pop(worker.id, None)
         self.stacked.pop(worker.id, None)
+        self.crowded.pop(worker.id, None)
         if worker.role == ASYNC_EXECUTOR:
             for task in worker.queue.values():
                 worker.node.give(task.profile.shape)
@@ -216,6 +221,8 @@ class Workforce:
                 worker.leftover.append((worker.shape, set(worker.queue)))
         worker.node.free_cpu -= shape.cpu
         worker.shape = shape
+        if worker.queue and worker.role == EXECUTOR:
+            self.crowded[worker.id] = worker
         worker.queue = {task.id: task, **worker.queue}
         worker.load += task.cost
         worker.head_since = now

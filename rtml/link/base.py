@@ -100,10 +100,11 @@ class Link(Protocol):
         """
 
     def recv(self, timeout: float | None) -> list[bytes]:
-        """All frames that are there now, at most 256; the first of them is waited for.
+        """Frames that have arrived, at most 256; the first of them is waited for.
 
         Args:
-            timeout: seconds, rounded up to whole milliseconds; None waits for ever, 0 not at all.
+            timeout: seconds, rounded up to whole milliseconds; None waits for ever, 0 not at all. Only with 0 all
+                frames that are there now are returned.
 
         Returns:
             Frames in order; [] after the timeout or a `wake`.

@@ -1,8 +1,8 @@
 """The dispatcher's side of all links: one epoll for any number of listeners and peers of both transports.
 
-One `poll` is one wake-up: it takes one packet of every peer that is ready, looks once more (at a fifth of a
-microsecond) and then drains those that are ready again, so that a lone message costs no extra system call and a burst
-is handled as one batch. Nothing here blocks but `poll` itself.
+One `poll` is one wake-up: it takes one packet of every peer that is ready. While there is more than one it looks once
+more and drains those that are ready again, so that a burst is handled as one batch; a lone message costs no system call
+but the one that receives it. Nothing here blocks but `poll` itself.
 
 Invariant: every peer whose number `poll` has returned is reported gone, as (number, None), exactly once and after its
 last frame, however it ended: it left, it was cut off for a violation or for not reading, or the owner closed it.
@@ -55,6 +55,8 @@ class Hub:
         self._peers: dict[int, Peer] = {}
         self._routers: list[Router] = []
         self._numbers = itertools.count(1)
+        #: The last `poll` found more than one packet.
+        self._burst = False
         #: Known peers that ended since the last `poll`.
         self._gone: list[int] = []
         #: How many peers were cut off for what they did, and what the last one did.
@@ -118,8 +120,8 @@ class Hub:
             timeout: seconds to wait for the first, rounded up to whole milliseconds; None waits for ever.
 
         Returns:
-            In order per peer; [] after the timeout, when an `add_fd` descriptor is readable, or when only a connection
-            came.
+            In order per peer, perhaps not all that are there; [] after the timeout, when an `add_fd` descriptor is
+            readable, or when only a connection came.
         """
         out: list[tuple[int, bytes | None]] = []
         if self._gone:
@@ -127,8 +129,9 @@ class Hub:
         for router in self._routers:
             timeout = router.wait_limit(timeout)
         events = self._epoll.poll(-1 if timeout is None else min(timeout, WAIT_MAX), _EVENTS_MAX)
-        if events and self._dispatch(events, 1, out):
+        if self._dispatch(events, 1, out) and (self._burst or len(events) > 1):
             self._dispatch(self._epoll.poll(0, _EVENTS_MAX), BATCH_MAX - 1, out)
+        self._burst = len(out) > 1
         for router in self._routers:
             for number in router.service(out):
                 self._drop(self._peers[number])

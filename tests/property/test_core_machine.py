@@ -127,7 +127,9 @@ class CoreMachine(RuleBasedStateMachine):
         self.step([(peer, list(messages))])
 
     def step(self, arrivals: list[tuple[int, list[Message] | None]]) -> None:
-        for effect in self.core.handle(arrivals, self.now):
+        effects = self.core.handle(arrivals, self.now)
+        check(self.core)
+        for effect in (*effects, *self.core.settle()):
             if isinstance(effect, Send):
                 for message in effect.messages:
                     self.on_message(effect.peer, message)

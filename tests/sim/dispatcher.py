@@ -94,9 +94,11 @@ class Dispatcher:
         for peer, messages in arrivals:
             self.world.log("dispatcher", "<-", peer, *("closed",) if messages is None else messages)
         effects = core.handle(arrivals, self.world.now)
-        core.take_ended()
         for effect in effects:
             self._execute(effect)
+        for effect in core.settle():
+            self._execute(effect)
+        core.take_ended()
         self._check(core)
         wakeup = core.next_wakeup()
         if wakeup is not None:

@@ -159,6 +159,9 @@ class Engine:
         effects = self.core.handle(arrivals, self.now)
         if self.checked:
             check(self.core)
+        effects += self.core.settle()
+        if self.checked:
+            check(self.core)
         for effect in effects:
             name = self._links.get(getattr(effect, "peer", 0), "a stranger")
             self.effects.append((self.now, name, effect))

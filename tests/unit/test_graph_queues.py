@@ -159,17 +159,23 @@ def test_a_session_of_which_all_tasks_left_loses_its_turn(look: bool) -> None:
     assert tasks.drain(look) == "bob"
 
 
-@pytest.mark.parametrize("take", ["pop", "remove"])
-def test_an_empty_lane_forgets_everything(take: str) -> None:
+def test_a_lane_whose_tasks_left_forgets_everything() -> None:
     tasks = Tasks()
-    task = tasks.push("a", priority=3)
-    if take == "pop":
-        tasks.lane.pop()
-    else:
-        tasks.lane.remove(task)
+    tasks.lane.remove(tasks.push("a", priority=3))
     assert (tasks.lane.count, tasks.lane._classes, tasks.lane._priorities) == (0, {}, [])
-    tasks.push("b")
-    assert tasks.drain() == "b"
+    tasks.push("c")
+    assert tasks.drain() == "c"
+
+
+def test_the_only_queue_of_a_lane_stays_for_the_next_task() -> None:
+    tasks = Tasks()
+    tasks.push("a", priority=3)
+    tasks.lane.pop()
+    (queue,) = tasks.lane._classes[3].values()
+    assert (tasks.lane.count, list(queue.ordered), queue.heap) == (0, [], [])
+    for name, by, priority in (("b", "ann", 1), ("c", "bob", 3), ("d", "ann", 5), ("e", "ann", 3)):
+        tasks.push(name, by=by, priority=priority)
+    assert tasks.drain() == "d e c b"  # the session keeps its turn, too
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
