@@ -5,6 +5,7 @@
     rtml gateway module:app --address ...    a gateway for an engine that runs elsewhere
     rtml dispatcher --listen ...             a dispatcher alone
     rtml keys make DIR                       keys for engines that are spread over machines
+    rtml tokens make TENANT                  a bearer token for the gateway's clients
     rtml status | trace [GRAPH]              what an engine does, and where a graph's time went
     rtml bench                               how fast this machine is, in a few seconds
 
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name in ("status", "trace"):
             command.add_argument("--json", action="store_true", help="the raw answer")
+        if name == "tokens":
+            command.add_argument("action", choices=["make"], help="make: print a new one, and its line for the file")
+            command.add_argument("tenant", help="whose it is")
         if name == "keys":
             command.add_argument("action", choices=["make"], help="make: write new ones")
             command.add_argument("directory", metavar="DIR", help="where to write them; must not have any yet")
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _status, "show what an engine is doing", address, keys)
     add("trace", _trace, "show where the time of a graph went", address, keys)
     add("keys", _keys, "make the keys of tcp links")
+    add("tokens", _tokens, "make a bearer token for the gateway")
     add("bench", _bench, "measure the engine on this machine", config.BenchSettings, engine)
     return parser
 
@@ -161,6 +166,14 @@ def _keys(options: argparse.Namespace) -> int:
 
     for path in make_keys(options.directory):
         print(path)
+    return 0
+
+
+def _tokens(options: argparse.Namespace) -> int:
+    from rtml.serving.tokens import make
+
+    token, line = make(options.tenant)
+    print(f"token, for the client; it is shown only now:\n{token}\nline for the file of --tokens:\n{line}")
     return 0
 
 

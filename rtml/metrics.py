@@ -14,10 +14,11 @@ at `FUNCTIONS_MAX`; what comes later is counted under "(other)".
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from rtml.messages import OUTCOMES
@@ -208,10 +209,25 @@ class Metrics:
         return lambda: gc.callbacks.remove(callback)
 
 
+def deadline_outcome(code: int, seconds: float, deadline: float) -> str:
+    """How a request's deadline ended: one of `DEADLINE_OUTCOMES`.
+
+    Args:
+        code: The HTTP status; 499 when the client had gone.
+        seconds: From the request's head to the answer.
+        deadline: The request's budget in seconds.
+    """
+    if code == 504 or seconds > deadline:
+        return "missed"
+    if code == 499:
+        return "cancelled"
+    return "met" if code < 400 else "failed"
+
+
 class Target:
     """What the gateway counts of one model or endpoint."""
 
-    __slots__ = ("_app", "_codes", "_metrics", "_name", "deadlines", "in_flight", "seconds", "slack")
+    __slots__ = ("_app", "_codes", "_metrics", "_name", "deadlines", "in_flight", "in_flight_max", "seconds", "slack")
 
     def __init__(self, metrics: GatewayMetrics, app: str, name: str) -> None:
         self._metrics = metrics
@@ -220,8 +236,20 @@ class Target:
         self._codes: dict[int, Cell] = {}
         self.seconds = metrics.seconds.labels(app, name)
         self.in_flight = metrics.in_flight.labels(app, name)
+        #: Requests that may be answered at a time; further ones are refused.
+        self.in_flight_max = metrics.in_flight_limits.get(name, metrics.in_flight_max)
         self.deadlines = {outcome: metrics.deadlines.labels(app, name, outcome) for outcome in DEADLINE_OUTCOMES}
         self.slack = metrics.slack.labels(app, name)
+
+    def refused(self) -> None:
+        """A request was not let in, as there are `in_flight_max`."""
+        self._count(503)
+
+    def _count(self, code: int) -> None:
+        cell = self._codes.get(code)
+        if cell is None:
+            cell = self._codes[code] = self._metrics.requests.labels(self._app, self._name, str(code))
+        cell.value += 1
 
     def ended(self, code: int, seconds: float, deadline: float | None) -> None:
         """A request was answered.
@@ -231,20 +259,11 @@ class Target:
             seconds: From the request's head to the answer.
             deadline: The request's budget in seconds, if it had one.
         """
-        cell = self._codes.get(code)
-        if cell is None:
-            cell = self._codes[code] = self._metrics.requests.labels(self._app, self._name, str(code))
-        cell.value += 1
+        self._count(code)
         self.seconds.observe(seconds)
         if deadline is not None:
             self.slack.observe(deadline - seconds)
-            if code == 504 or seconds > deadline:
-                outcome = "missed"
-            elif code == 499:
-                outcome = "cancelled"
-            else:
-                outcome = "met" if code < 400 else "failed"
-            self.deadlines[outcome].value += 1
+            self.deadlines[deadline_outcome(code, seconds, deadline)].value += 1
 
 
 class GatewayMetrics(Metrics):
@@ -266,6 +285,19 @@ class GatewayMetrics(Metrics):
         self.loop_lag = Histogram("rtml_gateway_event_loop_lag_seconds", "How late the event loop runs its timers.")
         self.gc_pause = Histogram("rtml_gateway_gc_pause_seconds", "Pauses of the garbage collector.")
         self.dispatcher_up = Gauge("rtml_gateway_dispatcher_up", "Whether the dispatcher gave its metrics.")
+        self.connections = Gauge("rtml_gateway_connections", "Open connections.")
+        self.refused = Counter(
+            "rtml_gateway_refused", "Requests and connections that no route saw, by the error's type.", ("reason",)
+        )
+        self.tenants = Counter(
+            "rtml_gateway_tenant_requests", "Requests that brought a token, by what was decided.", ("tenant", "outcome")
+        )
+        self.log_lines_lost = Counter(
+            "rtml_gateway_access_log_lines_lost", "Lines of the access log that were not written.", ("reason",)
+        )
+        #: Requests of a target that may be answered at a time: of the named ones, and of all others.
+        self.in_flight_limits: Mapping[str, float] = {}
+        self.in_flight_max = math.inf
 
     def target(self, app: str, name: str) -> Target:
         """The counters of one model or endpoint."""

@@ -73,6 +73,36 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     drain_timeout: Annotated[
         float, Meta(ge=0, description="seconds that running requests get when the gateway stops")
     ] = 30.0
+    linger: Annotated[
+        float, Meta(ge=0, description="seconds that idle connections may bring a last request when the gateway stops")
+    ] = 1.0
+    concurrency_max: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="requests that a process answers at a time; others get 503")
+    ] = None
+    queue_max: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="the same for each model and endpoint; by default any"),
+    ] = None
+    queues: Annotated[
+        dict[str, Annotated[int, Meta(ge=1)]], Meta(description="the same for one of them, like faces=32")
+    ] = {}
+    connections_max: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="connections that a process has at a time; others get 503")
+    ] = None
+    header_max: Annotated[int, Meta(ge=256, description="longest line of a request's head, in bytes")] = 8190
+    access_log: Annotated[
+        str, Meta(description="file to append a JSON line for each request to; - for standard output")
+    ] = ""
+    tokens: Annotated[
+        str, Meta(description="file of bearer tokens (rtml tokens make); without it nobody needs one")
+    ] = ""
+    open_health: Annotated[bool, Meta(description="questions about health need no token")] = True
+    open_metrics: Annotated[bool, Meta(description="/metrics needs no token")] = False
+    tls_cert: Annotated[str, Meta(description="certificate chain as PEM: serve https")] = ""
+    tls_key: Annotated[str, Meta(description="its key as PEM")] = ""
+    tls_client_ca: Annotated[
+        str, Meta(description="authorities as PEM: clients must show a certificate of one of them")
+    ] = ""
 
 
 class DispatcherAddress(Settings, frozen=True, kw_only=True):

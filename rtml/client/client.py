@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from rtml import codec
+from rtml import codec, messages
 from rtml.client import calls, logs, references
 from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
@@ -33,11 +33,9 @@ from rtml.messages import (
     OK,
     ErrorInfo,
     Function,
-    Logs,
     Message,
     ObjectRef,
     Options,
-    Reply,
     Results,
     Task,
     TaskResult,
@@ -146,8 +144,9 @@ class Client(concurrent.futures.Executor):
         return self.call(self.describe(plain), args, kwargs, options)
 
     def call(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None
-    ) -> Future[Any]:
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None,
+        trace: str = "",
+    ) -> Future[Any]:  # fmt: skip
         """Submit one call of a function that `describe` returned; `options` override the function's."""
         if self._closed or self._forks != forks():
             self._check_usable()
@@ -158,7 +157,7 @@ class Client(concurrent.futures.Executor):
         budget = options.deadline if options is not None and options.deadline is not None else function.options.deadline
         task = Task(
             0, function.id, encoded.payload, 0 if parent is None else parent.id,
-            None, None, options, encoded.batch_key, encoded.items if function.rows else 1,
+            None, None, options, encoded.batch_key, encoded.items if function.rows else 1, trace,
         )  # fmt: skip
         failure = None
         with self.lock:
@@ -311,11 +310,11 @@ class Client(concurrent.futures.Executor):
         if isinstance(message, Results | WatchResults):
             self._resolve(message)
             return True
-        if isinstance(message, Logs):
+        if isinstance(message, messages.Logs):
             if self.show_logs:
                 logs.show(message.lines)
             return True
-        if isinstance(message, Reply):
+        if isinstance(message, messages.Reply):
             asked = self._queries.pop(message.id, None)
             if asked is not None:
                 asked[1].append(message.body)

@@ -18,6 +18,7 @@ from rtml.client.future import Future
 from rtml.client.loop import AsyncDriver
 from rtml.errors import TaskError
 from rtml.messages import ErrorInfo, Hello, Message, ObjectRef, Options, Timing
+from rtml.serving.visits import VISIT
 
 
 class Pending(Awaitable[Any], Protocol):
@@ -171,7 +172,9 @@ class ClientEngine:
         Raises:
             RtmlError: the call cannot be sent.
         """
-        return self._client.call(prepared.function, args, kwargs, options)
+        visit = VISIT.get()
+        trace = "" if visit is None or visit.trace is None else visit.trace.id
+        return self._client.call(prepared.function, args, kwargs, options, trace)
 
     async def query(self, what: str) -> str:
         """Ask the dispatcher, see `rtml.messages.Query`.

@@ -23,7 +23,9 @@ from rtml.link import AddressError
 from rtml.metrics import GatewayMetrics
 from rtml.serving import http, oip
 from rtml.serving.app import App
+from rtml.serving.conditions import Conditions
 from rtml.serving.engine import Engine
+from rtml.serving.front import Front
 from rtml.serving.inference import Inference
 from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
@@ -39,6 +41,8 @@ _LAG_PERIOD: Final = 0.25
 _SCRAPE_TIMEOUT: Final = 2.0
 #: Seconds that the last answers have to be sent in, once they are there.
 _GOODBYE: Final = 1.0
+#: Seconds that a connection which was accepted at the last moment has for its request.
+_LAST_WORDS: Final = 0.1
 
 
 class Gateway:
@@ -50,6 +54,8 @@ class Gateway:
         body_max: Largest request body, decompressed, in bytes.
         read_timeout: Seconds that a client may take to send the head of a request, and again its body.
         drain_timeout: Seconds that running requests get when the gateway stops.
+        metrics: Where it counts; its own by default.
+        conditions: Limits, tokens, certificates, the access log.
     """
 
     def __init__(
@@ -60,8 +66,11 @@ class Gateway:
         body_max: int = 64 * 1024 * 1024,
         read_timeout: float = 60.0,
         drain_timeout: float = 30.0,
+        metrics: GatewayMetrics | None = None,
+        conditions: Conditions = Conditions(),  # noqa: B008  # immutable
     ) -> None:
-        self.metrics = GatewayMetrics()
+        self.metrics = metrics or GatewayMetrics()
+        self._conditions = conditions
         self.registry = Registry()
         self.inference = Inference(engine)
         self._engine = engine
@@ -101,11 +110,20 @@ class Gateway:
 
         settings = {"request_factory": make_request, "handler_cancellation": True, "access_log": None}
         settings["auto_decompress"] = False  # `http.read_body` does, and notices what is cut off
-        server = Server(routes.answer, self._ids, self._read_timeout, **settings)
+        conditions = self._conditions
+        settings["max_line_size"] = settings["max_field_size"] = conditions.header_max
+        answer: http.Handler = routes.answer
+        if conditions.checks.any:
+            answer = Front(answer, conditions.checks, self.metrics.refused, self._ids).answer
+        server = Server(answer, self._ids, self._read_timeout, conditions.crowd(self.metrics), **settings)
+        self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=_GOODBYE)
         await self._runner.setup()
+        listening: dict[str, Any] = {"backlog": 1024, "reuse_address": True, "reuse_port": conditions.reuse_port}
+        if conditions.certificates is not None:
+            listening["ssl_context"] = conditions.certificates.context
         try:
-            await web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True).start()
+            await web.TCPSite(self._runner, host, port, **listening).start()
         except OSError as error:
             raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
         self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
@@ -124,6 +142,8 @@ class Gateway:
             self._lag_timer = None
         if self._runner is not None:
             runner, self._runner = self._runner, None
+            if self._conditions.linger:
+                await self._linger(runner)
             for site in runner.sites:
                 await site.stop()
             if runner.server is not None:
@@ -134,6 +154,21 @@ class Gateway:
         if self._stop_gc_watch is not None:
             self._stop_gc_watch()
             self._stop_gc_watch = None
+
+    async def _linger(self, runner: web.ServerRunner) -> None:
+        """Answer what clients send on connections that they have, or are just opening, before connections end.
+
+        A client cannot know that its idle connection is about to end, and what it sends at that moment is lost. So
+        each connection gets one more answer, which says that it is the last one. Connections that are idle all the
+        time that this may take end without a word.
+        """
+        if self._routes is not None:
+            self._routes.say_goodbye()
+        await self._server.wait_until_empty(self._conditions.linger)
+        for site in runner.sites:
+            await site.stop()
+        # Those that were accepted last have not said anything yet.
+        await self._server.wait_until_empty(min(_LAST_WORDS, self._conditions.linger))
 
     @property
     def ready(self) -> bool:

@@ -22,8 +22,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from rtml.errors import ConnectionLost, InvalidInput, RtmlError, SubmitError
 from rtml.messages import Timing
-from rtml.serving import bodies
+from rtml.serving import bodies, tracing
 from rtml.serving.engine import RemoteError
+from rtml.serving.tracing import TRACEPARENT, TRACESTATE
+from rtml.serving.visits import VISIT, Visit
 
 _logger = logging.getLogger("rtml.serving")
 
@@ -185,12 +187,17 @@ def tightest(*budgets: float | None) -> float | None:
 
 
 def server_timing(timing: Timing | None, total: float) -> str:
-    """The header `Server-Timing`, in milliseconds: the graph program's own times, and the whole."""
+    """The header `Server-Timing`, in milliseconds: where the time of the graph's root went, and the whole.
+
+    `batch` is no time but how many calls shared the run; `serialise` is what is left: the gateway's own part and the
+    way to the dispatcher and back.
+    """
     if timing is None:
         return f"total;dur={total * 1e3:.3f}"
+    rest = total - timing.queued - timing.transfer - timing.run
     return (
-        f"wait;dur={timing.waiting * 1e3:.3f}, queue;dur={timing.queued * 1e3:.3f}, "
-        f"xfer;dur={timing.transfer * 1e3:.3f}, run;dur={timing.run * 1e3:.3f}, total;dur={total * 1e3:.3f}"
+        f'queue;dur={timing.queued * 1e3:.3f}, batch;desc="{timing.batch}", transfer;dur={timing.transfer * 1e3:.3f}, '
+        f"compute;dur={timing.run * 1e3:.3f}, serialise;dur={max(0.0, rest) * 1e3:.3f}, total;dur={total * 1e3:.3f}"
     )
 
 
@@ -246,6 +253,11 @@ async def _read_raw(request: web.BaseRequest, timeout: float) -> bytes:
         raise HttpError(400, "the body cannot be read: wrong length", "InvalidInput") from None
 
 
+def too_many(most: float) -> HttpError:
+    """A model or endpoint has as many requests as it may."""
+    return HttpError(503, f"there are {most:g} requests being answered here already, the most that may be", "QueueFull")
+
+
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the body is larger than {limit} bytes", "TooLarge")
 
@@ -297,6 +309,10 @@ class Routes:
         """Handle a request; every error becomes an answer, except that the client has gone."""
         task = asyncio.current_task()
         assert task is not None
+        visit = VISIT.get()
+        if visit is None and (parent := request.headers.get(TRACEPARENT)) is not None:
+            visit = Visit(tracing.follow(parent, request.headers.get(TRACESTATE, "")))
+            VISIT.set(visit)
         self._running.add(task)
         try:
             response = await self._answer(request)
@@ -311,14 +327,23 @@ class Routes:
                 self._idle.set()
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = self._ids.of(request)
+        if visit is not None and visit.trace is not None:
+            response.headers[TRACEPARENT] = visit.trace.header
+            if visit.trace.state:
+                response.headers[TRACESTATE] = visit.trace.state
         if self._idle is not None:
             # The connection ends after this answer: a client that knows does not send its next request into the void.
             response.force_close()
         return response
 
+    def say_goodbye(self) -> None:
+        """From now on every answer tells its client that the connection ends."""
+        if self._idle is None:
+            self._idle = asyncio.Event()
+
     async def drain(self, timeout: float) -> None:
         """Let what runs end, and tell clients that their connections do; cancel the rest after `timeout` seconds."""
-        self._idle = asyncio.Event()
+        self._idle = asyncio.Event()  # a new one: that of `say_goodbye` has been set whenever nothing ran
         if not self._running:
             return
         try:

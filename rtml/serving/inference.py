@@ -36,7 +36,7 @@ class Progress:
         budget: Seconds from now in which the answer is wanted; None: no deadline.
     """
 
-    __slots__ = ("budget", "id", "started", "timing")
+    __slots__ = ("budget", "id", "model", "started", "timing")
 
     def __init__(self, request_id: str, budget: float | None) -> None:
         self.id = request_id
@@ -45,6 +45,8 @@ class Progress:
         self.budget = budget
         #: Of the graph's root, once that has ended.
         self.timing: Timing | None = None
+        #: That it is for, if it is for one.
+        self.model: ModelVersion | None = None
 
     def elapsed(self) -> float:
         """Seconds since it came."""
@@ -92,6 +94,7 @@ class Inference:
             HttpError: the request wants what this model cannot do.
             RtmlError: it ended in another way.
         """
+        progress.model = model
         try:
             outputs = await self._outputs(model, request, progress)
         except BaseException:  # also when the client has gone: it had no answer

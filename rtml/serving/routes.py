@@ -21,6 +21,7 @@ from rtml.serving.app import Endpoint
 from rtml.serving.engine import Prepared
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.inputs import ProgramInput
+from rtml.serving.visits import VISIT
 
 
 class Reading(NamedTuple):
@@ -49,7 +50,13 @@ class GraphRoute:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
         progress = Progress(self._ids.of(request), self._deadline)
+        visit = VISIT.get()
+        if visit is not None:
+            visit.progress = progress
         target = self._target
+        if target.in_flight.value >= target.in_flight_max:
+            target.refused()
+            raise http.too_many(target.in_flight_max)
         target.in_flight.value += 1
         status = http.CLIENT_GONE
         try:

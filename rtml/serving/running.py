@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import uvloop
 
+from rtml.metrics import GatewayMetrics
 from rtml.serving.app import App
+from rtml.serving.conditions import open_conditions
 from rtml.serving.engine import ClientEngine
 from rtml.serving.gateway import Gateway
 from rtml.settings import HttpSettings
@@ -114,15 +116,24 @@ async def _run(
         say("the engine has ended by itself, or nobody answers there any more; stopping")
         stop.set()
 
-    engine = ClientEngine.open(address, **settings)
+    metrics = GatewayMetrics()
+    conditions = open_conditions(http, metrics)
+    if conditions.reloadable:
+        loop.add_signal_handler(signal.SIGHUP, conditions.reload)
+    try:
+        engine = ClientEngine.open(address, **settings)
+    except BaseException:
+        conditions.close()
+        raise
     engine.on_end(on_engine_end)
     try:
         gateway = Gateway(
-            engine, apps, body_max=http.body_max, read_timeout=http.read_timeout, drain_timeout=http.drain_timeout
-        )
+            engine, apps, body_max=http.body_max, read_timeout=http.read_timeout, drain_timeout=http.drain_timeout,
+            metrics=metrics, conditions=conditions,
+        )  # fmt: skip
         try:
             port = await gateway.start(http.host, http.port)
-            for line in _places(apps, f"http://{http.host}:{port}", engine.address):
+            for line in _places(apps, f"{'https' if http.tls_cert else 'http'}://{http.host}:{port}", engine.address):
                 say(line)
             await stop.wait()
             if code == _ENGINE_ENDED:
@@ -135,6 +146,7 @@ async def _run(
         return _INTERRUPTED
     finally:
         engine.close()
+        conditions.close()
     return code
 
 

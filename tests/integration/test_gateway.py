@@ -19,6 +19,9 @@ from tests.integration.gateways import app, double, echo, read, serving
 pytestmark = pytest.mark.asyncio
 
 
+TIMING = 'queue;dur=1.000, batch;desc="1", transfer;dur=0.200, compute;dur=3.000, serialise;dur='
+
+
 def infer(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
 
@@ -35,7 +38,7 @@ async def test_an_image_goes_to_the_program_and_its_result_comes_back_as_json() 
         status, body, headers = await server.post("/v1/read?language=de", b"\x89PNG", "image/png")
         assert (status, body) == (200, [{"text": "4 bytes in de", "box": [1, 2]}])
         assert headers["Content-Type"] == "application/json"
-        assert "queue;dur=1.000, xfer;dur=0.200, run;dur=3.000, total;dur=" in headers["Server-Timing"]
+        assert headers["Server-Timing"].startswith(TIMING)
         assert headers["x-request-id"]
 
 

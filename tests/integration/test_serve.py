@@ -119,7 +119,7 @@ def test_a_graph_program_with_typed_input(server: Server) -> None:
     assert (status, body["total"], body["squares"]) == (200, 14, [1, 4, 9])
     assert body["pids"]
     assert server.process.pid not in body["pids"]
-    assert re.search(r"run;dur=[\d.]+, total;dur=", headers["Server-Timing"])
+    assert re.search(r"compute;dur=[\d.]+, serialise;dur=[\d.]+, total;dur=", headers["Server-Timing"])
     status, body, _ = server.post("/v1/sum", {"numbers": ["x"]})
     assert (status, body["type"]) == (400, "InvalidInput")
 
