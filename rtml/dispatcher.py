@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rtml.graph.calls import Calls
 from rtml.graph.core import Core
 from rtml.graph.tables import LIMITS_HELP, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
@@ -72,6 +73,7 @@ class Dispatcher:
         self.shm_dir = shm_dir
         self.history: deque[Ended] = deque(maxlen=TRACE_TASKS_MAX)
         self._uncounted: list[Ended] = []
+        self._calls = Calls()
         self._garbage: Counter[str] = Counter()
         self._arrived = metrics.frames.labels("in"), metrics.bytes.labels("in")
         self._sent = metrics.frames.labels("out"), metrics.bytes.labels("out")
@@ -170,6 +172,7 @@ class Dispatcher:
 
     def _count(self) -> None:
         """Move ended tasks into the metrics."""
+        self._calls.count(self._uncounted)
         by_function: dict[str, list[Ended]] = {}
         for end in self._uncounted:
             of_function = by_function.get(end.function)
@@ -209,7 +212,10 @@ class Dispatcher:
             return _json(snapshot)
         if query.what == "trace":
             return _json(self._trace(query.argument))
-        return _json({"error": f"unknown question {query.what!r}; ask for status, metrics or trace"})
+        if query.what == "calls":
+            self._count()
+            return _json(self._calls.describe())
+        return _json({"error": f"unknown question {query.what!r}; ask for status, metrics, trace or calls"})
 
     def _trace(self, argument: str) -> dict[str, Any]:
         """The ended tasks of one graph (by its id or trace id; the last one if empty), times relative to its start."""

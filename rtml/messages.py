@@ -286,7 +286,7 @@ class Release(msgspec.Struct, array_like=True, tag=16):
 
 
 class Query(msgspec.Struct, array_like=True, tag=17):
-    """A question of an operator or gateway: what = "status" | "metrics" | "trace"; answered by `Reply`."""
+    """A question of an operator or gateway: what = "status" | "metrics" | "trace" | "calls"; answered by `Reply`."""
 
     id: int
     what: str

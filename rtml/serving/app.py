@@ -34,6 +34,8 @@ class TensorSpec(NamedTuple):
     datatype: str
     #: -1 is a dimension of any size; None: even their number is open.
     shape: tuple[int, ...] | None
+    #: A request may leave it out.
+    optional: bool = False
 
 
 class ServedModel(NamedTuple):
@@ -56,6 +58,8 @@ class Endpoint(NamedTuple):
     function: Any
     #: Seconds that a request has when it brings no deadline of its own; None: no deadline.
     deadline: float | None
+    #: Its name as a model of the Open Inference Protocol; "": made from the path.
+    model: str = ""
 
 
 class App:
@@ -116,7 +120,7 @@ class App:
         )
         return function
 
-    def endpoint(self, path: str, *, deadline: float | None = None) -> Callable[[_Program], _Program]:
+    def endpoint(self, path: str, *, deadline: float | None = None, model: str = "") -> Callable[[_Program], _Program]:
         """Serve a graph program under `POST path`: ``@app.endpoint("/v1/read")`` above ``@rtml.task``.
 
         The program's annotations say what a request must look like: a parameter annotated `bytes` or `numpy.ndarray`
@@ -127,6 +131,8 @@ class App:
         Args:
             path: An absolute path without variables.
             deadline: Seconds that a request has when it brings no deadline of its own.
+            model: The program's name as a model of the Open Inference Protocol, which it is as well; by default the
+                last part of the path.
 
         Returns:
             A decorator that returns the program (a plain function becomes a remote function first).
@@ -140,11 +146,13 @@ class App:
             raise ValueError(f"endpoint path {path!r} is the gateway's own; its prefixes are {', '.join(_RESERVED)}")
         if path in self.endpoints:
             raise ValueError(f"app {self.name!r} has an endpoint {path!r} already")
+        if model and not _MODEL_NAME.fullmatch(model):
+            raise ValueError(f"model name {model!r}: letters, digits, '.', '_' and '-' only")
         _check_deadline(deadline)
 
         def add(program: _Program) -> _Program:
             function = _remote(program)
-            self.endpoints[path] = Endpoint(path, function, deadline)
+            self.endpoints[path] = Endpoint(path, function, deadline, model)
             return function  # type: ignore[no-any-return]  # stands in for the program under its name
 
         return add

@@ -21,10 +21,12 @@ from aiohttp import web
 from rtml.errors import RtmlError
 from rtml.link import AddressError
 from rtml.metrics import GatewayMetrics
-from rtml.serving import http, oip
+from rtml.serving import http
 from rtml.serving.app import App
 from rtml.serving.conditions import Conditions
 from rtml.serving.engine import Engine
+from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
+from rtml.serving.features import Features
 from rtml.serving.front import Front
 from rtml.serving.inference import Inference
 from rtml.serving.modelroutes import ModelRoutes
@@ -56,6 +58,7 @@ class Gateway:
         drain_timeout: Seconds that running requests get when the gateway stops.
         metrics: Where it counts; its own by default.
         conditions: Limits, tokens, certificates, the access log.
+        features: What of the protocol is switched on.
     """
 
     def __init__(
@@ -68,11 +71,14 @@ class Gateway:
         drain_timeout: float = 30.0,
         metrics: GatewayMetrics | None = None,
         conditions: Conditions = Conditions(),  # noqa: B008  # immutable
+        features: Features = Features(),  # noqa: B008  # a tuple
     ) -> None:
         self.metrics = metrics or GatewayMetrics()
         self._conditions = conditions
         self.registry = Registry()
         self.inference = Inference(engine)
+        self.ensembles = Ensembles(engine, self.registry)
+        self.features = features
         self._engine = engine
         self._apps = apps
         self._body_max = body_max
@@ -181,25 +187,46 @@ class Gateway:
         """Everything that is served. Raises as `start`."""
         routes = http.Routes(self._ids)
         reading = Reading(self._ids, self._read_timeout)
-        registry = self.registry
-        for app in self._apps:
-            for model in app.models.values():
-                if model.name in registry.names():
-                    raise ValueError(f"two apps have a model {model.name!r}")
-                registry.add(of_app(self._engine, self.metrics.target(app.name, model.name), app.name, model))
-            for path, endpoint in app.endpoints.items():
-                target = self.metrics.target(app.name, path)
-                prepared = self._engine.prepare(served(endpoint.function))
-                routes.add("POST", path, ProgramRoute(self.inference, prepared, endpoint, target, reading))
-        ModelRoutes(registry, self.inference, reading, lambda: self._engine.ready).add_to(routes)
-        server = {"name": "rtml", "version": _version(), "extensions": oip.EXTENSIONS}
-        routes.add("GET", "/v2", http.constant(server))
+        self._add_models()
+        self._add_programs(routes, reading)
+        models = ModelRoutes(self.registry, self.inference, self.ensembles, reading, lambda: self._engine.ready)
+        models.add_to(routes)
+        routes.add("GET", "/v2", self._describe)
         routes.add("GET", "/v2/health/live", self._health)
         routes.add("GET", "/v2/health/ready", self._readiness)
         routes.add("GET", "/healthz", self._health)
         routes.add("GET", "/readyz", self._readiness)
         routes.add("GET", "/metrics", self._scrape)
         return routes
+
+    def _add_models(self) -> None:
+        """Register the apps' models."""
+        for app in self._apps:
+            for model in app.models.values():
+                if model.name in self.registry.names():
+                    raise ValueError(f"two apps have a model {model.name!r}")
+                target = self.metrics.target(app.name, model.name)
+                self.registry.add(of_app(self._engine, target, app.name, model))
+
+    def _add_programs(self, routes: http.Routes, reading: Reading) -> None:
+        """Serve the apps' graph programs, each under its path and as a model."""
+        for app in self._apps:
+            for path, endpoint in app.endpoints.items():
+                name = model_name_of(endpoint, self.registry.names())
+                target = self.metrics.target(app.name, path)
+                model = of_endpoint(self._engine, target, app.name, endpoint, name)
+                self.registry.add(model)
+                prepared = self._engine.prepare(served(endpoint.function))
+                routes.add("POST", path, ProgramRoute(self.inference, prepared, endpoint, model, reading))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the protocol says of the server: name, version, extensions."""
+        repository = self.registry.repository is not None
+        return {"name": "rtml", "version": _version(), "extensions": self.features.extensions(repository)}
+
+    async def _describe(self, request: web.BaseRequest) -> web.Response:
+        return http.json_response(self.description)
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return http.json_response({"live": True, "ready": self.ready})

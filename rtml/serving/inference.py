@@ -122,9 +122,37 @@ class Inference:
             raise HttpError(501, message, "NotSupported")
         progress.tighten(oip.budget_of(request.parameters))
         arrays = request.inputs
-        args, kwargs = ((), arrays) if len(arrays) != 1 else (tuple(arrays.values()), {})
+        args: tuple[Any, ...]
+        kwargs: dict[str, Any]
+        if model.program is not None:
+            args, kwargs = model.program.call(arrays)
+        else:
+            args, kwargs = ((), arrays) if len(arrays) != 1 else (tuple(arrays.values()), {})
         value = await self.call(model.prepared, args, kwargs, progress, oip.priority_of(request.parameters))
-        return _named(model, value)
+        return _named(model, value) if model.program is None else model.program.results(value)
+
+    async def run_program(
+        self, model: ModelVersion, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress
+    ) -> Any:
+        """What a graph program returns, within the request's budget; counted in its statistics as a model.
+
+        Args:
+            model: The program.
+            prepared: What to call in its place.
+            args: Of the call.
+            kwargs: Likewise.
+            progress: Of the request.
+
+        Raises:
+            RtmlError: as `call`.
+        """
+        try:
+            value = await self.call(prepared, args, kwargs, progress)
+        except BaseException:
+            model.statistics.failed(progress.elapsed())
+            raise
+        model.statistics.succeeded(progress.elapsed(), 1, progress.timing, time.time_ns() // _MILLION)
+        return value
 
     async def call(
         self,

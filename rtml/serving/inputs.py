@@ -32,21 +32,25 @@ class ProgramInput:
     """
 
     def __init__(self, program: Callable[..., Any]) -> None:
-        parameters = _parameters(program)
-        raw = [name for name, (annotation, _) in parameters.items() if annotation is bytes or _is_array(annotation)]
+        parameters, self.result = _signature(program)
+        self._parameters = parameters
+        raw = [name for name, (annotation, _) in parameters.items() if annotation is bytes or is_array(annotation)]
         #: The parameter that takes a body which is not JSON.
         self.raw = raw[0] if len(raw) == 1 else None
         #: Its elements if it is an array: bytes, unless the annotation says otherwise.
         self._raw_dtype: np.dtype[Any] | None = None
-        if self.raw and _is_array(parameters[self.raw][0]):
-            self._raw_dtype = _array_dtype(parameters[self.raw][0]) or np.dtype("u1")
+        if self.raw and is_array(parameters[self.raw][0]):
+            self._raw_dtype = array_dtype(parameters[self.raw][0]) or np.dtype("u1")
         #: The one parameter that is the whole JSON body.
-        self.whole = next(iter(parameters)) if len(parameters) == 1 and _is_record(*parameters.values()) else None
+        self.whole = next((name for name, (kind, _) in parameters.items() if is_record(kind)), None)
+        if len(parameters) != 1:
+            self.whole = None
+        self._struct = _struct(program, parameters)
         self._decoder: msgspec.json.Decoder[Any]
         if self.whole:
             self._decoder = msgspec.json.Decoder(parameters[self.whole][0], dec_hook=_decode_array)
         else:
-            self._decoder = msgspec.json.Decoder(_struct(program, parameters), dec_hook=_decode_array)
+            self._decoder = msgspec.json.Decoder(self._struct, dec_hook=_decode_array)
         self._beside = _struct(program, {name: kind for name, kind in parameters.items() if name != self.raw})
 
     def decode(self, content_type: str, body: bytes, query: Mapping[str, str]) -> Call:
@@ -72,6 +76,26 @@ class ProgramInput:
             return (decoded,), {}
         return (), _given(decoded)
 
+    def fields(self) -> dict[str, tuple[Any, bool]]:
+        """What a request names: (annotation, required) of each parameter, or of each field of the one record."""
+        if self.whole is None:
+            return self._parameters
+        fields = fields_of(self._parameters[self.whole][0])
+        return {field.encode_name: (annotation, field.required) for field, annotation in fields}
+
+    def convert(self, values: dict[str, Any]) -> Call:
+        """The arguments from plain values by name, of which those with a default may be missing.
+
+        Raises:
+            InvalidInput: they do not fit the signature.
+        """
+        kind = self._struct if self.whole is None else self._parameters[self.whole][0]
+        try:
+            converted = msgspec.convert(values, kind, dec_hook=_decode_array)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(str(error)) from None
+        return ((), _given(converted)) if self.whole is None else ((converted,), {})
+
     def _read_raw(self, body: bytes) -> Any:
         if self._raw_dtype is None:
             return body
@@ -88,8 +112,8 @@ class ProgramInput:
             raise InvalidInput(f"{error} in the query string") from None
 
 
-def _parameters(program: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
-    """Name -> (annotation, required) of the program's parameters."""
+def _signature(program: Callable[..., Any]) -> tuple[dict[str, tuple[Any, bool]], Any]:
+    """Name -> (annotation, required) of the program's parameters, and the annotation of what it returns."""
     function = inspect.unwrap(program)
     name = getattr(program, "__qualname__", repr(program))
     try:
@@ -103,7 +127,7 @@ def _parameters(program: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
             raise TypeError(f"{name} cannot be served: its parameter {parameter} has no name that a request can use")
         annotation = _spelled_out(hints.get(parameter.name, Any))
         found[parameter.name] = (annotation, parameter.default is parameter.empty)
-    return found
+    return found, _spelled_out(hints.get("return", Any))
 
 
 def _spelled_out(annotation: Any) -> Any:
@@ -134,18 +158,27 @@ def _is_json(content_type: str) -> bool:
     return kind == "application/json" or kind.endswith("+json")
 
 
-def _is_record(parameter: tuple[Any, bool]) -> bool:
-    kind = parameter[0]
+def is_record(kind: Any) -> bool:
+    """Whether an annotation is a type with named fields."""
     return isinstance(kind, type) and (
         issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind) or typing.is_typeddict(kind)
     )
 
 
-def _is_array(annotation: Any) -> bool:
+def fields_of(record: Any) -> list[tuple[Any, Any]]:
+    """What msgspec knows of a record's fields (name, encode_name, required), and the annotation of each."""
+    hints = typing.get_type_hints(record)
+    order = list(hints)  # msgspec sorts those of a TypedDict
+    fields = sorted(getattr(msgspec.inspect.type_info(record), "fields", ()), key=lambda field: order.index(field.name))
+    return [(field, _spelled_out(hints.get(field.name, Any))) for field in fields]
+
+
+def is_array(annotation: Any) -> bool:
+    """Whether an annotation is a numpy array."""
     return annotation is np.ndarray or typing.get_origin(annotation) is np.ndarray
 
 
-def _array_dtype(annotation: Any) -> np.dtype[Any] | None:
+def array_dtype(annotation: Any) -> np.dtype[Any] | None:
     """The declared dtype of elements, if there is one: `NDArray[float32]` says float32."""
     for argument in typing.get_args(annotation):
         if typing.get_origin(argument) is np.dtype:
@@ -163,11 +196,11 @@ def _given(decoded: msgspec.Struct) -> dict[str, Any]:
 
 def _decode_array(kind: Any, value: Any) -> Any:
     """The hook of msgspec for types it does not know: nested lists -> arrays. It adds the place to what is raised."""
-    if not _is_array(kind):
+    if not is_array(kind):
         raise NotImplementedError(f"requests cannot bring a {kind}")
     try:
         # Without a declared dtype numpy finds one.
-        array = np.asarray(value, _array_dtype(kind))
+        array = np.asarray(value, array_dtype(kind))
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"not an array of numbers: {error}") from None
     if array.dtype.kind not in "biuf":

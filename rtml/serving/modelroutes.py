@@ -12,6 +12,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from rtml.serving import http, oip
+from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.registry import ModelVersion, Registry
 from rtml.serving.routes import GraphRoute, Reading
@@ -56,13 +57,22 @@ class ModelRoutes:
     Args:
         registry: Knows the models.
         inference: Runs them.
+        ensembles: Knows what graph programs call.
         reading: How requests are named and read.
         ready: Whether the gateway's engine takes calls now.
     """
 
-    def __init__(self, registry: Registry, inference: Inference, reading: Reading, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        inference: Inference,
+        ensembles: Ensembles,
+        reading: Reading,
+        ready: Callable[[], bool],
+    ) -> None:
         self._registry = registry
         self._inference = inference
+        self._ensembles = ensembles
         self._reading = reading
         self._ready = ready
         self._found: dict[str, http.Methods] = {}
@@ -71,7 +81,7 @@ class ModelRoutes:
     def add_to(self, routes: http.Routes) -> None:
         """Serve these paths, and the list of models."""
         routes.add("GET", "/v2/models", self._list)
-        routes.add("GET", "/v2/models/stats", self._all_statistics)
+        routes.add("GET", "/v2/models/stats", self._statistics(None))
         routes.add_below(PREFIX, self.find)
 
     def find(self, path: str) -> http.Methods:
@@ -98,15 +108,20 @@ class ModelRoutes:
             version, _, rest = rest.removeprefix("versions/").partition("/")
         if rest == "ready":
             return _get(self._readiness(name, version))
-        model = self._registry.find(name, version)
+        if rest == "stats":
+            return _get(self._statistics(name, version))
+        try:
+            model = self._registry.find(name, version)
+        except http.HttpError as error:
+            if error.status == 404 and rest in ("", "config"):
+                return _get(self._function(name, version, rest, error))
+            raise
         if rest == "infer":
             return {"POST": InferRoute(self._inference, model, self._reading)}
         if rest == "":
             return _get(http.constant(self._describe(model, version)))
         if rest == "config":
-            return _get(http.constant(model.config))
-        if rest == "stats":
-            return _get(self._statistics(name, version))
+            return _get(self._config(model))
         raise http.HttpError(404, f"there is nothing at {path[:200]}", "NotFound")
 
     def _describe(self, model: ModelVersion, version: str | None) -> dict[str, Any]:
@@ -128,25 +143,31 @@ class ModelRoutes:
 
         return handler
 
-    def _statistics(self, name: str, version: str | None) -> http.Handler:
+    def _config(self, model: ModelVersion) -> http.Handler:
         async def handler(request: web.BaseRequest) -> web.Response:
-            versions = self._registry.versions(name) if version is None else [version]
-            found = [self._registry.find(name, number) for number in versions]
-            return http.json_response({"model_stats": [_statistics_of(model) for model in found]})
+            return http.json_response(await self._ensembles.config(model))
 
         return handler
 
-    async def _all_statistics(self, request: web.BaseRequest) -> web.Response:
-        registry = self._registry
-        found = [registry.find(name, version) for name in registry.names() for version in registry.versions(name)]
-        return http.json_response({"model_stats": [_statistics_of(model) for model in found]})
+    def _statistics(self, name: str | None, version: str | None = None) -> http.Handler:
+        async def handler(request: web.BaseRequest) -> web.Response:
+            return http.json_response({"model_stats": await self._ensembles.statistics(name, version)})
+
+        return handler
+
+    def _function(self, name: str, version: str | None, what: str, unknown: http.HttpError) -> http.Handler:
+        """Of a step of programs that is no model of its own."""
+
+        async def handler(request: web.BaseRequest) -> web.Response:
+            if not self._ensembles.is_function(await self._ensembles.learned(), name, version):
+                raise unknown
+            describe = configure_function if what else describe_function
+            return http.json_response(describe(name))
+
+        return handler
 
     async def _list(self, request: web.BaseRequest) -> web.Response:
         return http.json_response({"models": self._registry.names()})
-
-
-def _statistics_of(model: ModelVersion) -> dict[str, Any]:
-    return model.statistics.describe(model.name, model.version)
 
 
 def _get(handler: http.Handler) -> http.Methods:

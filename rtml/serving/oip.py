@@ -36,9 +36,6 @@ _NUMBER_MAX: Final = 1 << 64
 #: The engine's least urgent priority.
 _PRIORITY_MIN: Final = -(1 << 31)
 
-#: Of `GET /v2`: what of the protocol's extensions is there.
-EXTENSIONS: Final = ("classification", "binary_tensor_data", "parameters", "model_configuration")
-
 #: The name of the header that ends the JSON part of a body.
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 
@@ -86,8 +83,15 @@ class Request(msgspec.Struct):
     outputs: list[RequestOutput] | None = None
     #: How outputs travel that say nothing themselves.
     binary: bool = False
-    #: The sequence that it belongs to, if it says one.
-    sequence: Sequence | None = None
+
+    @property
+    def sequence(self) -> Sequence | None:
+        """The sequence that it belongs to, if it says one."""
+        number = self.parameters.get("sequence_id")
+        if not number:
+            return None
+        start, end = (self.parameters.get(key, False) for key in ("sequence_start", "sequence_end"))
+        return Sequence(number, start, end)
 
 
 class Reply(msgspec.Struct):
@@ -152,8 +156,7 @@ def decode_request(body: Buffer, header_length: int | None, specs: abc.Sequence[
         raise InvalidInput(f"parameter binary_data_output must be true or false, not {binary!r}")
     check_parameters(parameters)
     datatypes = {tensor.name: tensor.datatype for tensor in head.inputs}
-    fitting = fit(inputs, datatypes, specs)
-    return Request(head.id or "", fitting, parameters, head.outputs or None, binary, sequence_of(parameters))
+    return Request(head.id or "", fit(inputs, datatypes, specs), parameters, head.outputs or None, binary)
 
 
 def _decode_raw(body: Buffer, specs: abc.Sequence[TensorSpec]) -> Request:
@@ -162,7 +165,7 @@ def _decode_raw(body: Buffer, specs: abc.Sequence[TensorSpec]) -> Request:
         raise InvalidInput(
             f"a raw request ({HEADER_LENGTH}: 0) needs a model with one input; this one has {len(specs)}"
         )
-    name, datatype, declared = specs[0]
+    name, datatype, declared, _ = specs[0]
     shape = (-1,) if declared is None else declared
     if datatype == "BYTES":  # the body is the one element itself, without a length before it
         array: Array = np.empty(1, object)
@@ -227,16 +230,18 @@ def fit(arrays: dict[str, Array], datatypes: Mapping[str, str], specs: abc.Seque
         InvalidInput: names, datatypes or shapes are not the model's.
     """
     fitting = {}
-    for name, datatype, shape in specs:
+    for name, datatype, shape, optional in specs:
         array = arrays.get(name)
         if array is None:
+            if optional:
+                continue
             raise InvalidInput(f"input {name!r} is missing; the model takes {_names(specs)}")
         if datatypes[name] != datatype:
             raise InvalidInput(f"input {name!r} is {datatypes[name]}; the model takes {datatype}")
         if shape is not None and not _matches(array.shape, shape):
             raise InvalidInput(f"input {name!r} has shape {list(array.shape)}; the model takes {list(shape)}")
         fitting[name] = array
-    if len(arrays) != len(specs):
+    if len(arrays) != len(fitting):
         unknown = next(name for name in arrays if name not in fitting)
         raise InvalidInput(f"input {unknown!r} is unknown; the model takes {_names(specs)}")
     return fitting
@@ -263,6 +268,13 @@ def check_parameters(parameters: Parameters) -> None:
         if not _is_number(parameters.get(key, 0)):
             shown = repr(parameters[key])[:40]
             raise InvalidInput(f"parameter {key} must be a whole number from 0 to 2**64 - 1, not {shown}")
+    number = parameters.get("sequence_id", 0)
+    if not isinstance(number, str) and not _is_number(number):
+        shown = repr(number)[:40]
+        raise InvalidInput(f"parameter sequence_id must be text or a whole number from 0 to 2**64 - 1, not {shown}")
+    for key in ("sequence_start", "sequence_end"):
+        if not isinstance(parameters.get(key, False), bool):
+            raise InvalidInput(f"parameter {key} must be true or false, not {repr(parameters[key])[:40]}")
 
 
 def _is_number(value: object) -> bool:
@@ -283,23 +295,6 @@ def priority_of(parameters: Parameters) -> int | None:
     """
     priority = parameters.get("priority")
     return max(2 - priority, _PRIORITY_MIN) if isinstance(priority, int) and priority > 0 else None
-
-
-def sequence_of(parameters: Parameters) -> Sequence | None:
-    """The sequence that `sequence_id`, `sequence_start` and `sequence_end` speak of; None if they do not.
-
-    Raises:
-        InvalidInput: they have impossible values.
-    """
-    number = parameters.get("sequence_id", 0)
-    if not isinstance(number, str) and not _is_number(number):
-        shown = repr(number)[:40]
-        raise InvalidInput(f"parameter sequence_id must be text or a whole number from 0 to 2**64 - 1, not {shown}")
-    start, end = (parameters.get(key, False) for key in ("sequence_start", "sequence_end"))
-    for key, value in (("sequence_start", start), ("sequence_end", end)):
-        if not isinstance(value, bool):
-            raise InvalidInput(f"parameter {key} must be true or false, not {repr(value)[:40]}")
-    return Sequence(number, start, end) if number else None
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -420,7 +415,11 @@ def describe_config(
         "platform": platform,
         "backend": "rtml",
         "max_batch_size": batch_max,
-        "input": [{"name": spec.name, "data_type": data_type(spec), "dims": dims(spec)} for spec in inputs],
+        "input": [
+            {"name": spec.name, "data_type": data_type(spec), "dims": dims(spec)}
+            | ({"optional": True} if spec.optional else {})
+            for spec in inputs
+        ],
         "output": [{"name": spec.name, "data_type": data_type(spec), "dims": dims(spec)} for spec in outputs],
         "version_policy": {"latest": {"num_versions": 1}},
         "model_transaction_policy": {"decoupled": False},

@@ -18,6 +18,7 @@ from rtml.serving import oip, tensors
 from rtml.serving.app import ServedModel, TensorSpec
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
+from rtml.serving.programs import ProgramTensors
 from rtml.serving.statistics import ModelStatistics
 
 State = Literal["READY", "LOADING", "UNAVAILABLE"]
@@ -41,6 +42,7 @@ class ModelVersion:
         deadline: Seconds for requests that bring no deadline of their own.
         labels: The names of an output's classes, in order, by output.
         app: The app or repository that it belongs to.
+        program: Of a graph program: how tensors become its arguments, and its result tensors.
     """
 
     def __init__(  # noqa: PLR0913  # a record; all by keyword
@@ -59,6 +61,7 @@ class ModelVersion:
         deadline: float | None = None,
         labels: Mapping[str, Sequence[str]] | None = None,
         app: str = "",
+        program: ProgramTensors | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -73,6 +76,7 @@ class ModelVersion:
         self.deadline = deadline
         self.labels = {output: list(names) for output, names in (labels or {}).items()}
         self.app = app
+        self.program = program
         self.statistics = ModelStatistics()
         self.state: State = "READY"
         #: Why it is not ready, or what is the matter with a newer file under its name.

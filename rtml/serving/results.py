@@ -48,7 +48,7 @@ def to_content(value: Any) -> tuple[bytes, str]:
         return bytes(body), kind
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), BYTES
-    return _encode(value), JSON
+    return encode_json(value), JSON
 
 
 def _encode_other(value: Any) -> Any:
@@ -59,7 +59,8 @@ def _encode_other(value: Any) -> Any:
     return to_list()
 
 
-_encode = msgspec.json.Encoder(enc_hook=_encode_other).encode
+#: JSON of plain data, structs, dataclasses and arrays.
+encode_json = msgspec.json.Encoder(enc_hook=_encode_other).encode
 
 
 class Served:

@@ -21,6 +21,7 @@ from rtml.serving.app import Endpoint
 from rtml.serving.engine import Prepared
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.inputs import ProgramInput
+from rtml.serving.registry import ModelVersion
 from rtml.serving.visits import VISIT
 
 
@@ -91,10 +92,11 @@ class ProgramRoute(GraphRoute):
     """`POST` of a graph program's endpoint."""
 
     def __init__(
-        self, inference: Inference, prepared: Prepared, endpoint: Endpoint, target: Target, reading: Reading
+        self, inference: Inference, prepared: Prepared, endpoint: Endpoint, model: ModelVersion, reading: Reading
     ) -> None:
-        super().__init__(target, reading, endpoint.deadline)
+        super().__init__(model.target, reading, endpoint.deadline)
         self._inference = inference
+        self._model = model
         self._prepared = prepared
         self._input = ProgramInput(endpoint.function)
 
@@ -102,5 +104,5 @@ class ProgramRoute(GraphRoute):
         """The program's result, which the executor has encoded (`rtml.serving.results`)."""
         query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
         args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)
-        content, content_type = await self._inference.call(self._prepared, args, kwargs, progress)
+        content, content_type = await self._inference.run_program(self._model, self._prepared, args, kwargs, progress)
         return web.Response(body=content, headers={"Content-Type": content_type})

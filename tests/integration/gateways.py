@@ -57,6 +57,7 @@ class InlineEngine:
         self.options: list[Options] = []
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.calls: str | Exception = "{}"
         self.metrics: str | Exception = "# TYPE rtml_tasks counter\nrtml_tasks_total 3.0\n"
 
     def prepare(self, function: rtml.RemoteFunction[..., Any]) -> Prepared:
@@ -68,10 +69,10 @@ class InlineEngine:
         return InlineCall(self, prepared.function, args, kwargs)
 
     async def query(self, what: str) -> str:
-        assert what == "metrics"
-        if isinstance(self.metrics, Exception):
-            raise self.metrics
-        return self.metrics
+        answer = {"metrics": self.metrics, "calls": self.calls}[what]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 # --- what is served ---------------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ async def test_what_models_say_about_themselves() -> None:
             assert body["inputs"][1] == {"name": "b", "datatype": "INT64", "shape": [2]}
             assert (await server.get(f"{base}/ready"))[1] == {"name": "join", "ready": True}
             assert (await server.get(f"{base}/config"))[1]["max_batch_size"] == 0
-        assert (await server.get("/v2/models"))[1] == {"models": ["double", "join"]}
+        assert (await server.get("/v2/models"))[1]["models"][:2] == ["double", "join"]
         assert (await server.get("/v2"))[1]["name"] == "rtml"
 
 

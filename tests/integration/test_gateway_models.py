@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.integration.gateways import Server, serving
+from rtml.errors import ConnectionLost
+from rtml.serving import App
+from tests.integration.gateways import Server, echo, read, serving
 
 pytestmark = pytest.mark.asyncio
 
@@ -79,3 +82,129 @@ async def test_sequences_are_refused_by_models_that_keep_no_state() -> None:
         assert (status, body["type"]) == (501, "NotSupported")
         assert "keeps no state" in body["error"]
         assert not server.engine.options
+
+
+# --- graph programs ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_program_is_a_model_whose_tensors_its_type_hints_say() -> None:
+    async with serving() as server:
+        assert "answer" in (await server.get("/v2/models"))[1]["models"]
+        status, body, _ = await server.get("/v2/models/answer")
+        assert (status, body["platform"], body["versions"]) == (200, "ensemble", ["1"])
+        assert body["inputs"] == [
+            {"name": "words", "datatype": "BYTES", "shape": [-1]},
+            {"name": "limit", "datatype": "INT64", "shape": [1]},
+        ]
+        words = {"name": "words", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}
+        limit = {"name": "limit", "datatype": "INT64", "shape": [1], "data": [1]}
+        status, body, _ = await server.post("/v2/models/answer/infer", {"inputs": [words, limit], "id": "7"})
+        assert (status, body["id"], body["model_name"]) == (200, "7", "answer")
+        (output,) = body["outputs"]
+        assert (output["name"], output["datatype"]) == ("output", "BYTES")
+        assert json.loads(output["data"][0]) == {"words": ["a"], "vector": [[1.5, 2]], "mean": 1.5}
+        # `limit` has a default.
+        status, body, _ = await server.post("/v2/models/answer/infer", {"inputs": [words]})
+        assert json.loads(body["outputs"][0]["data"][0])["words"] == ["a", "b"]
+        status, body, _ = await server.post("/v2/models/answer/infer", {"inputs": [limit]})
+        assert (status, body["type"]) == (400, "InvalidInput")
+        assert "input 'words' is missing" in body["error"]
+
+
+async def test_both_doors_of_a_program_count_in_its_statistics() -> None:
+    async with serving() as server:
+        assert (await server.post("/v1/echo", b"x"))[0] == 200
+        data = {"name": "data", "datatype": "BYTES", "shape": [1], "data": ["x"]}
+        assert (await server.post("/v2/models/echo/infer", {"inputs": [data]}))[0] == 200
+        (found,) = await statistics(server, "/v2/models/echo/stats")
+        assert (found["inference_count"], found["inference_stats"]["success"]["count"]) == (2, 2)
+
+
+LEARNED = {
+    "steps": {"answer": {"double": 3, "crop": 1}},
+    "called": {
+        name: {
+            "ok": 4,
+            "failed": 1,
+            "seconds": 0.4,
+            "failed_seconds": 0.1,
+            "queued": 0.1,
+            "transfer": 0.02,
+            "run": 0.2,
+            "batches": {"2": [4, 0.02, 0.2]},
+        }
+        for name in ("double", "crop")
+    },
+}
+
+
+async def test_an_ensemble_has_the_steps_that_its_graphs_took() -> None:
+    async with serving() as server:
+        assert (await server.get("/v2/models/answer/config"))[1]["ensemble_scheduling"] == {"step": []}
+        server.engine.calls = json.dumps(LEARNED)
+        config = (await server.get("/v2/models/answer/config"))[1]
+        assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["double", "crop"]
+        assert config["platform"] == "ensemble"
+        assert (await server.get("/v2/models/double/config"))[1].get("ensemble_scheduling") is None
+
+
+async def test_steps_have_statistics_and_those_that_are_no_models_too() -> None:
+    async with serving() as server:
+        assert (await server.get("/v2/models/crop/config"))[0] == 404
+        server.engine.calls = json.dumps(LEARNED)
+        assert (await server.post("/v2/models/double/infer", request()))[0] == 200
+        (found,) = await statistics(server, "/v2/models/double/stats")
+        # Four calls by tasks in two runs, and one by a client.
+        assert (found["inference_count"], found["execution_count"]) == (5, 3)
+        assert found["inference_stats"]["queue"] == {"count": 5, "ns": 101_000_000}
+        assert found["inference_stats"]["fail"]["count"] == 1
+        for path in ("/v2/models/crop/stats", "/v2/models/crop/versions/1/stats"):
+            (found,) = await statistics(server, path)
+            assert (found["name"], found["inference_count"], found["execution_count"]) == ("crop", 4, 2)
+            (batch,) = found["batch_stats"]
+            assert batch["batch_size"] == 2
+            assert batch["compute_infer"] == {"count": 2, "ns": 100_000_000}
+        config = (await server.get("/v2/models/crop/config"))[1]
+        assert (config["name"], config["platform"]) == ("crop", "python")
+        assert (await server.get("/v2/models/crop"))[0] == 200
+        assert (await server.post("/v2/models/crop/infer", request()))[0] == 404
+        assert (await server.get("/v2/models/crop/versions/2/config"))[0] == 404
+        assert (await server.get("/v2/models/nothing/stats"))[0] == 404
+
+
+async def test_statistics_are_there_while_the_dispatcher_is_not() -> None:
+    async with serving() as server:
+        server.engine.calls = ConnectionLost("gone")
+        (found,) = await statistics(server, "/v2/models/double/stats")
+        assert found["inference_count"] == 0
+        server.engine.calls = "no JSON"
+        assert len(await statistics(server, "/v2/models/stats")) > 2
+
+
+async def test_names_of_programs() -> None:
+    app = App("names")
+    app.endpoint("/v1/double")(read)
+    app.endpoint("/v2x/double")(echo)
+    app.endpoint("/v3/~x")(echo)
+    app.endpoint("/v4/echo", model="mine")(echo)
+    async with serving(app) as server:
+        assert (await server.get("/v2/models"))[1]["models"] == ["double", "v2x.double", "_x", "mine"]
+    app.endpoint("/v5/echo", model="mine")(echo)
+    with pytest.raises(ValueError, match=r"endpoint '/v5/echo' needs a name of its own"):
+        async with serving(app):
+            pass
+
+
+async def test_the_server_says_what_is_on() -> None:
+    async with serving() as server:
+        status, body, _ = await server.get("/v2")
+        assert (status, body["name"]) == (200, "rtml")
+        assert body["extensions"] == [
+            "classification",
+            "binary_tensor_data",
+            "parameters",
+            "model_configuration",
+            "schedule_policy",
+            "statistics",
+            "generate",
+        ]

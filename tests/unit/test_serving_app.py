@@ -8,7 +8,7 @@ import pytest
 
 import rtml
 from rtml.serving import App
-from rtml.serving.app import TensorSpec
+from rtml.serving.app import Endpoint, TensorSpec
 
 
 @rtml.task
@@ -20,10 +20,10 @@ def test_it_records_models_and_endpoints() -> None:
     app = App("ocr", title="Page reader", version="3")
     spec = TensorSpec("x", "FP32", (-1,))
     assert app.model("detector", read, inputs=[spec], outputs=[spec], deadline=1.5) is read
-    assert app.endpoint("/v1/read", deadline=2)(read) is read
+    assert app.endpoint("/v1/read", deadline=2, model="reader")(read) is read
     assert app.models["detector"].inputs == (spec,)
     assert (app.models["detector"].version, app.models["detector"].deadline) == ("1", 1.5)
-    assert app.endpoints["/v1/read"] == ("/v1/read", read, 2)
+    assert app.endpoints["/v1/read"] == Endpoint("/v1/read", read, 2, "reader")
 
 
 def test_a_plain_function_becomes_a_remote_one() -> None:
