@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rtml.metrics import GatewayMetrics
 from rtml.serving.access import Access
 from rtml.serving.accesslog import AccessLog
+from rtml.serving.features import Features
 from rtml.serving.front import Checks
 from rtml.serving.protocol import Crowd
 from rtml.serving.quotas import Table
@@ -29,6 +30,8 @@ class Conditions(NamedTuple):
     linger: float = 0.0
     #: Other processes listen on the same port.
     reuse_port: bool = False
+    #: What of the Open Inference Protocol is switched on.
+    features: Features = Features()
     #: Ends what was opened.
     close: Callable[[], None] = lambda: None
 

@@ -26,7 +26,6 @@ from rtml.serving.app import App
 from rtml.serving.conditions import Conditions
 from rtml.serving.engine import Engine
 from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
-from rtml.serving.features import Features
 from rtml.serving.front import Front
 from rtml.serving.inference import Inference
 from rtml.serving.modelroutes import ModelRoutes
@@ -58,7 +57,6 @@ class Gateway:
         drain_timeout: Seconds that running requests get when the gateway stops.
         metrics: Where it counts; its own by default.
         conditions: Limits, tokens, certificates, the access log.
-        features: What of the protocol is switched on.
     """
 
     def __init__(
@@ -71,14 +69,13 @@ class Gateway:
         drain_timeout: float = 30.0,
         metrics: GatewayMetrics | None = None,
         conditions: Conditions = Conditions(),  # noqa: B008  # immutable
-        features: Features = Features(),  # noqa: B008  # a tuple
     ) -> None:
         self.metrics = metrics or GatewayMetrics()
         self._conditions = conditions
         self.registry = Registry()
         self.inference = Inference(engine)
         self.ensembles = Ensembles(engine, self.registry)
-        self.features = features
+        self.features = conditions.features
         self._engine = engine
         self._apps = apps
         self._body_max = body_max
