@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rtml.client.context import TaskInfo, current_task
     from rtml.client.functions import RemoteFunction, task
     from rtml.client.future import Future, Ref
+    from rtml.client.served import served
     from rtml.models import model
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _NAMES = {
     "model": "rtml.models",
     "put": _API,
     "ref": _API,
+    "served": "rtml.client.served",
     "shutdown": _API,
     "submit": _API,
     "task": "rtml.client.functions",
@@ -65,7 +67,7 @@ _NAMES = {
 
 __all__ = [
     "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "as_completed", "cancel", "connect", "current",
-    "current_task", "gather", "get", "map", "model", "put", "ref", "shutdown", "submit", "task", "wait",
+    "current_task", "gather", "get", "map", "model", "put", "ref", "served", "shutdown", "submit", "task", "wait",
 ]  # fmt: skip
 
 

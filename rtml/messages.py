@@ -13,10 +13,10 @@ tasks it concerns. Rules of this file:
 
 Who sends what:
 
-    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query
-    dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply
-    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag; also all of a submitter
-    dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe; also all to a submitter
+    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query, Keep
+    dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply, Kept, Forgot
+    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared; also all of a submitter
+    dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe, Prepare, Forget, and as a submitter
     supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
     dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
 """
@@ -129,6 +129,8 @@ class Function(msgspec.Struct, array_like=True):
     options: Options = Options()
     #: A call counts for as many items as its first array has rows (models); else for one.
     rows: bool = False
+    #: A definition that is no function but a graph's context (see `Task.context`): the functions that it names.
+    members: list[int] = []
 
 
 class Task(msgspec.Struct, array_like=True):
@@ -151,6 +153,9 @@ class Task(msgspec.Struct, array_like=True):
     items: Count = 1
     #: W3C trace id, for a root submission that continues a caller's trace.
     trace: str = ""
+    #: On a root submission: the definition that every task of the graph can look up where it runs, 0 for none. There
+    #: a gateway names its versions of models. As long as the graph lives no member of it is forgotten.
+    context: int = 0
 
 
 class Timing(msgspec.Struct, array_like=True):
@@ -205,6 +210,8 @@ class Attempt(msgspec.Struct, array_like=True):
     under: int = 0
     #: The submitter unpickles nothing: see `Hello`.
     data_only: bool = False
+    #: The graph's, see `Task`; defined before the attempt.
+    context: int = 0
 
 
 # --- both directions ------------------------------------------------------------------------------------------------
@@ -310,6 +317,17 @@ class Holding(msgspec.Struct, array_like=True, tag=20):
     handles: list[int]
 
 
+class Keep(msgspec.Struct, array_like=True, tag=25):
+    """All functions that this submitter wants to be ready in executors before they are called; repeated after a return.
+
+    Answered by a `Kept` for each, when that is so or fails. What no submitter keeps and no graph needs is forgotten
+    everywhere; about those in `dropped`, which this submitter kept earlier, it is told then (`Forgot`).
+    """
+
+    functions: list[int]
+    dropped: list[int] = []
+
+
 # --- executor -> dispatcher -------------------------------------------------------------------------------------------
 
 
@@ -352,6 +370,15 @@ class LoopLag(msgspec.Struct, array_like=True, tag=34):
 
     task: int
     lag: float
+
+
+class Prepared(msgspec.Struct, array_like=True, tag=37):
+    """The function of a `Prepare` is ready here, or why not."""
+
+    function: int
+    #: Seconds that it took.
+    seconds: Amount = 0.0
+    error: ErrorInfo | None = None
 
 
 # --- dispatcher -> submitter ------------------------------------------------------------------------------------------
@@ -398,6 +425,20 @@ class Reply(msgspec.Struct, array_like=True, tag=55):
     body: str
 
 
+class Kept(msgspec.Struct, array_like=True, tag=58):
+    """A function of `Keep` is ready in all executors that are to have it (and in those that come), or why not."""
+
+    function: int
+    executors: int = 0
+    error: ErrorInfo | None = None
+
+
+class Forgot(msgspec.Struct, array_like=True, tag=59):
+    """Nobody has these functions any more: define them again before the next use."""
+
+    functions: list[int]
+
+
 # --- dispatcher -> executor -------------------------------------------------------------------------------------------
 
 
@@ -430,6 +471,18 @@ class Safe(msgspec.Struct, array_like=True, tag=74):
     """All `Finished` up to `serial` are safe: forget them."""
 
     serial: int
+
+
+class Prepare(msgspec.Struct, array_like=True, tag=78):
+    """Make these functions ready to be called, beside what runs: import or unpickle, load, warm up. Then `Prepared`."""
+
+    functions: list[Function]
+
+
+class Forget(msgspec.Struct, array_like=True, tag=79):
+    """These functions are not needed any more: let go of them, and of what they hold."""
+
+    functions: list[int]
 
 
 class Leave(msgspec.Struct, array_like=True, tag=75):
@@ -491,42 +544,11 @@ class Interrupt(msgspec.Struct, array_like=True, tag=95):
 
 
 Message = (
-    Define
-    | Hello
-    | Submit
-    | Ack
-    | Cancel
-    | Watch
-    | Unwatch
-    | Release
-    | Query
-    | Logs
-    | Heartbeat
-    | Holding
-    | Finished
-    | Blocked
-    | Resumed
-    | Returned
-    | LoopLag
-    | Welcome
-    | Refused
-    | Rehello
-    | Results
-    | WatchResults
-    | Reply
-    | Assign
-    | Revoke
-    | Recall
-    | Free
-    | Safe
-    | Leave
-    | Node
-    | ExecutorStarted
-    | ExecutorDied
-    | StartExecutor
-    | KillExecutor
-    | Interrupt
-)
+    Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding
+    | Keep | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Welcome | Refused | Rehello
+    | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free | Safe | Prepare | Forget
+    | Leave | Node | ExecutorStarted | ExecutorDied | StartExecutor | KillExecutor | Interrupt
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Message])

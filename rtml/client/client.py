@@ -145,9 +145,9 @@ class Client(concurrent.futures.Executor):
 
     def call(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None,
-        trace: str = "",
+        trace: str = "", context: int = 0,
     ) -> Future[Any]:  # fmt: skip
-        """Submit one call of a function that `describe` returned; `options` override the function's."""
+        """Submit one call of a function that `describe` returned, see `Task`; `options` override the function's."""
         if self._closed or self._forks != forks():
             self._check_usable()
         encoded = codec.encode_call(args, kwargs, self.store, Future)
@@ -157,7 +157,7 @@ class Client(concurrent.futures.Executor):
         budget = options.deadline if options is not None and options.deadline is not None else function.options.deadline
         task = Task(
             0, function.id, encoded.payload, 0 if parent is None else parent.id,
-            None, None, options, encoded.batch_key, encoded.items if function.rows else 1, trace,
+            None, None, options, encoded.batch_key, encoded.items if function.rows else 1, trace, context,
         )  # fmt: skip
         failure = None
         with self.lock:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
+    from rtml.messages import Function
 
 
 class TaskInfo(NamedTuple):
@@ -29,6 +30,8 @@ class TaskInfo(NamedTuple):
     deadline: float | None
     #: The root submission's id: also the trace id of everything below it.
     graph: int
+    #: What the graph's submitter gave it to look up: a gateway's versions of models, see `rtml.served`.
+    context: Function | None = None
 
 
 class _Process:

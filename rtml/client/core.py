@@ -32,9 +32,11 @@ from rtml.messages import (
     Ack,
     Cancel,
     Define,
+    Forgot,
     Function,
     Hello,
     Holding,
+    Keep,
     Message,
     ObjectRef,
     Options,
@@ -86,6 +88,10 @@ class ClientCore:
         self._cancelled: set[int] = set()
         self._functions: dict[int, Function] = {}
         self._define: list[Function] = []
+        #: What is to be ready in executors, and what was once and is not forgotten yet.
+        self._kept: set[int] = set()
+        self._dropped: set[int] = set()
+        self._keep_due = False
         self._watched: set[int] = set()
         #: Those of them without a result.
         self._awaited: set[int] = set()
@@ -114,6 +120,20 @@ class ClientCore:
         if function.id not in self._functions:
             self._functions[function.id] = function
             self._define.append(function)
+
+    def keep_ready(self, functions: Iterable[int]) -> None:
+        """Have these functions ready in executors, and no others any more; what is defined is defined before."""
+        kept = set(functions)
+        self._dropped |= self._kept - kept
+        self._dropped -= kept
+        self._kept = kept
+        self._keep_due = True
+
+    def forget(self, functions: Iterable[int]) -> None:
+        """Nobody knows these functions any more: before their next use they have to be defined again."""
+        for number in functions:
+            self._functions.pop(number, None)
+            self._dropped.discard(number)
 
     def knows(self, function: int) -> bool:
         """Whether `define` was called for this function id."""
@@ -203,6 +223,7 @@ class ClientCore:
             or self._cancel
             or self._watch
             or self._queries
+            or self._keep_due
             or self._returning
             or self._unacked_results >= ACK_EVERY
             or (self._queue and self._room() > 0)
@@ -247,6 +268,12 @@ class ClientCore:
         elif isinstance(message, Rehello):
             self._welcome(message.epoch)
             self._returning = True
+        elif isinstance(message, Forgot):
+            again = [number for number in message.functions if number in self._kept]
+            if again:  # kept once more while it was being forgotten
+                self._define += [self._functions[number] for number in again]
+                self._keep_due = True
+            self.forget([number for number in message.functions if number not in self._kept])
         return []
 
     def settled(self, task: int) -> bool:
@@ -277,6 +304,10 @@ class ClientCore:
                 submits[-1].ack = ack
             else:
                 out.append(Ack(ack))
+        if self._keep_due and not self._queue:
+            # After the calls of what is dropped, which keep it for as long as they need it.
+            self._keep_due = False
+            out.append(Keep(sorted(self._kept), sorted(self._dropped)))
         if self._cancel:
             out.append(Cancel(self._cancel))
             self._cancel = []
@@ -303,6 +334,7 @@ class ClientCore:
         dispatcher never heard of them.
         """
         self._define = list(self._functions.values())
+        self._keep_due = bool(self._kept or self._dropped)
         self._watch = sorted(self._awaited)
         self._queue = deque(self._tasks.values())
         self._buffer = []

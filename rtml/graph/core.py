@@ -5,7 +5,7 @@
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
-with everything known), then each peer gets one frame. Six parts share the tables and own the decisions:
+with everything known), then each peer gets one frame. Eight parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
     Lifecycle    a task from submission to its one result
@@ -14,6 +14,7 @@ with everything known), then each peer gets one frame. Six parts share the table
     Workforce    what each executor has and occupies
     Recovery     what is known again after a restart
     Pools        how many executors there are, and what can never run
+    Readiness    which functions executors keep ready, and which are forgotten
 
 The way of a request: `Submit` -> Lifecycle.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
 Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
@@ -30,6 +31,7 @@ from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
 from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
+from rtml.graph.readiness import Readiness
 from rtml.graph.recovery import Recovery
 from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
@@ -50,10 +52,12 @@ from rtml.messages import (
     Hello,
     Holding,
     Interrupt,
+    Keep,
     Logs,
     LoopLag,
     Message,
     Node,
+    Prepared,
     Query,
     Rehello,
     Release,
@@ -98,7 +102,8 @@ class Core:
         self.workforce = Workforce(self.tables, self.pools)
         self.placement = Placement(self.tables, self.pools, self.workforce)
         self.keeping = Keeping(self.tables)
-        self.lifecycle = Lifecycle(self.tables, self.workforce, self.placement, self.keeping)
+        self.readiness = Readiness(self.tables)
+        self.lifecycle = Lifecycle(self.tables, self.workforce, self.placement, self.keeping, self.readiness)
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
         self.membership = Membership(self.tables, self.workforce, self.placement, self.lifecycle, self.recovery)
         self.workforce.on_timeout = self.lifecycle.timed_out
@@ -123,6 +128,8 @@ class Core:
             Release: self._release,
             Holding: self._holding,
             Query: self._query,
+            Keep: self._keep,
+            Prepared: self._prepared,
             Logs: self._logs,
             Heartbeat: self._heartbeat,
             Finished: self._finished,
@@ -163,6 +170,8 @@ class Core:
                     self.lifecycle.fail(task, error)
                 self.lifecycle.drain(now)
                 self.placement.schedule(now)
+        if self.readiness.restless:
+            self.readiness.advance()
         if tables.interrupts:
             self._interrupt(now)
         return self._flush()
@@ -228,7 +237,7 @@ class Core:
 
     def _define(self, session: Session, message: Define, now: float) -> None:
         for function in message.functions:
-            self.tables.define(function)
+            self.tables.define(function).definers.add(session.id)
 
     def _cancel(self, session: Session, message: Cancel, now: float) -> None:
         self.lifecycle.cancel(session, message.tasks, now)
@@ -257,6 +266,14 @@ class Core:
     def _query(self, session: Session, message: Query, now: float) -> None:
         if session.peer is not None:
             self.tables.effects.append(Answer(session.peer, message))
+
+    def _keep(self, session: Session, message: Keep, now: float) -> None:
+        self.readiness.keep(session, message)
+
+    def _prepared(self, session: Session, message: Prepared, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is not None:
+            self.readiness.prepared(worker, message)
 
     def _heartbeat(self, session: Session, message: Heartbeat, now: float) -> None:
         """It is alive: that was all."""

@@ -34,6 +34,12 @@ class BatchCost:
     def __init__(self) -> None:
         self._w = self._n = self._nn = self._t = self._nt = 0.0
 
+    def copy(self) -> BatchCost:
+        """What it has learned, to learn on from."""
+        other = BatchCost()
+        other._w, other._n, other._nn, other._t, other._nt = self._w, self._n, self._nn, self._t, self._nt
+        return other
+
     def observe(self, items: int, seconds: float) -> None:
         """Learn that a batch of `items` took `seconds`."""
         decay = self.DECAY

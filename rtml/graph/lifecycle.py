@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
 from rtml.graph.queues import PATIENCE
+from rtml.graph.readiness import Readiness
 from rtml.graph.state import (
     FunctionState,
     Graph,
@@ -56,8 +57,11 @@ TIMEOUT_GRACE: Final = 0.2
 class Lifecycle:
     """Decides what becomes of tasks."""
 
-    def __init__(self, tables: Tables, workforce: Workforce, placement: Placement, keeping: Keeping) -> None:
+    def __init__(
+        self, tables: Tables, workforce: Workforce, placement: Placement, keeping: Keeping, readiness: Readiness
+    ) -> None:
         self.tables = tables
+        self.readiness = readiness
         self.workforce = workforce
         self.placement = placement
         self.keeping = keeping
@@ -100,7 +104,15 @@ class Lifecycle:
             owner = parent
             graph = parent.graph
         else:
-            graph = Graph(spec.id, session, tables.next_sequence(), spec.trace)
+            context = None
+            if spec.context:
+                context = tables.functions.get(spec.context)
+                if context is None:
+                    message = f"the graph's context {spec.context:x} was not defined"
+                    self._refuse(session, spec, failure("ProtocolError", message))
+                    return None
+                self.readiness.pin(context)
+            graph = Graph(spec.id, session, tables.next_sequence(), spec.trace, context)
         task = TaskState(spec, function, profile, session, owner, graph, now)
         tables.tasks[spec.id] = task
         if owner.children is None:
@@ -366,9 +378,14 @@ class Lifecycle:
         children = task.owner.children
         if children is not None:
             children.pop(task.id, None)
-        task.graph.live -= 1
+        graph = task.graph
+        graph.live -= 1
+        if not graph.live and graph.context is not None:
+            self.readiness.unpin(graph.context)
         function = task.function
         function.users -= 1
+        if function.managed and not function.users:
+            self.readiness.forget_unused(function)
         if task.children:
             self._leave_children(task, result)
         spec = task.spec

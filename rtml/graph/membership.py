@@ -118,6 +118,7 @@ class Membership:
         session.worker = worker
         worker.recalling = False
         worker.functions.clear()
+        self.lifecycle.readiness.joined(worker)
         worker.safe_sent = 0
         if fresh:
             self.recovery.holds(worker, hello.holds, now)
@@ -183,6 +184,7 @@ class Membership:
         for worker in [worker for worker in node.workers.values() if worker.id not in alive]:
             self.died(ExecutorDied(worker.id, "gone when the supervisor came back"), now)
         self.placement.recheck()
+        self.lifecycle.readiness.restless = True
 
     def started(self, message: ExecutorStarted) -> None:
         """A supervisor forked an executor on its own account (to replace a dead one)."""
@@ -238,6 +240,7 @@ class Membership:
             self.lifecycle.cancel_tree(task, "its submitter is gone")
         self.lifecycle.drain(now)
         self.lifecycle.keeping.forget_session(session)
+        self.lifecycle.readiness.end_session(session)
 
     def died(self, message: ExecutorDied, now: float) -> None:
         """An executor process ended: its tasks run elsewhere, and who is to blame is charged (D7)."""
@@ -247,6 +250,7 @@ class Membership:
         if worker is None:
             return
         self.workforce.left(worker)
+        blameless = self.lifecycle.readiness.died(worker, message.reason)
         self.pools.replace(worker, now)
         session = worker.session
         lost = [*(task for task, _ in worker.stack), *worker.queue.values()]
@@ -266,7 +270,9 @@ class Membership:
         for task in lost:
             if task.state is State.DONE:
                 continue
-            if task in inside and len(inside) == 1:
+            if blameless:
+                self.lifecycle.again(task, now)
+            elif task in inside and len(inside) == 1:
                 self._charge(task, message.reason, now)
             elif task in inside:
                 self._suspect(task, message.reason, now)

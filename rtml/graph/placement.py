@@ -346,6 +346,10 @@ class Placement:
             if definition.id not in worker.functions:
                 worker.functions.add(definition.id)
                 session.outbox.append(Define([definition]))
+            context = task.graph.context
+            if context is not None and context.definition.id not in worker.functions:
+                worker.functions.add(context.definition.id)
+                session.outbox.append(Define([context.definition]))
             if batch:
                 task.batch_size = len(tasks)
                 cost = (function.cost.predict(len(tasks)) or UNKNOWN_COST) if task is first else 0.0
@@ -366,6 +370,7 @@ class Placement:
                     task.chain()[:-1] if spec.parent else None,
                     under,
                     task.session.data_only,
+                    0 if context is None else context.definition.id,
                 )
             )
         self.tables.dirty[session.id] = session

@@ -104,7 +104,7 @@ class Profile:
 class FunctionState:
     """A function and what was learned about it."""
 
-    __slots__ = ("cost", "definition", "estimate", "profile", "users")
+    __slots__ = ("cost", "definers", "definition", "estimate", "managed", "pins", "profile", "users")
 
     def __init__(self, definition: Function, profile: Profile, cost: Any) -> None:
         self.definition = definition
@@ -115,6 +115,12 @@ class FunctionState:
         self.cost = cost
         #: live tasks
         self.users = 0
+        #: submitters that keep it, live graphs whose context it is, contexts in use that name it
+        self.pins = 0
+        #: it was pinned once: what is neither pinned nor used any more is forgotten everywhere
+        self.managed = False
+        #: ids of the submitters that sent the definition, and believe that it is known
+        self.definers: set[int] = set()
 
 
 class Session:
@@ -240,14 +246,18 @@ class TaskState:
 class Graph:
     """All tasks that descend from one root submission."""
 
-    __slots__ = ("id", "live", "order", "session", "trace")
+    __slots__ = ("context", "id", "live", "order", "session", "trace")
 
-    def __init__(self, graph_id: int, session: Session, order: int, trace: str) -> None:
+    def __init__(
+        self, graph_id: int, session: Session, order: int, trace: str, context: FunctionState | None = None
+    ) -> None:
         self.id = graph_id
         #: whose share it counts against
         self.session = session
         self.order = order
         self.trace = trace
+        #: what its tasks can look up where they run
+        self.context = context
         self.live = 0
 
 
@@ -274,6 +284,8 @@ class NodeState:
         self.supervisor: Session | None = None
         self.blocked_max = 64
         self.can_grow = False
+        #: the executor that makes a function ready: one at a time, the others go on at full speed
+        self.preparing: WorkerState | None = None
         self.workers: dict[int, WorkerState] = {}
         #: executors in a row that died before they said Hello; none is started before `start_after`
         self.start_failures = 0
@@ -332,6 +344,10 @@ class WorkerState:
         #: when the head of the queue began, as far as can be told
         self.head_since = 0.0
         self.functions: set[int] = set()
+        #: functions that it made ready, or tried to, for `Keep`
+        self.prepared: set[int] = set()
+        #: the one that it is making ready; 0: none
+        self.preparing = 0
         #: objects it was told to free lately: told again when it comes back, as the message may be lost
         self.freed: deque[int] = deque(maxlen=4096)
         self.outgoing: list[Attempt] = []

@@ -187,7 +187,7 @@ class Tables:
 
     def _forget_a_function(self) -> None:
         """Make room: the oldest definition that no live task uses goes."""
-        unused = (number for number, function in self.functions.items() if not function.users)
+        unused = (number for number, known in self.functions.items() if not (known.users or known.pins))
         oldest = next(unused, None)
         if oldest is not None:
             del self.functions[oldest]

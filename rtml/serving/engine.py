@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -16,8 +16,10 @@ from rtml.client.embedded import Embedded, open_client
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import Future
 from rtml.client.loop import AsyncDriver
+from rtml.client.served import ServedVersion
 from rtml.errors import TaskError
 from rtml.messages import ErrorInfo, Hello, Message, ObjectRef, Options, Timing
+from rtml.serving.keeping import Keeping
 from rtml.serving.visits import VISIT
 
 
@@ -48,6 +50,19 @@ class Engine(Protocol):
 
     async def query(self, what: str) -> str:
         """Ask the dispatcher, see `rtml.messages.Query`. Raises `RtmlError` or `TimeoutError` if it does not answer."""
+
+    async def keep(self, prepared: Prepared) -> int:
+        """Have a function loaded and warm in executors from now on. Returns in how many, when all have it.
+
+        Raises:
+            RtmlError: it cannot be loaded, with the reason.
+        """
+
+    def drop(self, prepared: Prepared, forgotten: Callable[[], None]) -> None:
+        """The opposite of `keep`; `forgotten` is called when no executor has it any more, and no graph can want it."""
+
+    def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
+        """From now on graphs find these models, each (version, function), under these names by `rtml.served`."""
 
     @property
     def ready(self) -> bool:
@@ -87,6 +102,12 @@ class GatewayClient(Client):
 class _GatewayPeer(Peer):
     """Asks for results without pickles, and for the timing of each: gateways report it (`Server-Timing`)."""
 
+    def __init__(self) -> None:
+        self.keeping = Keeping()
+
+    def receive(self, message: Message) -> None:
+        self.keeping.receive(message)
+
     def introduce(self, client: Client) -> list[Message]:
         messages = super().introduce(client)
         for message in messages:
@@ -104,8 +125,12 @@ class ClientEngine:
         address: Of its dispatcher.
     """
 
-    def __init__(self, client: GatewayClient, driver: AsyncDriver, address: str) -> None:
+    def __init__(
+        self, client: GatewayClient, driver: AsyncDriver, address: str, keeping: Keeping | None = None
+    ) -> None:
         self._client = client
+        self._keeping = keeping or Keeping()
+        self._keeping.client = client
         self._driver = driver
         #: Of the dispatcher.
         self.address = address
@@ -124,10 +149,11 @@ class ClientEngine:
             ConnectionLost: nobody answers.
             ProtocolError: the dispatcher refuses.
         """
-        made: list[tuple[AsyncDriver, str]] = []
+        made: list[tuple[AsyncDriver, str, Keeping]] = []
 
         def make_driver(connector: Connector) -> AsyncDriver:
-            made.append((AsyncDriver(connector, _GatewayPeer()), connector.address))
+            peer = _GatewayPeer()
+            made.append((AsyncDriver(connector, peer), connector.address, peer.keeping))
             return made[0][0]
 
         client = open_client(GatewayClient, make_driver, address, **settings)
@@ -174,7 +200,31 @@ class ClientEngine:
         """
         visit = VISIT.get()
         trace = "" if visit is None or visit.trace is None else visit.trace.id
-        return self._client.call(prepared.function, args, kwargs, options, trace)
+        function = prepared.function
+        # A model calls no other one.
+        context = 0 if function.rows else self._keeping.context
+        return self._client.call(function, args, kwargs, options, trace, context)
+
+    async def keep(self, prepared: Prepared) -> int:
+        """Have a function loaded and warm in executors from now on. Returns in how many, when all have it.
+
+        Raises:
+            RtmlError: it cannot be loaded, with the reason.
+        """
+        return await self._keeping.keep(prepared.function)
+
+    def drop(self, prepared: Prepared, forgotten: Callable[[], None]) -> None:
+        """The opposite of `keep`; `forgotten` is called when no executor has it any more, and no graph can want it."""
+        self._keeping.drop(prepared.function, forgotten)
+
+    def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
+        """From now on graphs find these models, each (version, function), under these names by `rtml.served`."""
+        self._keeping.publish(
+            {
+                name: ServedVersion(version, prepared.function, prepared.options)
+                for name, (version, prepared) in models.items()
+            }
+        )
 
     async def query(self, what: str) -> str:
         """Ask the dispatcher, see `rtml.messages.Query`.

@@ -186,6 +186,8 @@ class Gateway:
         reading = Reading(self._ids, self._read_timeout)
         self._add_models()
         self._add_programs(routes, reading)
+        self.registry.on_change = self._publish
+        self._publish()
         models = ModelRoutes(self.registry, self.inference, self.ensembles, reading, lambda: self._engine.ready)
         models.add_to(routes)
         routes.add("GET", "/v2", self._describe)
@@ -224,6 +226,11 @@ class Gateway:
 
     async def _describe(self, request: web.BaseRequest) -> web.Response:
         return http.json_response(self.description)
+
+    def _publish(self) -> None:
+        """Graphs that begin from now on work with the versions that are served now."""
+        found = [model for model in self.registry.snapshot().values() if model.program is None]
+        self._engine.publish({model.name: (model.version, model.prepared) for model in found})
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return http.json_response({"live": True, "ready": self.ready})

@@ -29,18 +29,24 @@ class InferRoute(GraphRoute):
         inference: Runs the model.
         model: What to run.
         reading: How requests are named and read.
+        again: Finds what is served in its place, if it is not served any more when the body has been read.
     """
 
-    def __init__(self, inference: Inference, model: ModelVersion, reading: Reading) -> None:
+    def __init__(
+        self, inference: Inference, model: ModelVersion, reading: Reading, again: Callable[[], ModelVersion]
+    ) -> None:
         super().__init__(model.target, reading, model.deadline)
         self._inference = inference
         self._model = model
+        self._again = again
 
     async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
         """The model's outputs, in the form that the request asks for."""
+        # From here to the engine's queue nothing is awaited: what is served now is not forgotten before it is called.
+        model = self._again() if self._model.retired else self._model
         header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
-        inference = oip.decode_request(body, header_length, self._model.inputs)
-        reply = await self._inference.run(self._model, inference, progress)
+        inference = oip.decode_request(body, header_length, model.inputs)
+        reply = await self._inference.run(model, inference, progress)
         head, data = oip.encode_reply(reply, inference)
         if not data:
             return web.Response(body=head, content_type="application/json")
@@ -117,7 +123,11 @@ class ModelRoutes:
                 return _get(self._function(name, version, rest, error))
             raise
         if rest == "infer":
-            return {"POST": InferRoute(self._inference, model, self._reading)}
+
+            def again() -> ModelVersion:
+                return self._registry.find(name, version)
+
+            return {"POST": InferRoute(self._inference, model, self._reading, again)}
         if rest == "":
             return _get(http.constant(self._describe(model, version)))
         if rest == "config":

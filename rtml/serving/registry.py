@@ -8,7 +8,7 @@ sure that it can be called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -81,6 +81,8 @@ class ModelVersion:
         self.state: State = "READY"
         #: Why it is not ready, or what is the matter with a newer file under its name.
         self.reason = ""
+        #: It is not served any more: whoever was about to call it looks again (`Registry.find`).
+        self.retired = False
 
     def __repr__(self) -> str:
         return f"<ModelVersion {self.name!r} {self.version} {self.state}>"
@@ -124,6 +126,8 @@ class Registry:
         self.repository: Repository | None = None
         #: Goes up with every change: what was looked up under another generation must be looked up again.
         self.generation = 0
+        #: Called after every change of what can be called.
+        self.on_change: Callable[[], None] = lambda: None
         self._ready: dict[str, dict[str, ModelVersion]] = {}
         self._others: dict[str, dict[str, Status]] = {}
         #: What a request without a version means.
@@ -131,18 +135,33 @@ class Registry:
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
-    def add(self, version: ModelVersion) -> None:
-        """Serve a version, in the place of one of the same name and number."""
-        self._ready.setdefault(version.name, {})[version.version] = version
-        self._forget_status(version.name, version.version)
-        self._changed(version.name)
+    def add(self, version: ModelVersion, retire: Sequence[str] = ()) -> None:
+        """Serve a version, in the place of one of the same name and number.
+
+        Args:
+            version: Ready.
+            retire: Versions of the model that are not served any more, from the same moment on.
+        """
+        name = version.name
+        before = self._ready.setdefault(name, {}).pop(version.version, None)
+        if before is not None:
+            before.retired = True
+        self._ready[name][version.version] = version
+        self._forget_status(name, version.version)
+        for number in retire:
+            self._take_out(name, number)
+        self._changed(name)
 
     def remove(self, name: str, version: str) -> None:
-        """Serve it no more. Requests that hold it go on."""
-        versions = self._ready.get(name, {})
-        versions.pop(version, None)
-        self._forget_status(name, version)
+        """Serve it no more. What was called goes on."""
+        self._take_out(name, version)
         self._changed(name)
+
+    def _take_out(self, name: str, version: str) -> None:
+        before = self._ready.get(name, {}).pop(version, None)
+        if before is not None:
+            before.retired = True
+        self._forget_status(name, version)
 
     def mark(self, name: str, version: str, state: State, reason: str = "") -> None:
         """Say of a version that cannot be called why; of one that is served, what is the matter with a newer file.
@@ -174,6 +193,7 @@ class Registry:
             self._ready.pop(name, None)
             self._default.pop(name, None)
         self.generation += 1
+        self.on_change()
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

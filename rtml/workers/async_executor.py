@@ -27,6 +27,7 @@ from rtml.workers.core import Key, WorkerCore
 from rtml.workers.interrupt import in_our_code
 from rtml.workers.loop_driver import LoopDriver
 from rtml.workers.page import FIRST, LEFT, STATE
+from rtml.workers.preparer import Preparer
 from rtml.workers.setup import Child, ExecutorSettings
 from rtml.workers.steps import CarriedError, Steps, Watch
 
@@ -249,6 +250,7 @@ def run_async_executor(settings: ExecutorSettings) -> int:
     client = setup.make_client(core, driver, settings.shm_dir)
     executor = AsyncExecutor(settings, core, driver, Calls(core, client))
     driver.applied = executor.applied
+    driver.look = Preparer(core, executor.calls, driver.send).look
     executor.child.watch()
     signal.signal(signal.SIGUSR1, executor.on_interrupt)
     signal.signal(signal.SIGTERM, executor.on_leave)

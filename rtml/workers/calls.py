@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -49,9 +50,12 @@ class Calls:
 
     def __init__(self, core: WorkerCore, client: Client) -> None:
         self._core = core
+        self._client_core = client.core
         self.store = client.store
         self._handle = client.handle
         self._loaded: dict[int, Loaded] = {}
+        #: One loads, others wait: the main thread, and the thread that makes functions ready before they are called.
+        self._loading: dict[int, threading.Lock] = {}
 
     def function(self, attempt: Attempt) -> Loaded:
         """The function of an attempt; imported or unpickled, and its model loaded, the first time.
@@ -64,14 +68,33 @@ class Calls:
             definition = self._core.functions.get(attempt.function)
             if definition is None:
                 raise ProtocolError(f"function {attempt.function:x} was not defined before its first use")
-            call: Any = codec.load_function(definition, self.store, self._handle)
-            if isinstance(call, RemoteFunction):
-                call = call.function
-            load = getattr(call, "__rtml_load__", None)
-            if load is not None:
-                load()
-            loaded = self._loaded[attempt.function] = Loaded(definition, call)
+            loaded = self.load(definition)
         return loaded
+
+    def load(self, definition: Function) -> Loaded:
+        """Imports or unpickles a function and loads its model, unless that is done. From any thread.
+
+        Raises:
+            BaseException: whatever that raises.
+        """
+        with self._loading.setdefault(definition.id, threading.Lock()):
+            loaded = self._loaded.get(definition.id)
+            if loaded is None:
+                call: Any = codec.load_function(definition, self.store, self._handle)
+                if isinstance(call, RemoteFunction):
+                    call = call.function
+                load = getattr(call, "__rtml_load__", None)
+                if load is not None:
+                    load()
+                loaded = self._loaded[definition.id] = Loaded(definition, call)
+        self._loading.pop(definition.id, None)
+        return loaded
+
+    def forget(self, functions: list[int]) -> None:
+        """Let go of functions, and of the models that they hold."""
+        for number in functions:
+            self._loaded.pop(number, None)
+        self._client_core.forget(functions)
 
     def arguments(self, attempt: Attempt) -> Call:
         """The arguments, dependencies filled in."""
@@ -91,6 +114,7 @@ class Calls:
             [loaded.name] if chain is None else [*chain, loaded.name],
             self._core.deadline(attempt),
             attempt.graph,
+            self._core.functions.get(attempt.context) if attempt.context else None,
         )
 
     # --- results ----------------------------------------------------------------------------------------------------

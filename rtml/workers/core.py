@@ -30,11 +30,13 @@ from rtml.messages import (
     Define,
     ErrorInfo,
     Finished,
+    Forget,
     Free,
     Function,
     Hello,
     Leave,
     Message,
+    Prepare,
     Recall,
     Rehello,
     Resumed,
@@ -71,8 +73,11 @@ class WorkerCore:
         self.epoch = 0
         #: No new work is accepted; the process ends once `running` is empty.
         self.leaving = False
-        #: Definitions by function id. Never forgotten: the dispatcher sends each once per connection.
+        #: Definitions by function id, until the dispatcher says `Forget`; it sends each once per connection.
         self.functions: dict[int, Function] = {}
+        #: Functions to be made ready, and to let go of. The shell empties both.
+        self.wanted: list[Function] = []
+        self.forgotten: list[int] = []
         #: Unstarted attempts in the order to start them. Members of a batch are neighbours.
         self.queue: deque[Attempt] = deque()
         #: Started and unfinished attempts, oldest first; in a sync executor a stack (batch-mates are one level).
@@ -103,6 +108,19 @@ class WorkerCore:
             case Define():
                 for function in message.functions:
                     self.functions[function.id] = function
+                    if function.id in self.forgotten:
+                        self.forgotten.remove(function.id)
+            case Prepare():
+                for function in message.functions:
+                    self.functions[function.id] = function
+                    if function.id in self.forgotten:
+                        self.forgotten.remove(function.id)
+                self.wanted.extend(message.functions)
+            case Forget():
+                for number in message.functions:
+                    self.functions.pop(number, None)
+                self.wanted = [function for function in self.wanted if function.id not in message.functions]
+                self.forgotten.extend(message.functions)
             case Safe():
                 while self._unsafe and self._unsafe[0].serial <= message.serial:
                     self._unsafe.popleft()

@@ -84,6 +84,8 @@ class ExecutorDriver:
         self.logs: LogBuffer | None = None
         #: What a `get` in the main thread does; set by the executor.
         self.blocker: Callable[[Waiter, float | None], bool] | None = None
+        #: After messages were applied that ask for functions to be made ready or let go; set by the executor.
+        self.look: Callable[[], None] = lambda: None
         #: Worker messages that the helper received.
         self.inbox: deque[Message] = deque()
         #: The main thread receives, or is about to; it is not inside user code.
@@ -271,6 +273,8 @@ class ExecutorDriver:
                     self._for_client(message)
         if core.freed:
             self._free()
+        if core.wanted or core.forgotten:
+            self.look()
 
     def _apply_inbox(self) -> None:
         inbox = self.inbox
@@ -282,6 +286,8 @@ class ExecutorDriver:
                 self.core.receive(message, time.monotonic())
         if self.core.freed:
             self._free()
+        if self.core.wanted or self.core.forgotten:
+            self.look()
 
     def _for_client(self, message: Message) -> None:
         if isinstance(message, Rehello):
@@ -368,7 +374,7 @@ class ExecutorDriver:
         if self.blocked_beside is not None and (self.core.queue or self.inbox):
             signal.pthread_kill(self._main, signal.SIGUSR1)  # what is unstarted is to be returned
 
-    def _send_beside(self, messages: list[Message]) -> None:
+    def send_beside(self, messages: list[Message]) -> None:
         """Sends from another thread than the main one. If the link is broken, a new one is told how things are then."""
         with contextlib.suppress(LinkClosed, OSError), self._sending:
             self._send(messages)
@@ -431,7 +437,7 @@ class ExecutorDriver:
             self._logs_at = 0.0
             logs = self.logs
             if logs is not None and logs.dirty:
-                self._send_beside([*logs.take()])
+                self.send_beside([*logs.take()])
 
     def _receive_beside(self) -> None:
         """Receives for the main thread, which is inside user code."""
@@ -444,7 +450,7 @@ class ExecutorDriver:
                     if isinstance(message, Assign) and self.blocked_beside is not None:
                         # Assigned before the dispatcher knew; nothing can be started here now.
                         keys = [(attempt.id, attempt.attempt) for attempt in message.attempts]
-                        self._send_beside([Returned(keys)])
+                        self.send_beside([Returned(keys)])
                     elif not self._client.receive(message):
                         self.inbox.append(message)
                         urgent = urgent or isinstance(message, _URGENT) or self.blocked_beside is not None

@@ -32,6 +32,7 @@ from rtml.workers.core import WorkerCore
 from rtml.workers.driver import ExecutorDriver, RefusedError
 from rtml.workers.interrupt import in_our_code
 from rtml.workers.page import COUNT, FIRST, IDS_MAX, LEFT, STATE
+from rtml.workers.preparer import Preparer
 from rtml.workers.setup import Child, ExecutorSettings
 
 #: Results that are worth a frame while there is more to run.
@@ -383,6 +384,7 @@ def run_executor(settings: ExecutorSettings) -> int:
     client = setup.make_client(core, driver, settings.shm_dir)
     executor = Executor(settings, core, driver, Calls(core, client))
     driver.blocker = executor.block
+    driver.look = Preparer(core, executor.calls, driver.send_beside).look
     executor.child.watch()
     sys.setrecursionlimit(sys.getrecursionlimit() + NESTED_MAX * _FRAMES_PER_LEVEL)
     signal.signal(signal.SIGUSR1, executor.on_interrupt)

@@ -38,6 +38,8 @@ class LoopDriver:
         self.logs: LogBuffer | None = None
         #: Called after messages were applied; set by the executor.
         self.applied: Callable[[], None] = lambda: None
+        #: After messages were applied that ask for functions to be made ready or let go; set by the executor.
+        self.look: Callable[[], None] = lambda: None
         #: Why the dispatcher does not want us.
         self.refused = ""
         self._client: Client
@@ -168,6 +170,8 @@ class LoopDriver:
             for message in decode(frame):
                 if not self.core.receive(message, now):
                     self._for_client(message)
+        if self.core.wanted or self.core.forgotten:
+            self.look()
         freed, self.core.freed = self.core.freed, []
         for number in freed:
             self._client.store.free(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,6 +55,8 @@ class InlineEngine:
     def __init__(self) -> None:
         self.ready = True
         self.options: list[Options] = []
+        self.kept: list[Any] = []
+        self.published: dict[str, str] = {}
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.calls: str | Exception = "{}"
@@ -67,6 +69,17 @@ class InlineEngine:
         self.options.append(options)
         self.started.set()
         return InlineCall(self, prepared.function, args, kwargs)
+
+    async def keep(self, prepared: Prepared) -> int:
+        self.kept.append(prepared.function)
+        return 1
+
+    def drop(self, prepared: Prepared, forgotten: Callable[[], None]) -> None:
+        self.kept.remove(prepared.function)
+        forgotten()
+
+    def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
+        self.published = {name: version for name, (version, _) in models.items()}
 
     async def query(self, what: str) -> str:
         answer = {"metrics": self.metrics, "calls": self.calls}[what]

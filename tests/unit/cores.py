@@ -260,7 +260,7 @@ class Engine:
     def submit(
         self, *names: str, of: str = "f", by: str = "", parent: str = "", deps: Iterable[Dep] = (),
         handles: Sequence[str] = (), args: bytes | ObjectRef = b"", batch_key: str = "", items: int = 1,
-        trace: str = "", **options: Any,
+        trace: str = "", context: int = 0, **options: Any,
     ) -> None:  # fmt: skip
         """Calls of the function `of`, by its parent's executor or by "ann"."""
         by = by or (self.holder(parent) if parent else "ann")
@@ -281,6 +281,7 @@ class Engine:
                 batch_key=batch_key,
                 items=items,
                 trace=trace,
+                context=context,
             )
             tasks.append(task)
         define = [] if of in peer.defined else [Define([self.functions[of]])]

@@ -86,3 +86,9 @@ def picker() -> bytes:
 def total() -> bytes:
     """y = sum of all elements of x: an output that cannot be split among calls."""
     return model([node("ReduceSum", ["x"], ["y"])], [tensor("x", FLOAT, ("N",))], [tensor("y", FLOAT, (1,))])
+
+
+def adder(number: int) -> bytes:
+    """y = x + number, of shape [N]."""
+    shape = [tensor(name, INT64, ("N",)) for name in "xy"]
+    return model([node("Add", ["x", "number"], ["y"])], shape[:1], shape[1:], weights=[weight("number", [number])])
