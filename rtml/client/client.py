@@ -307,7 +307,7 @@ class Client(concurrent.futures.Executor):
 
     def receive(self, message: Message) -> bool:
         """Apply a message of the dispatcher; False if it is not for a submitter. Called by one thread at a time."""
-        if isinstance(message, Results | WatchResults):
+        if isinstance(message, (Results, WatchResults)):
             self._resolve(message)
             return True
         if isinstance(message, messages.Logs):

@@ -160,7 +160,7 @@ def send(link: Link, messages: list[Message]) -> None:
     Raises:
         LinkClosed: the peer is gone.
     """
-    if sum([isinstance(message, Submit) for message in messages]) <= 1:
+    if len(messages) == 1 or sum([isinstance(message, Submit) for message in messages]) <= 1:
         link.send(encode(messages))
         return
     for message in messages:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
     from rtml.messages import Function
 
 
-class TaskInfo(NamedTuple):
+class TaskInfo(msgspec.Struct, frozen=True):
     """The running task, as the code inside it sees it."""
 
     id: int

@@ -232,7 +232,8 @@ class ClientCore:
     @property
     def pending_output(self) -> bool:
         """A flush would send anything at all."""
-        return self.urgent or bool(self._unwatch or self._release or self._ackable() > self._acked)
+        acknowledges = self._applied > self._acked and self._ackable() > self._acked
+        return acknowledges or bool(self._unwatch or self._release) or self.urgent
 
     @property
     def returning(self) -> bool:
@@ -373,7 +374,9 @@ class ClientCore:
 
     def _take(self, new: list[TaskResult], results: list[TaskResult]) -> None:
         """Keep account of what lies in shared memory; let go of what came again, or when nobody wanted it any more."""
-        self._objects.update([result.payload.id for result in new if isinstance(result.payload, ObjectRef)])
+        objects = [result.payload.id for result in new if isinstance(result.payload, ObjectRef)]
+        if objects:
+            self._objects.update(objects)
         if len(new) == len(results):
             return
         wanted = {result.id for result in new}
@@ -408,7 +411,8 @@ class ClientCore:
         room = self._room()
         if not self._queue and len(self._buffer) <= room:
             tasks, self._buffer = self._buffer, []
-            self._holds.clear()
+            if self._holds:
+                self._holds.clear()
         else:
             self._queue.extend(self._buffer)
             self._buffer = []
@@ -422,7 +426,7 @@ class ClientCore:
         self._sent = tasks[-1].id
         if self._deadlines:
             self._fill_budgets(tasks, now)
-        return [Submit(part) for part in _parts(tasks)]
+        return [Submit(tasks)] if len(tasks) == 1 else [Submit(part) for part in _parts(tasks)]
 
     def _fill_budgets(self, tasks: list[Task], now: float) -> None:
         for task in tasks:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overl
 
 import msgspec
 
+from rtml.client.context import current_client
 from rtml.errors import SubmitError
 from rtml.messages import Function, Options
 
@@ -51,9 +52,12 @@ class RemoteFunction(Generic[P, R]):
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[R]:
         """Run it on a worker, see `Client.submit`. Arguments may be futures of what the function takes."""
-        from rtml.client.api import client
+        client = current_client()
+        if client is None or client.closed:
+            from rtml.client.api import client as first_client
 
-        return self.submit_to(client(), args, kwargs)
+            client = first_client()
+        return self.submit_to(client, args, kwargs)
 
     def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
         """Run it on a worker of this client's engine."""

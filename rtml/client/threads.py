@@ -105,12 +105,12 @@ class ThreadDriver:
     def submitted(self) -> None:
         """At once if nothing is on its way; else when enough is buffered; the helper sends the rest."""
         core = self._client.core
-        if core.buffered >= FLUSH_TASKS:
+        if core.idle:
+            self.flush()
+        elif core.buffered >= FLUSH_TASKS:
             self.flush()
             # In a long burst nobody waits yet, but the results must not pile up in the dispatcher.
             self._turn()
-        elif core.idle:
-            self.flush()
         elif not self._armed:
             self._armed = True
             self._ring()

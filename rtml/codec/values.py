@@ -365,6 +365,8 @@ def decode_call(
         SerializationError: something cannot be unpickled here.
         ObjectLost: the object is gone.
     """
+    if payload == _NO_ARGUMENTS.payload:
+        return (), {}
     if type(payload) is bytes and payload[:1] == _PICKLE:
         try:
             return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
@@ -380,6 +382,8 @@ def decode_value(payload: bytes | ObjectRef, store: Store | None, make_handle: M
         SerializationError: something cannot be unpickled here.
         ObjectLost: the object is gone.
     """
+    if payload == _NONE:
+        return None
     if type(payload) is bytes and payload[:1] == _PICKLE:
         try:
             return pickle.loads(payload)

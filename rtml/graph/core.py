@@ -158,9 +158,10 @@ class Core:
             else:
                 self._receive(peer, messages, now)
         # Last, because what a process sent before it died may come after its supervisor's report.
-        deaths, self._deaths = self._deaths, []
-        for death in deaths:
-            self.membership.died(death, now)
+        if self._deaths:
+            deaths, self._deaths = self._deaths, []
+            for death in deaths:
+                self.membership.died(death, now)
         tables.run_timers(now)
         if not self.recovery.waiting:
             self.placement.schedule(now)
@@ -431,19 +432,18 @@ class Core:
                 if worker.safe > worker.safe_sent and (messages or worker.safe - worker.safe_sent >= _SAFE_LAG_MAX):
                     messages.append(Safe(worker.safe))
                     worker.safe_sent = worker.safe
-            while session.results:
-                session.serial += 1
-                if len(session.results) > RESULTS_MAX:
-                    results = Results(session.serial, session.results[:RESULTS_MAX])
-                    session.results = session.results[RESULTS_MAX:]
-                else:
-                    results = Results(session.serial, session.results)
-                    session.results = []
-                session.unacked.append(results)
-                messages.append(results)
-                if session.results:
-                    effects.append(Send(session.peer, messages))
-                    messages = []
+            ended = session.results
+            if ended:
+                session.results = []
+                for start in range(0, len(ended), RESULTS_MAX):
+                    if start:
+                        effects.append(Send(session.peer, messages))
+                        messages = []
+                    session.serial += 1
+                    part = ended if len(ended) <= RESULTS_MAX else ended[start : start + RESULTS_MAX]
+                    results = Results(session.serial, part)
+                    session.unacked.append(results)
+                    messages.append(results)
             if session.watch_results:
                 messages.append(WatchResults(session.watch_results))
                 session.watch_results = []

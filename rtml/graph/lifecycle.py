@@ -89,7 +89,8 @@ class Lifecycle:
             if spec.parent:
                 profile = self._inherited(spec, function, profile)
             self._accept(session, spec, function, profile, now)
-        self.drain(now)
+        if self._ending:
+            self.drain(now)
 
     def _accept(
         self, session: Session, spec: Task, function: FunctionState, profile: Profile, now: float
@@ -113,7 +114,7 @@ class Lifecycle:
                     return None
                 self.readiness.pin(context)
             graph = Graph(spec.id, session, tables.next_sequence(), spec.trace, context)
-        task = TaskState(spec, function, profile, session, owner, graph, now)
+        task = TaskState(spec.id, spec, function, profile, session, owner, graph, now)
         tables.tasks[spec.id] = task
         if owner.children is None:
             owner.children = {}
@@ -245,14 +246,17 @@ class Lifecycle:
         task.move(State.READY)
         if not task.ready_at:
             task.ready_at = now
-        error = self._too_large(task) or self.placement.push(task, now)
+        error = self._too_large(task) if task.inputs else None
+        if error is None:
+            error = self.placement.push(task, now)
         if error is not None:
             self.fail(task, error)
 
     def _too_large(self, task: TaskState) -> ErrorInfo | None:
         """Resolved dependencies travel in one frame, unless they are large enough to lie in shared memory."""
         inputs, most = task.inputs, self.tables.limits.inputs_max
-        if not inputs or len(inputs) * INLINE_MAX <= most or inline_bytes(inputs) <= most:
+        assert inputs is not None
+        if len(inputs) * INLINE_MAX <= most or inline_bytes(inputs) <= most:
             return None
         message = (
             f"the {len(inputs)} futures among the arguments of task {task.profile.name!r} have more than {most} bytes "

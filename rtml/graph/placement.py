@@ -70,9 +70,11 @@ class Placement:
     def push(self, task: TaskState, now: float) -> ErrorInfo | None:
         """Queue a ready task; an error if no worker can ever run it."""
         profile = task.profile
-        error = self.pools.infeasible(task)
-        if error is not None:
-            return error
+        shape = profile.shape
+        if shape.extra or shape.cpu > self.pools.widest:
+            error = self.pools.infeasible(task)
+            if error is not None:
+                return error
         key: Any = profile.lane
         if profile.batch:
             key = (profile.lane, task.function.definition.id, task.batch_key, profile.batch)

@@ -37,7 +37,8 @@ class Pools:
 
     def surplus(self, node: NodeState) -> bool:
         """Whether the node has more sync executors than cpus."""
-        return len(self.sync_workers(node)) > max(1.0, node.cpu)
+        most = max(1.0, node.cpu)
+        return len(node.workers) > most and len(self.sync_workers(node)) > most
 
     def infeasible(self, task: TaskState) -> ErrorInfo | None:
         """Why no worker can ever run the task; None if one can, now or when its pool grows."""

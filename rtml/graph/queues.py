@@ -128,8 +128,11 @@ class Lane:
                 task.lane = None
                 self.count -= 1
                 self.items -= task.spec.items
-                if not self.count and (queue.ordered or queue.heap or not self._is_only(session)):
-                    self._clear()
+                if not self.count:
+                    only = len(self._priorities) == 1 and len(sessions) == 1 and session in sessions
+                    if not only or queue.ordered or queue.heap:
+                        self._clear()
+                    # Else an empty queue stays for the next task, which mostly is like this one.
                 return task
 
     def unpop(self, task: TaskState) -> None:
@@ -159,14 +162,6 @@ class Lane:
     def _drop(self, priority: int) -> None:
         del self._classes[priority]
         self._priorities.remove(priority)
-
-    def _is_only(self, session: int) -> bool:
-        """Whether this session's queue is the only one. It stays when it is empty: the next task is mostly like it."""
-        priorities = self._priorities
-        if len(priorities) != 1:
-            return False
-        sessions = self._classes[priorities[0]]
-        return len(sessions) == 1 and session in sessions
 
     def _clear(self) -> None:
         self._classes.clear()

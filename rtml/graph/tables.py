@@ -11,6 +11,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from rtml.graph.estimate import BatchCost
 from rtml.graph.state import (
     FunctionState,
@@ -56,7 +58,7 @@ LIMITS_HELP: Final[dict[str, str]] = {
 }
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct):
     """Effect: one frame of these messages to the link `peer`."""
 
     peer: int

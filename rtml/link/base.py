@@ -149,11 +149,13 @@ def split(frame: bytes) -> Iterator[bytes]:
 class Joiner:
     """Makes frames of escaped packets: the inverse of `split` for all but plain packets, which need no call."""
 
-    __slots__ = ("_pieces", "_size", "packet_max")
+    __slots__ = ("_pieces", "_size", "packet_max", "started")
 
     def __init__(self, packet_max: int) -> None:
         #: Plain packets may be this long, too.
         self.packet_max = packet_max
+        #: Pieces of an unfinished frame are held; a plain packet now is a violation.
+        self.started = False
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -177,7 +179,8 @@ class Joiner:
         if self._size > FRAME_MAX:
             raise ProtocolError(f"a frame of more than {FRAME_MAX} bytes")
         self._pieces.append(packet)
-        if kind == MORE:
+        self.started = kind == MORE
+        if self.started:
             return None
         frame = b"".join([memoryview(piece)[2:] for piece in self._pieces])
         self._pieces = []
@@ -185,11 +188,6 @@ class Joiner:
         if not frame:
             raise ProtocolError("an empty frame")
         return frame
-
-    @property
-    def started(self) -> bool:
-        """Pieces of an unfinished frame are held; a plain packet now is a violation."""
-        return bool(self._pieces)
 
 
 class ReceivingLink:

@@ -112,7 +112,7 @@ class Calls:
             attempt.attempt,
             loaded.name,
             [loaded.name] if chain is None else [*chain, loaded.name],
-            self._core.deadline(attempt),
+            None if attempt.budget is None else self._core.deadline(attempt),
             attempt.graph,
             self._core.functions.get(attempt.context) if attempt.context else None,
         )

@@ -91,7 +91,7 @@ class Executor:
         core, driver = self.core, self.driver
         while True:
             try:
-                group = core.take(time.monotonic())
+                group = core.take(time.monotonic()) if core.queue else None
                 if group:
                     self._run(group)
                     if self._look:
@@ -163,7 +163,7 @@ class Executor:
         if attempt.batch or loaded.batch:
             self._run_batch(group)
             return
-        value, raised, run = self._call([attempt], loaded, args, kwargs)
+        value, raised, run = self._call(group, loaded, args, kwargs)
         del args, kwargs
         loaded.ran(run)
         if raised is None:

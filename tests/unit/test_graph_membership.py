@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rtml.graph.tables import Close, Limits, Sweep, Unlink
+from rtml.graph.tables import Close, Limits, Send, Sweep, Unlink
 from rtml.messages import (
     EXECUTOR,
     ExecutorDied,
@@ -59,7 +59,7 @@ def test_messages_before_hello_are_dropped() -> None:
     engine = Engine()
     engine.stray(Heartbeat(), Heartbeat())
     (_, _, effect) = engine.effects[-1]
-    assert effect == (-1, [Rehello(1)])
+    assert effect == Send(-1, [Rehello(1)])
     assert engine.core.dropped == 2
 
 

@@ -33,7 +33,7 @@ class Tasks:
         asked = profile(priority)
         function = FunctionState(FUNCTION, asked, BatchCost())
         graph = Graph(self.sequence, session, order, "")
-        task = TaskState(Task(self.sequence, 1, b""), function, asked, session, session, graph, 0.0)
+        task = TaskState(self.sequence, Task(self.sequence, 1, b""), function, asked, session, session, graph, 0.0)
         task.due, task.depth = due, depth
         self.names[task.id] = name
         self.lane.push(task, self.sequence)
