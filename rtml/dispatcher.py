@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -28,7 +29,8 @@ from rtml.graph.calls import Calls
 from rtml.graph.core import Core
 from rtml.graph.tables import LIMITS_HELP, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
-from rtml.link.keys import hub_keys
+from rtml.link.dial import RESEND, UPLINK, Dialler
+from rtml.link.keys import NODE, hub_keys, peer_keys
 from rtml.messages import (
     ASYNC_EXECUTOR,
     CLIENT,
@@ -64,10 +66,14 @@ class Dispatcher:
         core: the brain.
         metrics: where ended tasks are counted.
         shm_dir: directory of shared-memory segments, to remove those of dead owners; "" if there is none.
+        uplink: the connection to the dispatcher above this one; closed by the dispatcher.
     """
 
-    def __init__(self, hub: Hub, core: Core, metrics: DispatcherMetrics, shm_dir: str = "") -> None:
+    def __init__(
+        self, hub: Hub, core: Core, metrics: DispatcherMetrics, shm_dir: str = "", uplink: Dialler | None = None
+    ) -> None:
         self.hub = hub
+        self.uplink = uplink
         self.core = core
         self.metrics = metrics
         self.shm_dir = shm_dir
@@ -85,14 +91,19 @@ class Dispatcher:
 
     def run(self) -> None:
         """Serve until `stop`."""
-        core, hub = self.core, self.hub
+        core, hub, uplink = self.core, self.hub, self.uplink
         clock = time.monotonic
         arrived_frames, arrived_bytes = self._arrived
         turn = self.metrics.turn.labels()
         while not self._stopping:
             wakeup = core.next_wakeup()
-            frames = hub.poll(None if wakeup is None else max(0.0, wakeup - clock()))
+            timeout = None if wakeup is None else max(0.0, wakeup - clock())
+            if uplink is not None and uplink.waiting:
+                timeout = RESEND if timeout is None else min(timeout, RESEND)
+            frames = hub.poll(timeout)
             now = clock()
+            if uplink is not None:
+                frames += self._above(uplink, now)
             arrivals: list[tuple[int, list[Message] | None]] = []
             for peer, frame in frames:
                 if frame is None:
@@ -112,6 +123,17 @@ class Dispatcher:
             if core.tables.ended:
                 self._remember(core.take_ended())
             turn.observe(clock() - now)
+
+    def _above(self, uplink: Dialler, now: float) -> list[tuple[int, bytes | None]]:
+        """What came from the dispatcher above; a new connection begins with an introduction."""
+        lost, frames, fresh = uplink.poll()
+        if lost:
+            log.warning("lost the dispatcher at %s; connecting again", uplink.address)
+            self._execute(self.core.handle([(UPLINK, None)], now))
+        if fresh:
+            log.info("connected to the dispatcher at %s", uplink.address)
+            self._execute(self.core.connected(UPLINK, now))
+        return [(UPLINK, frame) for frame in frames]
 
     def _reject(self, peer: int, frame: bytes, error: Exception) -> None:
         """Garbage: counted, and logged the first time this kind comes."""
@@ -135,13 +157,19 @@ class Dispatcher:
         for effect in effects:
             if effect.__class__ is Send:
                 frame = encode(effect.messages)
-                hub.send(effect.peer, frame)
+                if effect.peer != UPLINK:
+                    hub.send(effect.peer, frame)
+                elif self.uplink is not None:
+                    self.uplink.send(frame)
                 sent_frames.value += 1
                 sent_bytes.value += len(frame)
             elif isinstance(effect, Answer):
                 hub.send(effect.peer, encode([Reply(effect.query.id, self._answer(effect.query))]))
             elif isinstance(effect, Close):
-                hub.close_peer(effect.peer)
+                if effect.peer != UPLINK:
+                    hub.close_peer(effect.peer)
+                elif self.uplink is not None:
+                    self.uplink.hang_up()
             elif isinstance(effect, Unlink):
                 self._unlink(effect.ref)
             elif isinstance(effect, Sweep):
@@ -263,6 +291,10 @@ def _parser() -> argparse.ArgumentParser:
         help="unix:/path, ipc:///path or tcp://host:port; may be given several times",
     )
     parser.add_argument("--keys", default="", metavar="DIR", help="keys for tcp addresses (RTML_KEYS); see rtml keys")
+    parser.add_argument(
+        "--uplink", default="", metavar="ADDRESS", help="of the dispatcher above, for which this one is a node"
+    )
+    parser.add_argument("--node", default="", metavar="NAME", help="this node's name over there")
     parser.add_argument("--shm-dir", default="", help="directory of this node's shared-memory segments")
     defaults = Limits()
     for name, value in defaults._asdict().items():
@@ -284,7 +316,13 @@ def main(arguments: list[str] | None = None) -> None:
     epoch = random.SystemRandom().getrandbits(62) | 1
     metrics = DispatcherMetrics()
     hub = Hub()
-    dispatcher = Dispatcher(hub, Core(epoch, limits), metrics, options.shm_dir)
+    try:
+        uplink = _uplink(options, hub)
+    except AddressError as error:
+        sys.stderr.write(f"rtml dispatcher: {error}\n")
+        raise SystemExit(2) from None
+    name = (options.node or f"{socket.gethostname()}-{os.getpid()}") if uplink is not None else ""
+    dispatcher = Dispatcher(hub, Core(epoch, limits, name), metrics, options.shm_dir, uplink)
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -307,9 +345,20 @@ def main(arguments: list[str] | None = None) -> None:
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
         metrics.watch_gc(metrics.gc_pause.labels())
+        if uplink is not None:
+            uplink.start()
         dispatcher.run()
     finally:
+        if uplink is not None:
+            uplink.close()
         hub.close()
+
+
+def _uplink(options: argparse.Namespace, hub: Hub) -> Dialler | None:
+    if not options.uplink:
+        return None
+    keys = peer_keys(options.keys, NODE) if options.keys and options.uplink.startswith("tcp://") else None
+    return Dialler(options.uplink, keys, hub)
 
 
 if __name__ == "__main__":

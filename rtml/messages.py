@@ -19,6 +19,8 @@ Who sends what:
     dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe, Prepare, Forget, and as a submitter
     supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
     dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
+    dispatcher <-> dispatcher  Hello, Welcome, Offer, Define, Delegate, Finished, Returned, Revoke, Recall, Safe, Free,
+                               Watch, Unwatch, WatchResults, Logs: each is the other's submitter and the other's worker
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ CLIENT: Final = "client"
 EXECUTOR: Final = "executor"
 ASYNC_EXECUTOR: Final = "async"
 SUPERVISOR: Final = "supervisor"
+#: Another dispatcher: a node's as its parent sees it, and the parent as the node sees it.
+DISPATCHER: Final = "dispatcher"
 
 # Outcomes in `TaskResult`: a task ends exactly once, with one of these.
 OK: Final = 0
@@ -212,6 +216,21 @@ class Attempt(msgspec.Struct, array_like=True):
     data_only: bool = False
     #: The graph's, see `Task`; defined before the attempt.
     context: int = 0
+
+
+class Delegated(msgspec.Struct, array_like=True):
+    """A ready task that one dispatcher hands to another: it carries values, and depends on nothing any more."""
+
+    task: Task
+    attempt: int
+    #: The graph at its home.
+    graph: int = 0
+    #: Names of the ancestor tasks, root first.
+    chain: list[str] = []
+    #: Dispatchers that have handed it on.
+    hops: Count = 0
+    #: See `Hello.data_only`.
+    data_only: bool = False
 
 
 # --- both directions ------------------------------------------------------------------------------------------------
@@ -489,6 +508,34 @@ class Leave(msgspec.Struct, array_like=True, tag=75):
     """Finish what is running, give back the rest, and exit."""
 
 
+# --- dispatcher <-> dispatcher ----------------------------------------------------------------------------------------
+
+
+class Delegate(msgspec.Struct, array_like=True, tag=80):
+    """Tasks to run, in this order; answered like an `Assign`, by `Finished` or `Returned`."""
+
+    tasks: list[Delegated]
+
+
+class Offer(msgspec.Struct, array_like=True, tag=81):
+    """What the sender can do for the receiver.
+
+    `seen` tasks of the receiver's had arrived on this connection when it was made; what was sent after that comes off.
+    """
+
+    #: Of the widest node: a task that asks for more can never run there.
+    cpu: Amount
+    resources: dict[str, Amount]
+    #: Of all nodes together.
+    free_cpu: Duration
+    free_resources: dict[str, Duration]
+    #: Predicted seconds until work that arrives now would begin.
+    wait: Amount = 0.0
+    seen: int = 0
+    #: Gives back what it has not begun, and wants no more.
+    leaving: bool = False
+
+
 # --- supervisor <-> dispatcher ----------------------------------------------------------------------------------------
 
 
@@ -505,6 +552,8 @@ class Node(msgspec.Struct, array_like=True, tag=90):
     blocked_max: int = 64
     #: Something outside can add nodes like this one: what fits none now waits instead of failing.
     can_grow: bool = False
+    #: The node is to end: nothing new, please, and what was not begun goes elsewhere.
+    leaving: bool = False
 
 
 class ExecutorStarted(msgspec.Struct, array_like=True, tag=91):
@@ -547,7 +596,7 @@ Message = (
     Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding
     | Keep | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Welcome | Refused | Rehello
     | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free | Safe | Prepare | Forget
-    | Leave | Node | ExecutorStarted | ExecutorDied | StartExecutor | KillExecutor | Interrupt
+    | Leave | Delegate | Offer | Node | ExecutorStarted | ExecutorDied | StartExecutor | KillExecutor | Interrupt
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

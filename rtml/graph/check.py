@@ -26,7 +26,7 @@ def _all_tasks(core: Core) -> Iterable[TaskState]:
 
 
 def _live(core: Core) -> list[TaskState]:
-    return [task for task in core.tables.tasks.values() if task.state is not State.DONE]
+    return [task for task in core.tables.tasks.values() if task.state is not State.DONE and task.home is None]
 
 
 def _lanes(core: Core) -> Iterable[Lane]:
@@ -337,10 +337,11 @@ def _peers(core: Core) -> Iterable[object]:
 def _nodes(core: Core) -> Iterable[object]:
     """Every worker is listed by its node, and by no other; what is being started has not spoken yet."""
     tables = core.tables
+    nodes = [*tables.nodes.values(), *(worker.node for worker in tables.remotes.values())]
     for worker in tables.workers.values():
-        if [node for node in tables.nodes.values() if worker.id in node.workers] != [worker.node]:
+        if [node for node in nodes if worker.id in node.workers] != [worker.node]:
             yield worker.id, worker.node.name
-    for node in tables.nodes.values():
+    for node in nodes:
         yield from (worker_id for worker_id in node.workers if worker_id not in tables.workers)
     for worker_id in core.pools.starting:
         starting = tables.workers.get(worker_id)
@@ -348,11 +349,33 @@ def _nodes(core: Core) -> Iterable[object]:
             yield worker_id, "is not being started"
 
 
+def _proxies(core: Core) -> Iterable[object]:
+    """A task of another dispatcher is known here while somebody has a handle of it, and that dispatcher is known."""
+    for task in _all_tasks(core):
+        if task.home is not None:
+            if not task.holds:
+                yield task.id, "is known for nobody"
+            if task.state is not State.DONE and core.tables.remotes.get(task.home.id) is not task.home:
+                yield task.id, "belongs to", task.home.id, "which is gone"
+
+
+def _delegations(core: Core) -> Iterable[object]:
+    """What another dispatcher delegated is here, unfinished or with its result on the way; and it is its session's."""
+    for session in core.tables.sessions.values():
+        for task_id in session.delegations:
+            task = core.tables.tasks.get(task_id)
+            if core.recovery.active and task is None:
+                continue
+            if task is None or task.session is not session:
+                yield session.id, task_id, "is not here"
+
+
 def _settled(core: Core) -> Iterable[object]:
     """After a wake-up nothing that was decided is left undone or unsent."""
     tables = core.tables
-    if core.pools.doomed or core.lifecycle._ending or tables.effects or tables.dirty or tables.interrupts:
-        yield "left over", core.pools.doomed, core.lifecycle._ending, tables.effects
+    undone = (core.pools.doomed, tables.withdrawn, core.lifecycle._ending, tables.effects)
+    if any(undone) or tables.dirty or tables.interrupts:
+        yield "left over", undone
     for session in tables.sessions.values():
         if session.peer is not None and (session.outbox or session.results or session.watch_results):
             yield session.id, "has unsent messages"
@@ -402,6 +425,8 @@ INVARIANTS: Final[tuple[Check, ...]] = (
     _inputs,
     _peers,
     _nodes,
+    _proxies,
+    _delegations,
     _settled,
     _work_conserving,
 )

@@ -23,7 +23,7 @@ Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rtml.graph.keeping import Keeping
@@ -33,10 +33,12 @@ from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
 from rtml.graph.readiness import Readiness
 from rtml.graph.recovery import Recovery
+from rtml.graph.remote import Remote
 from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
+    DISPATCHER,
     EXECUTOR,
     SUPERVISOR,
     Ack,
@@ -59,6 +61,7 @@ from rtml.messages import (
     Node,
     Prepared,
     Query,
+    Refused,
     Rehello,
     Release,
     Results,
@@ -72,7 +75,7 @@ from rtml.messages import (
 )
 
 #: Of a wake-up: (link number, its messages), or (link number, None) when the link closed.
-Arrivals = Iterable[tuple[int, list[Message] | None]]
+Arrivals = Sequence[tuple[int, list[Message] | None]]
 
 #: Seconds after which an executor that did not react to a signal gets another one; doubled each time up to the maximum.
 INTERRUPT_AGAIN = 0.02
@@ -94,10 +97,11 @@ class Core:
     Args:
         epoch: a number that no earlier dispatcher of these peers had (random).
         limits: bounds on everything.
+        uplink: this node's name for the dispatcher above it; "" if there is none.
     """
 
-    def __init__(self, epoch: int, limits: Limits | None = None) -> None:
-        self.tables = Tables(epoch, limits or Limits())
+    def __init__(self, epoch: int, limits: Limits | None = None, uplink: str = "") -> None:
+        self.tables = Tables(epoch, limits or Limits(), uplink)
         self.pools = Pools(self.tables)
         self.workforce = Workforce(self.tables, self.pools)
         self.placement = Placement(self.tables, self.pools, self.workforce)
@@ -105,7 +109,10 @@ class Core:
         self.readiness = Readiness(self.tables)
         self.lifecycle = Lifecycle(self.tables, self.workforce, self.placement, self.keeping, self.readiness)
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
-        self.membership = Membership(self.tables, self.workforce, self.placement, self.lifecycle, self.recovery)
+        self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
+        self.membership = Membership(
+            self.tables, self.workforce, self.placement, self.lifecycle, self.recovery, self.remote
+        )
         self.workforce.on_timeout = self.lifecycle.timed_out
         #: deaths of executors by kind of reason, and the last lags of async executors' loops in seconds, for metrics
         self.deaths: Counter[str] = Counter()
@@ -141,6 +148,8 @@ class Core:
             ExecutorStarted: self._started,
             ExecutorDied: self._died,
         }
+        for kind, handler in (self.remote.handlers | {Refused: self._refused}).items():
+            self._handlers[kind] = self._of_dispatcher(handler)
 
     def handle(self, arrivals: Arrivals, now: float) -> list[Effect]:
         """Apply everything that arrived, fire due timers, schedule, and say what is to be done.
@@ -165,14 +174,21 @@ class Core:
         tables.run_timers(now)
         if not self.recovery.waiting:
             self.placement.schedule(now)
-            while self.pools.doomed:
+            while self.pools.doomed or tables.withdrawn:
                 doomed, self.pools.doomed = self.pools.doomed, []
                 for task, error in doomed:
                     self.lifecycle.fail(task, error)
+                withdrawn, tables.withdrawn = tables.withdrawn, []
+                for task in withdrawn:
+                    self.lifecycle.cancel_tree(task, "given back to the dispatcher it came from")
                 self.lifecycle.drain(now)
                 self.placement.schedule(now)
         if self.readiness.restless:
             self.readiness.advance()
+        if tables.remotes:
+            self.remote.settle()
+            if arrivals:
+                self.placement.spreading.changed(now)
         if tables.interrupts:
             self._interrupt(now)
         return self._flush()
@@ -209,10 +225,11 @@ class Core:
         for message in messages:
             if session is None or message.__class__ is Hello:
                 if isinstance(message, Hello):
-                    session = self.membership.hello(peer, message, now)
+                    session = self.remote.greeted(peer) or self.membership.hello(peer, message, now)
                     if session is None:
                         return
-                    rejoined = message
+                    if self.remote.comparable(session):
+                        rejoined = message
                     continue
                 self.dropped += len(messages)
                 self.tables.effects.append(Send(peer, [Rehello(self.tables.epoch)]))
@@ -305,6 +322,8 @@ class Core:
         if worker is None or message.serial <= worker.serial:
             return  # sent again after a reconnect, and already known
         worker.serial = message.serial
+        if worker.role == DISPATCHER:
+            self.remote.finished(worker, message.results)
         if worker.unclaimed:
             worker.unclaimed.difference_update([result.id for result in message.results])
         if self.recovery.active:
@@ -352,6 +371,29 @@ class Core:
             worker.lagging = message.lag > 0
             if worker.lagging:
                 self.lags.append(message.lag)
+
+    # --- messages of other dispatchers
+
+    def connected(self, peer: int, now: float) -> list[Effect]:
+        """The link `peer` to the dispatcher above this one is there (again)."""
+        self.membership.dialled(peer, now)
+        return self._flush()
+
+    def _refused(self, session: Session, message: Refused, now: float) -> None:
+        if session.worker is not None and session.worker.upward:
+            self.notices.append(f"the dispatcher above refuses this node, which joins anew: {message.reason}")
+            self.membership.died(ExecutorDied(session.worker.id, "refused"), now)
+
+    def _of_dispatcher(self, handler: Callable[[Session, Any, float], None]) -> Callable[[Session, Any, float], None]:
+        """The handler, for messages of other dispatchers only."""
+
+        def guarded(session: Session, message: Any, now: float) -> None:
+            if session.role == DISPATCHER:
+                handler(session, message, now)
+            else:
+                self.dropped += 1
+
+        return guarded
 
     # --- messages of supervisors
 
@@ -417,6 +459,8 @@ class Core:
         for session in tables.dirty.values():
             if session.peer is None:
                 continue
+            if session.role == DISPATCHER and session.results:
+                self.remote.answers(session)
             messages, session.outbox = session.outbox, []
             worker = session.worker
             if worker is not None:
@@ -485,6 +529,19 @@ class Core:
                     ],
                 }
                 for node in tables.nodes.values()
+            ],
+            "dispatchers": [
+                {
+                    "name": worker.node.name,
+                    "above": worker.upward,
+                    "cpu": worker.node.cpu,
+                    "free_cpu": worker.node.free_cpu,
+                    "resources": worker.node.extra,
+                    "given": len(worker.queue),
+                    "taken": 0 if worker.session is None else len(worker.session.delegations),
+                    "connected": worker.session is not None and worker.session.peer is not None,
+                }
+                for worker in tables.remotes.values()
             ],
         }
 

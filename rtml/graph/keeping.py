@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
 from rtml.graph.tables import Sweep, Tables, Unlink
-from rtml.messages import ERROR, Free, ObjectRef, Results, TaskResult
+from rtml.messages import ERROR, Free, ObjectRef, Results, TaskResult, Unwatch
 
 
 class Keeping:
@@ -104,6 +104,8 @@ class Keeping:
         while pending:
             task = pending.pop()
             self.tables.tasks.pop(task.id, None)
+            if task.home is not None and task.home.session is not None:
+                self.tables.tell(task.home.session, Unwatch([task.id]))
             if task.result is not None and isinstance(task.result.payload, ObjectRef):
                 self.unneeded(task.result.payload.id, task.id)
             for handle in task.inner:

@@ -406,13 +406,27 @@ class Lifecycle:
             tables.dirty[session.id] = session
         else:
             self.keeping.safe(task)  # nobody waits for it
+        self._announce(task, now)
+        task.inputs = None
+
+    def arrived(self, proxy: TaskState, result: TaskResult, now: float) -> None:
+        """The result of another dispatcher's task, which is known here by its handle."""
+        proxy.move(State.DONE)
+        proxy.result = result
+        proxy.graph.live -= 1
+        proxy.function.users -= 1
+        if result.handles or result.payload.__class__ is ObjectRef:
+            self.keeping.keep(proxy, result)
+        self._announce(proxy, now)
+
+    def _announce(self, task: TaskState, now: float) -> None:
+        """Tell those here who waited for this task."""
         if task.dependents is not None:
             self._resolve(task, now)
         if task.watchers is not None:
             for watcher in task.watchers:
                 self.keeping.tell_watcher(watcher, task)
             task.watchers = None
-        task.inputs = None
 
     def _revoke(self, task: TaskState, now: float) -> None:
         """The attempt that is out there becomes a ghost: tell its executor. One that is not sent yet stays here."""

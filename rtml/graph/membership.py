@@ -7,11 +7,13 @@ from typing import Final
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.placement import Placement
 from rtml.graph.recovery import Recovery
+from rtml.graph.remote import Remote
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState, failure
 from rtml.graph.tables import Close, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     ASYNC_EXECUTOR,
+    DISPATCHER,
     EXECUTOR,
     SUPERVISOR,
     WIRE_VERSION,
@@ -37,7 +39,13 @@ class Membership:
     """Decides what a peer's coming and going means for the tasks it has to do with."""
 
     def __init__(
-        self, tables: Tables, workforce: Workforce, placement: Placement, lifecycle: Lifecycle, recovery: Recovery
+        self,
+        tables: Tables,
+        workforce: Workforce,
+        placement: Placement,
+        lifecycle: Lifecycle,
+        recovery: Recovery,
+        remote: Remote,
     ) -> None:
         self.tables = tables
         self.pools = workforce.pools
@@ -45,6 +53,7 @@ class Membership:
         self.placement = placement
         self.lifecycle = lifecycle
         self.recovery = recovery
+        self.remote = remote
         #: executors whose end was reported: their last messages may come after that. Ids are never used again.
         self._dead: set[int] = set()
 
@@ -84,7 +93,32 @@ class Membership:
         tables.dirty[session.id] = session
         if hello.role in (EXECUTOR, ASYNC_EXECUTOR):
             self._executor(session, hello, now)
+        elif hello.role == DISPATCHER:
+            self._dispatcher(session, hello, now)
         return session
+
+    def _dispatcher(self, session: Session, hello: Hello, now: float) -> None:
+        """Another dispatcher joins below this one."""
+        for other in list(self.tables.remotes.values()):
+            gone = other.session is None or other.session.peer is None
+            if other.node.name == hello.name and other.id != hello.worker and gone and not other.upward:
+                # Its supervisor has started it again. What it ran goes there once more, where its executors have it.
+                self.died(ExecutorDied(other.id, "restarted"), now)
+        fresh = hello.worker not in self.tables.remotes
+        worker = self.remote.hello(session, hello, now)
+        if fresh:
+            self.recovery.holds(worker, hello.holds, now)
+        self.workforce.joined(worker, now)
+
+    def dialled(self, peer: int, now: float) -> None:
+        """The link to the dispatcher above is there: introduce this node."""
+        session = self.remote.uplink()
+        session.peer = peer
+        session.gone_at = None
+        self.tables.peers[peer] = session
+        assert session.worker is not None
+        self.workforce.joined(session.worker, now)
+        self.remote.introduce(session, now)
 
     def _refusal(self, hello: Hello) -> str:
         if hello.wire[0] != WIRE_VERSION[0]:
@@ -92,8 +126,8 @@ class Membership:
                 f"wire version {hello.wire[0]}.{hello.wire[1]} does not match the dispatcher's "
                 f"{WIRE_VERSION[0]}.{WIRE_VERSION[1]}; install the same major version of rtml on both sides"
             )
-        if hello.role in (EXECUTOR, ASYNC_EXECUTOR) and hello.worker in self._dead:
-            return f"executor {hello.worker} has been reported dead"
+        if hello.worker in self._dead:
+            return f"{hello.role} {hello.worker} has been given up"
         worker = self.tables.workers.get(hello.worker) if hello.worker else None
         other = worker.session if worker is not None else None
         if other is not None and other.id != hello.session and other.peer is not None:
@@ -185,6 +219,10 @@ class Membership:
             self.died(ExecutorDied(worker.id, "gone when the supervisor came back"), now)
         self.placement.recheck()
         self.lifecycle.readiness.restless = True
+        if message.leaving and not self.placement.spreading.leaving:
+            self.placement.spreading.leaving = True
+            self.remote.return_all()
+        self.placement.spreading.offer_all()
 
     def started(self, message: ExecutorStarted) -> None:
         """A supervisor forked an executor on its own account (to replace a dead one)."""
@@ -280,6 +318,8 @@ class Membership:
                 self._adrift(task, message.reason, now)
             else:
                 self.lifecycle.again(task, now)
+        if worker.role == DISPATCHER:
+            self.remote.died(worker)
         self.lifecycle.drain(now)
         self.recovery.died(worker)
         if session is not None:

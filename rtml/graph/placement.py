@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
+from rtml.graph.spreading import Spreading
 from rtml.graph.state import Shape, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
 from rtml.graph.workforce import UNKNOWN_COST, Workforce
@@ -64,6 +65,7 @@ class Placement:
         #: nodes that a more urgent lane waits for, as of the last pass
         self._reserved: set[str] = set()
         self._recall_timer: float | None = None
+        self.spreading = Spreading(tables, workforce)
 
     # --- ready tasks
 
@@ -123,8 +125,18 @@ class Placement:
                     self._retire(key)
             else:
                 self._fill_all(now)
+            if self._active and self.tables.remotes:
+                self._spread(now)
         if self.workforce.crowded:
             self._check_recall(now)
+
+    def _spread(self, now: float) -> None:
+        """What is left may run elsewhere, the most urgent first."""
+        lanes = sorted(self._active.items(), key=lambda item: _urgency(item[1]))
+        self.spreading.spread([lane for _, lane in lanes], now)
+        for key, lane in lanes:
+            if not lane.count:
+                self._retire(key)
 
     def _fill_all(self, now: float) -> None:
         """Several lanes: always the one with the most urgent head."""
@@ -371,7 +383,7 @@ class Placement:
                     task.graph.id,
                     task.chain()[:-1] if spec.parent else None,
                     under,
-                    task.session.data_only,
+                    task.session.data_only or task.data_only,
                     0 if context is None else context.definition.id,
                 )
             )

@@ -45,8 +45,14 @@ class Pools:
         shape = task.profile.shape
         if not shape.extra and shape.cpu <= self.widest:
             return None
-        nodes = self.tables.nodes.values()
-        if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):
+        nodes = list(self.tables.nodes.values())
+        if any(node.can_grow or node.supervisor is None for node in nodes):
+            return None
+        remotes = self.tables.remotes.values()
+        if self.tables.uplink and not any(remote.upward and remote.node.cpu for remote in remotes):
+            return None  # what is there above, nobody has told yet
+        nodes += [remote.node for remote in remotes]
+        if not nodes:
             return None
         if not any(node.could_fit(shape) for node in nodes):
             offers = "; ".join(_offer(node) for node in nodes)

@@ -160,6 +160,10 @@ class Session:
         self.worker: WorkerState | None = None
         #: when a disconnected session is given up
         self.gone_at: float | None = None
+        #: another dispatcher's unfinished tasks that are here: its attempt number of each
+        self.delegations: dict[int, int] = {}
+        #: those that it gets back without a result
+        self.returning: set[int] = set()
 
 
 class TaskState(msgspec.Struct, eq=False, weakref=True):
@@ -218,6 +222,13 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     batch_key: str = ""
     #: blocked in `get` on its executor
     blocked: bool = False
+    #: not ours, only known by its handle: the dispatcher to ask for its result
+    home: WorkerState | None = None
+    #: dispatchers that have handed it on, and the names of its ancestors there
+    hops: int = 0
+    #: whoever wants the result over there unpickles nothing
+    data_only: bool = False
+    ancestors: Sequence[str] = ()
 
     def move(self, state: int) -> None:
         """Change the state: the only place that does."""
@@ -230,6 +241,7 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
         task: TaskState | Session = self
         while isinstance(task, TaskState):
             names.append(task.profile.name)
+            names += reversed(task.ancestors)
             task = task.owner
         return names[::-1]
 
@@ -353,6 +365,8 @@ class WorkerState:
         self.safe = 0
         self.safe_sent = 0
         self.batch_number = 0
+        #: it is the dispatcher above this one
+        self.upward = False
 
     @property
     def ready(self) -> bool:

@@ -24,7 +24,7 @@ from rtml.graph.state import (
     TaskState,
     WorkerState,
 )
-from rtml.messages import Function, Message, ObjectRef, Options, Query, Results, TaskResult
+from rtml.messages import DISPATCHER, Finished, Function, Message, ObjectRef, Options, Query, Results, TaskResult
 
 #: Resolved options that are remembered.
 PROFILES_KEPT: Final = 1_024
@@ -118,16 +118,23 @@ class Ended(NamedTuple):
 class Tables:
     """All state. See `rtml.graph.state` for the meaning of each record."""
 
-    def __init__(self, epoch: int, limits: Limits) -> None:
+    def __init__(self, epoch: int, limits: Limits, uplink: str = "") -> None:
         self.epoch = epoch
         self.limits = limits
+        #: this node's name for the dispatcher above it; "" if there is none
+        self.uplink = uplink
         self.peers: dict[int, Session] = {}
         self.sessions: dict[int, Session] = {}
         self.functions: dict[int, FunctionState] = {}
         self.tasks: dict[int, TaskState] = {}
         self.workers: dict[int, WorkerState] = {}
+        #: those whose executors are our own
         self.nodes: dict[str, NodeState] = {}
+        #: other dispatchers that run tasks for us, by worker id; each has a node of its own that stands for all it has
+        self.remotes: dict[int, WorkerState] = {}
         self.objects: dict[int, StoredObject] = {}
+        #: tasks of other dispatchers that go back to them
+        self.withdrawn: list[TaskState] = []
         self.effects: list[Effect] = []
         #: tasks that ended lately, how and when; `take_ended` makes records of them, when there is time
         self.ended: list[tuple[TaskState, TaskResult, float]] = []
@@ -221,6 +228,8 @@ class Tables:
 
     def resend(self, session: Session) -> list[Message]:
         """Everything the session has not acknowledged, again."""
+        if session.role == DISPATCHER:
+            return [Finished(r.serial, r.results) for r in session.unacked]
         return [Results(r.serial, r.results) for r in session.unacked]
 
 

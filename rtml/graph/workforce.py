@@ -2,8 +2,8 @@
 
 Rules:
 
-* A sync executor holds one shape at a time, from the first task of its queue to the last. Async executors account each
-  task by itself.
+* A sync executor holds one shape at a time, from the first task of its queue to the last. Async executors, and other
+  dispatchers as workers of this one, account each task by itself.
 * A task that blocks in `get` lends its cpu out and keeps everything else (D7).
 * What is learned from a result (run times) is learned here, where the attempt leaves its executor.
 """
@@ -17,7 +17,7 @@ from rtml.graph.estimate import high_estimate
 from rtml.graph.pools import Pools
 from rtml.graph.state import Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables
-from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, OK, Leave, TaskResult
+from rtml.messages import ASYNC_EXECUTOR, DISPATCHER, EXECUTOR, OK, Leave, TaskResult
 
 #: Seconds of a task that was never seen to run, as far as an executor's load is concerned.
 UNKNOWN_COST: Final = 1e-3
@@ -33,7 +33,7 @@ class Workforce:
         self.tables = tables
         self.pools = pools
         #: executors without work by role; the last one became idle last (it is the warm one)
-        self.idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}}
+        self.idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}, DISPATCHER: {}}
         #: sync executors that may have more than one task (`Placement` takes out those that have not)
         self.crowded: dict[int, WorkerState] = {}
         #: executors with a blocked task on top
@@ -44,7 +44,7 @@ class Workforce:
     def occupy(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
         """The worker is about to get these tasks, all of one shape: count what they take."""
         shape = tasks[0].profile.shape
-        if worker.role == ASYNC_EXECUTOR:
+        if worker.role != EXECUTOR:
             worker.secluded = tasks[0].alone
             for _ in tasks:
                 worker.node.take(shape)
@@ -66,7 +66,7 @@ class Workforce:
         worker.queue[task.id] = task
         if len(worker.queue) > 1 and worker.role == EXECUTOR:
             self.crowded[worker.id] = worker
-        if task.profile.timeout is not None:
+        if task.profile.timeout is not None and worker.role != DISPATCHER:  # it counts from its start over there
             self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, attempt))
 
     def adopt(self, worker: WorkerState, task: TaskState, attempt: int, now: float) -> None:
@@ -91,7 +91,7 @@ class Workforce:
         self.idle[worker.role].pop(worker.id, None)
         self.stacked.pop(worker.id, None)
         self.crowded.pop(worker.id, None)
-        if worker.role == ASYNC_EXECUTOR:
+        if worker.role != EXECUTOR:
             for task in worker.queue.values():
                 worker.node.give(task.profile.shape)
         elif worker.shape is not None:
@@ -135,7 +135,7 @@ class Workforce:
 
     def _freed(self, worker: WorkerState, task: TaskState, now: float) -> None:
         """A task left the worker's queue."""
-        if worker.role == ASYNC_EXECUTOR:
+        if worker.role != EXECUTOR:
             worker.node.give(task.profile.shape)
         if worker.leftover:
             self._give_leftover(worker, task.id)
@@ -143,7 +143,7 @@ class Workforce:
             return
         worker.load = 0.0
         worker.secluded = False
-        if worker.role != ASYNC_EXECUTOR and worker.shape is not None:
+        if worker.shape is not None:
             worker.node.give(worker.shape)
             worker.shape = None
         if not worker.stack:

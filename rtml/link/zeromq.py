@@ -288,6 +288,11 @@ class ZmqLink(ReceivingLink):
             finally:
                 self._sending = False
 
+    def offer(self, frame: bytes) -> bool:
+        """Send one frame if that is possible at once; False if the peer's queue is full. Raises as `send`."""
+        check_size(frame)
+        return not self._sending and self._try(_packet(frame))
+
     def _try(self, packet: bytes) -> bool:
         with self._calls:
             if self._over is not None:

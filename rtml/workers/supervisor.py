@@ -281,6 +281,7 @@ class Supervisor:
             resources=settings.resources,
             executors=executors,
             blocked_max=settings.blocked_max,
+            leaving=self._ending,
         )
         return [hello, node]
 
@@ -442,6 +443,8 @@ class Supervisor:
         """Ends all processes and removes the directories: gently within `drain` seconds, then by force."""
         self._ending = True
         if drain > 0:
+            # Before the executors end: what they have not begun may still go to other nodes.
+            self._send(self._introduction()[1:])
             for child in self._children.values():
                 self._signal(child, signal.SIGTERM)
             self._await_children(time.monotonic() + drain)

@@ -91,10 +91,13 @@ class Engine:
         *,
         cpu: float | None = None,
         limits: Limits | None = None,
+        uplink: str = "",
+        first_session: int = 0,
         **node: Any,
     ) -> None:
         self.limits = limits
-        self.core = Core(1, limits)
+        self.uplink = uplink
+        self.core = Core(1 + 3 * first_session, limits, uplink)
         self.now = 0.0
         #: a test that makes thousands of tasks may leave it out on the way
         self.checked = True
@@ -108,7 +111,8 @@ class Engine:
         #: all effects: (when, the peer's name, effect)
         self.effects: list[tuple[float, str, Effect]] = []
         self._links: dict[int, str] = {}
-        self._last_link = self._last_session = 0
+        self._last_link = 0
+        self._last_session = first_session
         self._arrivals: list[tuple[int, list[Message] | None]] = []
         self._held = 0
         self._offer = node | {"cpu": float(workers) if cpu is None else cpu}
@@ -165,12 +169,17 @@ class Engine:
         for effect in effects:
             name = self._links.get(getattr(effect, "peer", 0), "a stranger")
             self.effects.append((self.now, name, effect))
+            if name == "a stranger":
+                self.elsewhere(effect)
             if isinstance(effect, Send) and name in self.peers:
                 self._receive(self.peers[name], decode(encode(effect.messages)))
             elif isinstance(effect, Close):
                 self._links.pop(effect.peer, None)
                 if name in self.peers and self.peers[name].link == effect.peer:
                     self.peers[name].link = None
+
+    def elsewhere(self, effect: Effect) -> None:
+        """An effect for none of the peers here."""
 
     def _receive(self, peer: Peer, messages: list[Message]) -> None:
         peer.heard += messages
@@ -244,7 +253,7 @@ class Engine:
 
     def restart(self) -> None:
         """The dispatcher is killed and started again: all links are gone, and it knows nothing."""
-        self.core = Core(self.core.tables.epoch + 1, self.limits)
+        self.core = Core(self.core.tables.epoch + 1, self.limits, self.uplink)
         self._links.clear()
         for peer in self.peers.values():
             peer.link = None
