@@ -5,12 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
-CODE := rtml tests $(wildcard examples) benchmarks
+CODE := rtml tests $(wildcard examples) benchmarks deploy
 SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers demo check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers demo chart check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ lint: setup ## ruff, format, layers
 types: setup ## mypy --strict
 	$(BIN)/mypy
 
-test: setup ## unit, transcripts, property, integration, tidy, then SEEDS=200 simulations
+test: setup ## unit, transcripts, property, integration, deploy, tidy, then SEEDS=200 simulations
 	$(BIN)/pytest $(PYTEST)
 	$(PY) -m tests.sim --seeds $(SEEDS)
 
@@ -63,6 +63,9 @@ bench-peers: setup .venv-ray/.installed .venv-dask/.installed ## the same with R
 demo: setup ## serve the examples, read sample pages over HTTP, load for ten seconds (KEEP=1 keeps serving)
 	@$(PY) -m examples.demo $(if $(KEEP),--keep)
 
+chart: setup ## the Helm chart and the image: lint, render, validate, run its commands (part of `make test`)
+	$(BIN)/pytest tests/deploy $(PYTEST)
+
 check: lint types test ## all that CI runs
 
 proto: setup ## compile the gRPC protocol into rtml/serving/protos/messages.binpb
@@ -78,6 +81,6 @@ lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to t
 	done
 
 clean: ## remove what builds, tests and runs left; environments too with ALL=1
-	rm -rf build dist out *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist out .tools *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find rtml tests benchmarks $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +
 	$(if $(ALL),rm -rf .venv .venv-ray .venv-dask .venv-lock)
