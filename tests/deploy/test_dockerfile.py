@@ -109,7 +109,7 @@ def test_the_commands_of_the_build_make_what_the_pods_run(tmp_path: Path) -> Non
         .replace("_", "-")
     )
     names = {re.split("==| @ ", line)[0] for line in listed.splitlines()}
-    assert {"rtml", "onnxruntime"} <= names
+    assert {"rtml", "grpcio", "onnxruntime"} <= names
     assert not names & {"pytest", "ruff", "setuptools"}, "what only building and tests need is no part of the image"
     locked = {line.split(" ;")[0] for line in (ROOT / "requirements.lock").read_text().lower().splitlines()}
     assert {line for line in listed.splitlines() if "==" in line and not line.startswith("rtml")} <= locked
@@ -117,6 +117,6 @@ def test_the_commands_of_the_build_make_what_the_pods_run(tmp_path: Path) -> Non
         [made / "rtml", "--help"], check=True, capture_output=True, text=True, cwd=tmp_path
     ).stdout
     assert "dispatcher" in help_text
-    where = [str(made / "python"), "-c", "import rtml, onnxruntime; print(rtml.__file__)"]
+    where = [str(made / "python"), "-c", "import grpc, rtml, onnxruntime; print(rtml.__file__)"]
     found = subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout
     assert found.startswith(f"{tmp_path}/opt/rtml/lib/")
