@@ -27,6 +27,7 @@ import msgspec
 
 from rtml.graph.calls import Calls
 from rtml.graph.core import Core
+from rtml.graph.policy import DEFAULT, POLICIES, TURNS_MAX, Scheduling
 from rtml.graph.tables import LIMITS_HELP, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
 from rtml.link.dial import RESEND, UPLINK, Dialler
@@ -120,7 +121,7 @@ class Dispatcher:
             arrived_bytes.value += sum([len(frame) for _, frame in frames if frame is not None])
             while core.notices:
                 log.warning("%s", core.notices.pop(0))
-            if core.tables.ended:
+            if core.tables.ended or core.tables.shed:
                 self._remember(core.take_ended())
             turn.observe(clock() - now)
 
@@ -222,6 +223,7 @@ class Dispatcher:
                 self.metrics.peers.labels(role).value = snapshot["peers"].get(role, 0)
             for reason, deaths in self.core.deaths.items():
                 self.metrics.deaths.labels(reason).value = deaths
+            self.metrics.wasted.labels().value = self.core.tables.wasted
             self.metrics.loop_lag.labels().observe_all(list(self.core.lags))
             self.core.lags.clear()
             executors: Counter[tuple[str, str]] = Counter()
@@ -296,6 +298,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--node", default="", metavar="NAME", help="this node's name over there")
     parser.add_argument("--shm-dir", default="", help="directory of this node's shared-memory segments")
+    parser.add_argument(
+        "--policy", choices=sorted(POLICIES), default=DEFAULT, help=f"order of ready tasks (default {DEFAULT})"
+    )
+    parser.add_argument(
+        "--tenant-weight",
+        action="append",
+        default=[],
+        type=_weight,
+        metavar="NAME=TURNS",
+        help="turns in a row of a tenant's tasks where others wait too (default 1); may be given several times",
+    )
     defaults = Limits()
     for name, value in defaults._asdict().items():
         parser.add_argument(
@@ -305,6 +318,13 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{LIMITS_HELP[name]} (default {value:g})",
         )
     return parser
+
+
+def _weight(text: str) -> tuple[str, int]:
+    name, _, turns = text.rpartition("=")
+    if not name or not turns.isdigit() or not 1 <= int(turns) <= TURNS_MAX:
+        raise argparse.ArgumentTypeError(f"expected NAME=TURNS with 1 to {TURNS_MAX} turns, got {text!r}")
+    return name, int(turns)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -322,7 +342,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(f"rtml dispatcher: {error}\n")
         raise SystemExit(2) from None
     name = (options.node or f"{socket.gethostname()}-{os.getpid()}") if uplink is not None else ""
-    dispatcher = Dispatcher(hub, Core(epoch, limits, name), metrics, options.shm_dir, uplink)
+    scheduling = Scheduling(POLICIES[options.policy], dict(options.tenant_weight))
+    dispatcher = Dispatcher(hub, Core(epoch, limits, name, scheduling), metrics, options.shm_dir, uplink)
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def on_signal(number: int, frame: FrameType | None) -> None:

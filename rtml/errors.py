@@ -7,6 +7,8 @@ User exceptions keep their own type; they reach the submitter with the remote tr
 from __future__ import annotations
 
 import concurrent.futures
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class RtmlError(Exception):
@@ -14,6 +16,19 @@ class RtmlError(Exception):
 
     #: What an HTTP gateway answers with.
     http_status: int = 500
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Facts beside the message: numbers and names that travel with it, as the constructor takes them."""
+        return {}
+
+    @classmethod
+    def made(cls, message: str, details: Mapping[str, Any] | None) -> RtmlError:
+        """The error as it was elsewhere; details that this class does not know (any more) are dropped."""
+        try:
+            return cls(message, **details) if details else cls(message)
+        except TypeError:
+            return cls(message)
 
 
 class ConnectionLost(RtmlError):
@@ -61,9 +76,60 @@ class TaskCancelled(concurrent.futures.CancelledError, RtmlError):
 
 
 class DeadlineExceeded(RtmlError, TimeoutError):
-    """The graph's deadline passed before the task ended."""
+    """The graph's deadline passed before the task ended.
+
+    Args:
+        message: for people.
+        missing: names of the steps that had not ended, as far as they are known.
+    """
 
     http_status = 504
+
+    def __init__(self, message: str = "", *, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = list(missing)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What was missing."""
+        return {"missing": self.missing} if self.missing else {}
+
+
+class Overloaded(RtmlError):
+    """The submission was refused at once: it could not have ended in time, or its tenant has too much unfinished.
+
+    Args:
+        message: for people.
+        predicted: seconds that it would have taken; None if that was not the reason.
+        budget: seconds that it had; None without a deadline.
+        retry_after: seconds after which it is worth another try.
+        quota: a limit of its tenant's own is the reason, not the load of the whole (HTTP 429 instead of 503).
+    """
+
+    http_status = 503
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        predicted: float | None = None,
+        budget: float | None = None,
+        retry_after: float = 1.0,
+        quota: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.predicted = predicted
+        self.budget = budget
+        self.retry_after = retry_after
+        self.quota = quota
+        if quota:
+            self.http_status = 429
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What was predicted, and when to come back."""
+        names = ("predicted", "budget", "retry_after", "quota")
+        return {name: getattr(self, name) for name in names}
 
 
 class TaskTimeout(RtmlError, TimeoutError):

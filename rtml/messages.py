@@ -42,6 +42,7 @@ FRAME_MAX: Final = 64 * 1024 * 1024
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Duration = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Portion = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Priority = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 
 # Roles in `Hello`.
@@ -99,6 +100,8 @@ class ErrorInfo(msgspec.Struct, array_like=True):
     #: Names of the tasks that led here, root first, the failing task last.
     chain: list[str] = []
     pickled: bytes = b""
+    #: Facts beside the message, for the constructor of the class that `type` names (`rtml.errors`).
+    details: dict[str, bool | float | str | list[str] | None] | None = None
 
 
 class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True):
@@ -119,6 +122,9 @@ class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True)
     batch: Count | None = None  # most items of one call; >0 makes a batch function: it takes and returns lists
     batch_delay: Amount | None = None  # seconds to wait for a fuller batch [0]
     name: str | None = None  # shown instead of the function's name
+    tenant: str | None = None  # of a root submission: whose share its graph counts against [""]
+    admission: bool | None = None  # of a root submission: refuse it at once if it cannot end within its deadline
+    hedge: Portion | None = None  # an attempt slower than this quantile of all gets a second one beside it [0: none]
 
 
 class Function(msgspec.Struct, array_like=True):
@@ -173,6 +179,8 @@ class Timing(msgspec.Struct, array_like=True):
     attempts: int = 1
     #: remaining budget of the graph when it ended; None without a deadline
     slack: float | None = None
+    #: Names of steps that the graph ended without, because there was no time for them (`rtml.anytime`).
+    missing: list[str] | None = None
 
 
 class TaskResult(msgspec.Struct, array_like=True):
@@ -193,6 +201,8 @@ class TaskResult(msgspec.Struct, array_like=True):
     batch_key: str = ""
     items: int = 1
     timing: Timing | None = None
+    #: Names of steps that the task gave up waiting for and went on without.
+    missing: list[str] | None = None
 
 
 class Attempt(msgspec.Struct, array_like=True):

@@ -32,17 +32,19 @@ if TYPE_CHECKING:
 SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 #: Upper bounds in seconds of what may be negative: below zero the deadline was missed by that much.
 SLACK: Final = (-1, -0.1, -0.01, -0.001, 0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+#: Upper bounds in seconds of differences.
+AROUND_ZERO: Final = (*(-bound for bound in SECONDS[:-2][::-1]), 0, *SECONDS[:-2])
 #: Upper bounds of counts of calls.
 CALLS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 #: Functions that are counted by name.
 FUNCTIONS_MAX: Final = 256
 #: Label sets of one metric; whatever comes later shares one child.
-CHILDREN_MAX: Final = 4 * FUNCTIONS_MAX + 64
+CHILDREN_MAX: Final = 8 * FUNCTIONS_MAX + 64
 _OTHER: Final = "(other)"
 
-#: How the deadline of a request or graph ended.
-DEADLINE_OUTCOMES: Final = ("met", "missed", "cancelled", "failed")
+#: How the deadline of a request ended.
+DEADLINE_OUTCOMES: Final = ("met", "partial", "missed", "shed_admission", "cancelled", "failed")
 
 
 class Cell:
@@ -209,19 +211,24 @@ class Metrics:
         return lambda: gc.callbacks.remove(callback)
 
 
-def deadline_outcome(code: int, seconds: float, deadline: float) -> str:
+def deadline_outcome(code: int, seconds: float, deadline: float, partial: bool = False) -> str:
     """How a request's deadline ended: one of `DEADLINE_OUTCOMES`.
 
     Args:
         code: The HTTP status; 499 when the client had gone.
         seconds: From the request's head to the answer.
         deadline: The request's budget in seconds.
+        partial: Some steps of its graph are missing in the answer.
     """
+    if code in (429, 503):
+        return "shed_admission"
     if code == 504 or seconds > deadline:
         return "missed"
     if code == 499:
         return "cancelled"
-    return "met" if code < 400 else "failed"
+    if code >= 400:
+        return "failed"
+    return "partial" if partial else "met"
 
 
 class Target:
@@ -251,19 +258,20 @@ class Target:
             cell = self._codes[code] = self._metrics.requests.labels(self._app, self._name, str(code))
         cell.value += 1
 
-    def ended(self, code: int, seconds: float, deadline: float | None) -> None:
+    def ended(self, code: int, seconds: float, deadline: float | None, partial: bool = False) -> None:
         """A request was answered.
 
         Args:
             code: The HTTP status; 499 when the client had gone.
             seconds: From the request's head to the answer.
             deadline: The request's budget in seconds, if it had one.
+            partial: Some steps of its graph are missing in the answer.
         """
         self._count(code)
         self.seconds.observe(seconds)
         if deadline is not None:
             self.slack.observe(deadline - seconds)
-            self.deadlines[deadline_outcome(code, seconds, deadline)].value += 1
+            self.deadlines[deadline_outcome(code, seconds, deadline, partial)].value += 1
 
 
 class GatewayMetrics(Metrics):
@@ -309,9 +317,12 @@ class FunctionMeter:
 
     __slots__ = (
         "attempts",
+        "_deadlines",
+        "_name",
+        "attempts",
         "batch",
-        "deadlines",
         "outcomes",
+        "prediction",
         "queued",
         "run",
         "seconds",
@@ -329,17 +340,21 @@ class FunctionMeter:
         self.seconds = metrics.seconds.labels(function)
         self.batch = metrics.batch.labels(function)
         self.attempts = metrics.attempts.labels(function)
-        self.deadlines = [metrics.deadlines.labels(function, outcome) for outcome in DEADLINE_OUTCOMES]
+        self._name = function
+        self._deadlines = metrics.deadlines
         self.slack = metrics.slack.labels(function)
+        self.prediction = metrics.prediction.labels(function)
 
     def count(self, ended: list[Ended]) -> None:
         """Tasks of this function ended. Counted in bulk: sorting is cheaper than a bisection for each value."""
         for end in ended:
             self.outcomes[end.outcome].value += 1
-            if end.slack is not None and not end.parent:
-                self.slack.observe(end.slack)
-                # outcome: ok, error, cancelled, expired
-                self.deadlines[(0 if end.slack >= 0 else 1, 3, 2, 1)[end.outcome]].value += 1
+            if end.ending:
+                self._deadlines.labels(self._name, end.ending).value += 1
+                if end.slack is not None and end.ending != "shed_admission":
+                    self.slack.observe(end.slack)
+            if end.error is not None:
+                self.prediction.observe(end.error)
         ran = [end for end in ended if end.assigned]
         self.waiting.observe_all([end.ready - end.submitted for end in ran])
         self.queued.observe_all([end.assigned - end.ready for end in ran])
@@ -367,6 +382,10 @@ class DispatcherMetrics(Metrics):
         self.slack = Histogram(
             "rtml_deadline_slack_seconds", "Budget left when a graph ended; negative if missed.", of, SLACK
         )
+        self.prediction = Histogram(
+            "rtml_predicted_minus_actual_seconds", "What was predicted of a graph, less what it took.", of, AROUND_ZERO
+        )
+        self.wasted = Counter("rtml_wasted_compute_seconds", "Executors' time for what nobody wanted any more.")
         self.live = Gauge("rtml_tasks_live", "Tasks that have not ended, by state.", ("state",))
         self.executors = Gauge("rtml_executors", "Executor processes, by role and state.", ("role", "state"))
         self.peers = Gauge("rtml_peers", "Connections, by role.", ("role",))

@@ -50,14 +50,21 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     blocked_max: Annotated[
         int, Meta(ge=0, description="executors beyond workers for tasks that are blocked in get")
     ] = 64
+    policy: Annotated[
+        typing.Literal["fifo", "edf", "slack", "deferred"], Meta(description="in which order tasks run")
+    ] = "edf"
+    tenant_weights: Annotated[
+        dict[str, Annotated[int, Meta(ge=1)]],
+        Meta(description="turns in a row of a tenant's tasks where others wait too, like gold=4"),
+    ] = {}
     limits: Annotated[dict[str, float], Meta(description="limit of the dispatcher, like depth_max=5000")] = {}
     logs: Annotated[bool, Meta(description="show what tasks print and log")] = True
 
     def for_connect(self) -> dict[str, Any]:
         """As arguments of `rtml.connect`."""
         given = msgspec.structs.asdict(self)
-        names = ("workers", "link", "async_executors", "logs", "blocked_max")
-        optional = ("listen", "preimport", "cpu", "gpu", "resources", "limits")
+        names = ("workers", "link", "async_executors", "logs", "blocked_max", "policy")
+        optional = ("listen", "preimport", "cpu", "gpu", "resources", "limits", "tenant_weights")
         return {name: given[name] for name in names} | {name: given[name] for name in optional if given[name]}
 
 

@@ -337,6 +337,10 @@ class ClientCore:
         self._define = list(self._functions.values())
         self._keep_due = bool(self._kept or self._dropped)
         self._watch = sorted(self._awaited)
+        for task in self._tasks.values():
+            if task.id <= self._sent and task.options is not None and task.options.admission:
+                # It was let in, or its refusal is on its way: nobody is asked again.
+                task.options = msgspec.structs.replace(task.options, admission=False)
         self._queue = deque(self._tasks.values())
         self._buffer = []
         # What was cancelled is not submitted again; telling it again reaches a dispatcher that does remember.

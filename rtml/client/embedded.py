@@ -142,7 +142,8 @@ def connect(
         keys: directory of keys (`rtml keys make`) for tcp addresses: to connect with, or that `listen` wants.
         **settings: further settings of the started node: `async_executors`, `cpu`, `gpu`, `memory` (bytes),
             `resources` (labels), `blocked_max`, `preimport` (module names), `listen` (further addresses), `drain`
-            (seconds), and `limits` of the dispatcher by name (`rtml.graph.tables.Limits`), like `{"depth_max": 5000}`.
+            (seconds), `policy` (the order of tasks: "fifo", "edf", "slack", "deferred"), `tenant_weights` (turns in a
+            row by tenant, like `{"gold": 4}`), and `limits` of the dispatcher by name (`rtml.graph.tables.Limits`), like `{"depth_max": 5000}`.
 
     Raises:
         AddressError: an address, or the keys, cannot be used.
@@ -257,6 +258,8 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
         "drain",
         "name",
         "limits",
+        "policy",
+        "tenant_weights",
     }
     unknown = set(settings) - known
     if unknown:
@@ -273,6 +276,8 @@ def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> lis
                 arguments += [option, one]
         elif name == "limits":
             arguments += [f"--dispatcher-arg={argument}" for argument in limit_arguments(value)]
+        elif name in ("policy", "tenant_weights"):
+            arguments += [f"--dispatcher-arg={argument}" for argument in order_arguments(**{name: value})]
         elif name == "preimport":
             arguments += [option, value if isinstance(value, str) else ",".join(value)]
         elif name == "resources":
@@ -320,6 +325,24 @@ def limit_arguments(limits: Mapping[str, float]) -> list[str]:
         if whole and (value < 1 or value != int(value)):
             raise ValueError(f"limit {name} must be a whole number and at least 1, not {value!r}")
         arguments.append(f"--{name.replace('_', '-')}={int(value) if whole else float(value)}")
+    return arguments
+
+
+def order_arguments(policy: str = "", tenant_weights: Mapping[str, int] | None = None) -> list[str]:
+    """The dispatcher's arguments for the order of tasks.
+
+    Raises:
+        ValueError: there is no such policy, or a weight is no whole number of turns.
+    """
+    from rtml.graph.policy import POLICIES, TURNS_MAX
+
+    if policy and policy not in POLICIES:
+        raise ValueError(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
+    arguments = [f"--policy={policy}"] if policy else []
+    for tenant, turns in (tenant_weights or {}).items():
+        if isinstance(turns, bool) or not isinstance(turns, int) or not 1 <= turns <= TURNS_MAX:
+            raise ValueError(f"tenant {tenant!r} has 1 to {TURNS_MAX} turns in a row, not {turns!r}")
+        arguments.append(f"--tenant-weight={tenant}={turns}")
     return arguments
 
 

@@ -50,6 +50,7 @@ def encode_error(error: BaseException, chain: Sequence[str] = (), *, pickle: boo
         traceback=_traceback_text(error)[-TRACEBACK_MAX:],
         chain=list(chain),
         pickled=_pickled(error) if pickle else b"",
+        details=error.details or None if isinstance(error, RtmlError) else None,
     )
 
 
@@ -86,15 +87,15 @@ def _rebuilt(info: ErrorInfo) -> BaseException:
             return error
     own = by_name(info.type)
     if own is not None:
-        return own(info.message)
+        return own.made(info.message, info.details)
     return TaskError(f"{info.type}: {info.message}" if info.message else info.type)
 
 
 def _pickled(error: BaseException) -> bytes:
     """The exception as a pickle that is known to unpickle to the same type, or b""."""
-    if isinstance(error, RtmlError) and type(error).__init__ is RtmlError.__init__ and not vars(error):
-        # Its name and message say it all, to every peer.
-        return b"" if error.args == (str(error),) and by_name(type(error).__name__) is type(error) else _proven(error)
+    if isinstance(error, RtmlError) and by_name(type(error).__name__) is type(error) and error.args == (str(error),):
+        # Its name, message and details say it all, to every peer.
+        return b"" if vars(type(error).made(str(error), error.details)) == vars(error) else _proven(error)
     pickled = _proven(error)
     if pickled:
         return pickled

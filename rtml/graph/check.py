@@ -34,8 +34,8 @@ def _lanes(core: Core) -> Iterable[Lane]:
 
 
 def _queued(lane: Lane) -> Iterable[TaskState]:
-    for sessions in lane._classes.values():
-        for queue in sessions.values():
+    for shares in lane._classes.values():
+        for queue in shares.values():
             for entry in (*queue.ordered, *queue.heap):
                 if entry[4].entry == entry[3]:
                     yield entry[4]
@@ -390,13 +390,32 @@ def _work_conserving(core: Core) -> Iterable[object]:
         return
     idle = [worker for worker in core.tables.workers.values() if _is_idle(core, worker) and worker.ready]
     for lane in core.placement._active.values():
-        if not lane.count or (lane.batch and lane.profile.batch_delay):
+        if not lane.count or (lane.batch and (lane.profile.batch_delay or core.placement.scheduling.policy.defer)):
             continue
         for worker in idle:
             if worker.node.name in core.placement._reserved:
                 continue
             if worker.role == lane.profile.role and not worker.lagging and worker.node.fits(lane.profile.shape):
                 yield worker.id, "is idle while", lane.head().id, "is ready"
+
+
+def _plans(core: Core) -> Iterable[object]:
+    """What is admitted and not done is the sum over the unfinished graphs that have plans."""
+    admission = core.admission
+    known = [task.graph.plan for task in _live(core) if task.graph.plan is not None]
+    plans = {id(plan): plan for plan in known if plan.ending is None}
+    if sum(admission.live.values()) != len(plans):
+        yield "live", admission.live, "plans", len(plans)
+    for share in admission.backlog.shares.values():
+        own = [plan for plan in plans.values() if plan.share is share]
+        left = sum(plan.left for plan in own)
+        buckets = share.buckets.values()
+        if share.count != len(own) or sum(bucket.count for bucket in buckets) != len(own):
+            yield share.key, "counts", share.count, "of", len(own)
+        if max(abs(share.work - left), abs(sum(bucket.work for bucket in buckets) - left)) > _TOLERANCE + 1e-9 * left:
+            yield share.key, "has", share.work, "left of", left
+        if share.order != sorted(share.buckets):
+            yield share.key, "order", share.order
 
 
 #: I1, I2, ... in this order.
@@ -429,6 +448,7 @@ INVARIANTS: Final[tuple[Check, ...]] = (
     _delegations,
     _settled,
     _work_conserving,
+    _plans,
 )
 
 

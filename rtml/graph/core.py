@@ -9,6 +9,7 @@ with everything known), then each peer gets one frame. Eight parts share the tab
 
     Membership   who is there, what a death or a return means
     Lifecycle    a task from submission to its one result
+    Admission    which graphs are let in, and what was learned of them
     Keeping      what is kept for whom, and when it is forgotten
     Placement    which ready task runs where, and in which batch
     Workforce    what each executor has and occupies
@@ -26,10 +27,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rtml.graph.admission import Admission
 from rtml.graph.keeping import Keeping
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
 from rtml.graph.placement import Placement
+from rtml.graph.policy import Scheduling
 from rtml.graph.pools import Pools
 from rtml.graph.readiness import Readiness
 from rtml.graph.recovery import Recovery
@@ -98,16 +101,23 @@ class Core:
         epoch: a number that no earlier dispatcher of these peers had (random).
         limits: bounds on everything.
         uplink: this node's name for the dispatcher above it; "" if there is none.
+        scheduling: in which order tasks run.
     """
 
-    def __init__(self, epoch: int, limits: Limits | None = None, uplink: str = "") -> None:
+    def __init__(
+        self, epoch: int, limits: Limits | None = None, uplink: str = "", scheduling: Scheduling | None = None
+    ) -> None:
+        scheduling = scheduling or Scheduling()
         self.tables = Tables(epoch, limits or Limits(), uplink)
         self.pools = Pools(self.tables)
         self.workforce = Workforce(self.tables, self.pools)
-        self.placement = Placement(self.tables, self.pools, self.workforce)
+        self.placement = Placement(self.tables, self.pools, self.workforce, scheduling)
         self.keeping = Keeping(self.tables)
         self.readiness = Readiness(self.tables)
-        self.lifecycle = Lifecycle(self.tables, self.workforce, self.placement, self.keeping, self.readiness)
+        self.admission = Admission(self.tables, scheduling)
+        self.lifecycle = Lifecycle(
+            self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission
+        )
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
         self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
         self.membership = Membership(
@@ -338,6 +348,8 @@ class Core:
         self._take_back(worker, message.returned, now)
         task = worker.queue.get(message.task)
         if task is not None and task.attempt == message.attempt:
+            if task.graph.plan is not None and worker.role == EXECUTOR:
+                task.graph.plan.charge(now - worker.head_since)
             self.workforce.blocked(worker, task, message.inline)
         elif self.recovery.active:
             self.recovery.blocked(worker, message)

@@ -16,9 +16,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from rtml.graph.admission import MISSING_MAX, Admission, missing_steps
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
-from rtml.graph.queues import PATIENCE
 from rtml.graph.readiness import Readiness
 from rtml.graph.state import (
     FunctionState,
@@ -58,13 +58,21 @@ class Lifecycle:
     """Decides what becomes of tasks."""
 
     def __init__(
-        self, tables: Tables, workforce: Workforce, placement: Placement, keeping: Keeping, readiness: Readiness
+        self,
+        tables: Tables,
+        workforce: Workforce,
+        placement: Placement,
+        keeping: Keeping,
+        readiness: Readiness,
+        admission: Admission,
     ) -> None:
         self.tables = tables
         self.readiness = readiness
         self.workforce = workforce
         self.placement = placement
         self.keeping = keeping
+        self.admission = admission
+        self.policy = admission.policy
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
 
     # --- submission
@@ -112,8 +120,16 @@ class Lifecycle:
                     message = f"the graph's context {spec.context:x} was not defined"
                     self._refuse(session, spec, failure("ProtocolError", message))
                     return None
+            graph = Graph(spec.id, session, tables.next_sequence(), spec.trace, context, session.id)
+            if profile.tenant:
+                graph.share = (session.id, profile.tenant)
+            if profile.admission or (spec.options is not None and spec.options.deadline is not None):
+                refused = self.admission.admit(graph, spec, function, profile, now)
+                if refused is not None:
+                    self._refuse(session, spec, refused)
+                    return None
+            if context is not None:
                 self.readiness.pin(context)
-            graph = Graph(spec.id, session, tables.next_sequence(), spec.trace, context)
         task = TaskState(spec.id, spec, function, profile, session, owner, graph, now)
         tables.tasks[spec.id] = task
         if owner.children is None:
@@ -129,7 +145,7 @@ class Lifecycle:
                 self._over_limit(task)
                 return task
         else:
-            task.due = now + PATIENCE
+            task.due = now + self.policy.patience
         if spec.options is not None and spec.options.deadline is not None:
             self._set_deadline(task, now + spec.options.deadline)
         if spec.handles:
@@ -179,7 +195,6 @@ class Lifecycle:
     def _set_deadline(self, task: TaskState, deadline: float) -> None:
         if task.deadline is None or deadline < task.deadline:
             task.deadline = deadline
-            task.due = min(task.due, deadline)
             self.tables.at(deadline, self._expire, task.id)
 
     def _link(self, task: TaskState, deps: list[tuple[int, bytes | ObjectRef | None]]) -> bool:
@@ -223,7 +238,7 @@ class Lifecycle:
         if result.outcome != OK:
             error = result.error or failure("DependencyFailed", "a dependency failed", dep)
             chain = [*(error.chain or dep.chain()), task.profile.name]
-            inherited = ErrorInfo(error.type, error.message, error.traceback, chain, error.pickled)
+            inherited = replace(error, chain=chain)
             self._ending.append((task, TaskResult(task.id, task.attempt, result.outcome, error=inherited)))
             return False
         assert task.inputs is not None
@@ -246,6 +261,10 @@ class Lifecycle:
         task.move(State.READY)
         if not task.ready_at:
             task.ready_at = now
+        if task.deadline is not None and self.policy.due is not None:
+            function = task.function
+            run = function.cost.predict(1) if task.profile.batch else function.estimate
+            task.due = min(task.due, self.policy.due(task.deadline, run or 0.0))
         error = self._too_large(task) if task.inputs else None
         if error is None:
             error = self.placement.push(task, now)
@@ -274,6 +293,7 @@ class Lifecycle:
         for result in results:
             task = self.workforce.reported(worker, result, now)
             if task is None or task.state is State.DONE:
+                self.tables.wasted += result.run / (1 if task is None else task.batch_size)
                 receipt.remaining -= 1
                 self.keeping.discard(worker, result)
             else:
@@ -340,7 +360,8 @@ class Lifecycle:
                 return
             where = "running" if task.state is State.ASSIGNED else State.NAMES[task.state]
             message = f"the deadline passed while task {task.profile.name!r} was {where}"
-            self.fail(task, failure("DeadlineExceeded", message, task), EXPIRED)
+            missing = missing_steps(task)
+            self.fail(task, failure("DeadlineExceeded", message, task, missing=missing), EXPIRED)
             self.drain(now)
 
     def timed_out(self, task_attempt: tuple[int, int], now: float) -> None:
@@ -372,10 +393,11 @@ class Lifecycle:
     def end(self, task: TaskState, result: TaskResult, now: float) -> None:
         """The one way to DONE. Ends that follow from it are left for `drain`."""
         tables = self.tables
-        if task.state is State.ASSIGNED:
+        before = task.state
+        if before is State.ASSIGNED:
             if task.receipt is None:
                 self._revoke(task, now)
-        elif task.state is State.READY:
+        elif before is State.READY:
             self.placement.remove(task)
         task.move(State.DONE)
         task.result = result
@@ -399,6 +421,11 @@ class Lifecycle:
             self.keeping.keep(task, result)
         session = task.session
         tables.ended.append((task, result, now))
+        graph = task.graph
+        if result.missing:
+            graph.missing = _joined(graph.missing, result.missing)
+        if graph.plan is not None and graph.id == task.id:
+            self.admission.ended(task, result.outcome, before, now)
         if session.timings:
             result.timing = _timing(task, result, now)
         if session.id in tables.sessions:
@@ -523,4 +550,10 @@ def _timing(task: TaskState, result: TaskResult, now: float) -> Timing:
         batch=task.batch_size,
         attempts=max(1, task.attempt),
         slack=None if task.deadline is None else task.deadline - now,
+        missing=None if task.spec.parent else task.graph.missing,
     )
+
+
+def _joined(known: list[str] | None, more: list[str]) -> list[str]:
+    """Names of missing steps, each once, a bounded number."""
+    return list(dict.fromkeys([*(known or ()), *more]))[:MISSING_MAX]

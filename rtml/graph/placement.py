@@ -15,6 +15,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
+from rtml.graph.policy import Scheduling
 from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
 from rtml.graph.spreading import Spreading
@@ -42,6 +43,9 @@ ASYNC_TASKS_MAX: Final = 4096
 #: Seconds that unstarted work may wait behind a running task while another executor is idle.
 RECALL_AFTER: Final = 2e-3
 
+#: Batches that are put off start so many of their predicted run times before the tightest deadline.
+DEFER_MARGIN: Final = 1.5
+
 #: Seconds after which a request that fits no free resources, but could, has a node kept free for it.
 RESERVE_AFTER: Final = 0.5
 
@@ -55,10 +59,11 @@ _FEED_SCAN_MAX: Final = 256
 class Placement:
     """Decides where ready tasks run."""
 
-    def __init__(self, tables: Tables, pools: Pools, workforce: Workforce) -> None:
+    def __init__(self, tables: Tables, pools: Pools, workforce: Workforce, scheduling: Scheduling) -> None:
         self.tables = tables
         self.pools = pools
         self.workforce = workforce
+        self.scheduling = scheduling
         self._lanes: dict[Any, Lane] = {}
         #: lanes with ready tasks
         self._active: dict[Any, Lane] = {}
@@ -82,7 +87,7 @@ class Placement:
             key = (profile.lane, task.function.definition.id, task.batch_key, profile.batch)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(profile)
+            lane = self._lanes[key] = Lane(profile, self.scheduling.weights)
         if not lane.count:
             self._active[key] = lane
         lane.push(task, self.tables.next_sequence())
@@ -308,11 +313,16 @@ class Placement:
     # --- batches
 
     def _batch_due(self, lane: Lane, now: float) -> bool:
-        """Whether the lane's batch may leave: it is full, or its head waited for `batch_delay`."""
+        """Whether the lane's batch may leave: it is full, or its head has waited as long as it may."""
         delay = lane.profile.batch_delay
-        if not delay or lane.items >= lane.batch:
+        if lane.items >= lane.batch or not (delay or self.scheduling.policy.defer):
             return True
-        due = lane.head().ready_at + delay
+        head = lane.head()
+        due = head.ready_at + delay
+        if self.scheduling.policy.defer and head.deadline is not None:
+            seconds = head.function.cost.predict(lane.items + 1)
+            # Something always comes between; and of what is not known nothing can be put off.
+            due = head.deadline - DEFER_MARGIN * seconds if seconds is not None else now
         if due <= now:
             return True
         if lane.wakes_at != due:
@@ -325,17 +335,19 @@ class Placement:
         first = lane.pop()
         tasks = [first]
         items = first.spec.items
-        deadline = first.deadline
+        predict = first.function.cost.predict
+        # Those that will be late even if they run alone keep no others waiting: else a backlog would end all batches.
+        soonest = now + (predict(1) or 0.0)
+        tightest = _tightest(None, first, soonest)
         while lane.count and not first.alone:
             task = lane.head()
             if task.alone or items + task.spec.items > lane.batch:
                 break
-            tightest = deadline if task.deadline is None else min(task.deadline, deadline or task.deadline)
+            tightest = _tightest(tightest, task, soonest)
             if tightest is not None:
-                seconds = first.function.cost.predict(items + task.spec.items)
-                if seconds is not None and now + seconds > tightest and len(tasks) >= 1:
+                seconds = predict(items + task.spec.items)
+                if seconds is not None and now + seconds > tightest:
                     break
-            deadline = tightest
             items += task.spec.items
             tasks.append(lane.pop())
         return tasks
@@ -351,6 +363,7 @@ class Placement:
             worker.batch_number += 1
             batch = worker.batch_number
             first.batch_head = True
+            first.batch_items = sum([task.spec.items for task in tasks])
         session = worker.session
         assert session is not None
         under = worker.stack[-1][0].id if worker.stack else 0
@@ -366,7 +379,7 @@ class Placement:
                 session.outbox.append(Define([context.definition]))
             if batch:
                 task.batch_size = len(tasks)
-                cost = (function.cost.predict(len(tasks)) or UNKNOWN_COST) if task is first else 0.0
+                cost = (function.cost.predict(first.batch_items) or UNKNOWN_COST) if task is first else 0.0
             else:
                 cost = function.estimate or UNKNOWN_COST
             workforce.hand_over(worker, task, task.attempt + 1, cost, now)
@@ -427,6 +440,14 @@ class Placement:
             worker.recalling = True
             self.tables.tell(worker.session, Recall())
             self.tables.interrupts[worker.id] = worker
+
+
+def _tightest(deadline: float | None, task: TaskState, soonest: float) -> float | None:
+    """The earlier of the deadline and the task's, if that can be met at all."""
+    own = task.deadline
+    if own is None or own < soonest:
+        return deadline
+    return own if deadline is None else min(own, deadline)
 
 
 def _load(worker: WorkerState) -> float:

@@ -1,9 +1,9 @@
 """Ready queues: who runs next among tasks that compete for the same place.
 
 A *lane* holds the ready tasks that are interchangeable for placement: one resource shape and role, and for batch
-functions also one function and batch key. Inside it the order is priority class, then a fair turn for each root
-session, then the due time, then the oldest graph, then the deepest task. A task without a deadline is ordered as if it
-were due `PATIENCE` seconds after its graph began, so that deadlines go first without starving it.
+functions also one function and batch key. Inside it the order is priority class, then fair turns of the *shares* (a root
+session, or one tenant of it; a tenant may have several turns in a row), then the due time (`rtml.graph.policy`), then
+the oldest graph, then the deepest task.
 
 Keys mostly arrive in ascending order, so a queue is a deque with a heap beside it for the exceptions: constant time
 whatever its length. Tasks that left (cancelled, taken by their blocked parent) are skipped when they come up: a task's
@@ -13,13 +13,15 @@ whatever its length. Tasks that left (cancelled, taken by their blocked parent) 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from heapq import heappop, heappush
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from rtml.graph.state import Profile, TaskState
 
-#: Seconds after which a task without deadline counts as due.
-PATIENCE: Final = 10.0
+#: No tenant has more than one turn in a row.
+_EQUAL: Final[Mapping[str, int]] = MappingProxyType({})
 
 Entry = tuple[float, int, int, int, TaskState]
 
@@ -68,9 +70,9 @@ class ReadyQueue:
 class Lane:
     """Ready tasks of one kind of place."""
 
-    __slots__ = ("_classes", "_priorities", "batch", "count", "items", "profile", "wakes_at")
+    __slots__ = ("_classes", "_priorities", "_turns", "_weights", "batch", "count", "items", "profile", "wakes_at")
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, weights: Mapping[str, int] = _EQUAL) -> None:
         #: shape, role and batching of everything in here
         self.profile = profile
         self.batch = profile.batch
@@ -80,7 +82,11 @@ class Lane:
         self.items = 0
         #: the moment that a timer is set for, while a batch waits for more
         self.wakes_at = 0.0
-        self._classes: dict[int, dict[int, ReadyQueue]] = {}
+        self._classes: dict[int, dict[Any, ReadyQueue]] = {}
+        #: turns in a row of tenants
+        self._weights = weights
+        #: those that a share has used up of the turns that it has now, where it has several
+        self._turns: dict[Any, int] = {}
         #: priorities present, most urgent first
         self._priorities: list[int] = []
 
@@ -91,14 +97,14 @@ class Lane:
         self.count += 1
         self.items += task.spec.items
         priority = task.profile.priority
-        sessions = self._classes.get(priority)
-        if sessions is None:
-            sessions = self._classes[priority] = {}
+        shares = self._classes.get(priority)
+        if shares is None:
+            shares = self._classes[priority] = {}
             self._priorities = sorted(self._classes, reverse=True)
         graph = task.graph
-        queue = sessions.get(graph.session.id)
+        queue = shares.get(graph.share)
         if queue is None:
-            queue = sessions[graph.session.id] = ReadyQueue()
+            queue = shares[graph.share] = ReadyQueue()
         queue.push((task.due, graph.order, -task.depth, sequence, task))
 
     def remove(self, task: TaskState) -> None:
@@ -114,15 +120,15 @@ class Lane:
         """Take the next task; only if `count`."""
         while True:
             priority = self._priorities[0]
-            sessions = self._classes[priority]
-            session, queue = next(iter(sessions.items()))
+            shares = self._classes[priority]
+            share, queue = next(iter(shares.items()))
             task = queue.pop()
-            if len(sessions) > 1 or task is None:
-                # The session's turn is over: to the end of the round, or out if it has nothing left.
-                del sessions[session]
+            if task is None or (len(shares) > 1 and self._turn_ends(share)):
+                # To the end of the round, or out if it has nothing left.
+                del shares[share]
                 if task is not None and (queue.ordered or queue.heap):
-                    sessions[session] = queue
-                if not sessions:
+                    shares[share] = queue
+                if not shares:
                     self._drop(priority)
             if task is not None:
                 task.lane = None
@@ -135,28 +141,39 @@ class Lane:
                     # Else an empty queue stays for the next task, which mostly is like this one.
                 return task
 
+    def _turn_ends(self, share: Any) -> bool:
+        """Count a turn of the share; whether it was the last one of this round."""
+        weight = self._weights.get(share[1], 1) if share.__class__ is tuple else 1
+        if weight == 1:
+            return True
+        used = self._turns.get(share, 0) + 1
+        self._turns[share] = used % weight
+        return used >= weight
+
     def unpop(self, task: TaskState) -> None:
-        """Put back what `pop` has just given: it is the next one again, and the turn its session's."""
+        """Put back what `pop` has just given: it is the next one again, and the turn its share's."""
         self.push(task, task.entry)
-        sessions = self._classes[task.profile.priority]
-        session = task.graph.session.id
-        if next(iter(sessions)) != session:
-            others = dict(sessions)
-            sessions.clear()
-            sessions[session] = others.pop(session)
-            sessions.update(others)
+        shares = self._classes[task.profile.priority]
+        share = task.graph.share
+        if share in self._turns:
+            self._turns[share] = (self._turns[share] - 1) % self._weights.get(share[1], 1)
+        if next(iter(shares)) != share:
+            others = dict(shares)
+            shares.clear()
+            shares[share] = others.pop(share)
+            shares.update(others)
 
     def head(self) -> TaskState:
         """The next task, left in place; only if `count`."""
         while True:
             priority = self._priorities[0]
-            sessions = self._classes[priority]
-            session, queue = next(iter(sessions.items()))
+            shares = self._classes[priority]
+            share, queue = next(iter(shares.items()))
             entry = queue.head()
             if entry is not None:
                 return entry[4]
-            del sessions[session]
-            if not sessions:
+            del shares[share]
+            if not shares:
                 self._drop(priority)
 
     def _drop(self, priority: int) -> None:
@@ -166,3 +183,5 @@ class Lane:
     def _clear(self) -> None:
         self._classes.clear()
         self._priorities.clear()
+        if self._turns:
+            self._turns.clear()

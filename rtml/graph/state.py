@@ -87,7 +87,10 @@ def amounts(resources: dict[str, float]) -> list[str]:
 class Profile:
     """A function's options with every default filled in: what one call of it asks for."""
 
-    __slots__ = ("batch", "batch_delay", "detached", "lane", "name", "priority", "retries", "role", "shape", "timeout")
+    __slots__ = (
+        "admission", "batch", "batch_delay", "detached", "hedge", "lane", "name", "priority", "retries", "role", "shape",
+        "tenant", "timeout",
+    )  # fmt: skip
 
     def __init__(self, function: Function, options: Options, shape: Shape) -> None:
         self.role = ASYNC_EXECUTOR if function.asynchronous else EXECUTOR
@@ -101,12 +104,15 @@ class Profile:
         self.batch = options.batch or 0
         self.batch_delay = options.batch_delay or 0.0
         self.name = options.name or function.name
+        self.tenant = options.tenant or ""
+        self.admission = bool(options.admission)
+        self.hedge = options.hedge or 0.0
 
 
 class FunctionState:
     """A function and what was learned about it."""
 
-    __slots__ = ("cost", "definers", "definition", "estimate", "managed", "pins", "profile", "users")
+    __slots__ = ("cost", "definers", "definition", "estimate", "forecast", "managed", "pins", "profile", "users")
 
     def __init__(self, definition: Function, profile: Profile, cost: Any) -> None:
         self.definition = definition
@@ -115,6 +121,8 @@ class FunctionState:
         self.estimate: float | None = None
         #: run time by batch size (`estimate.BatchCost`)
         self.cost = cost
+        #: of graphs that begin with it (`predict.Forecast`); None until one was to be planned
+        self.forecast: Any = None
         #: live tasks
         self.users = 0
         #: submitters that keep it, live graphs whose context it is, contexts in use that name it
@@ -219,6 +227,8 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     #: calls that share its execution; `batch_head` marks the one that stands for the batch in the cost model
     batch_size: int = 1
     batch_head: bool = False
+    #: items of all calls of the batch, at its head
+    batch_items: int = 1
     batch_key: str = ""
     #: blocked in `get` on its executor
     blocked: bool = False
@@ -250,13 +260,18 @@ class Graph(msgspec.Struct, eq=False):
     """All tasks that descend from one root submission."""
 
     id: int
-    #: whose share it counts against
     session: Session
     order: int
     trace: str
     #: what its tasks can look up where they run
     context: FunctionState | None = None
+    #: with whom it shares its turns among ready tasks: its session's id, with the tenant if there is one
+    share: Any = 0
     live: int = 0
+    #: what is expected of it (`backlog.Plan`), if it has a deadline or asked for admission
+    plan: Any = None
+    #: names of steps that its tasks went on without
+    missing: list[str] | None = None
 
 
 class Receipt(msgspec.Struct, eq=False):
@@ -395,6 +410,8 @@ def inline_bytes(payloads: Iterable[bytes | ObjectRef | None]) -> int:
     return sum(len(payload) for payload in payloads if isinstance(payload, bytes))
 
 
-def failure(kind: str, message: str, task: TaskState | None = None) -> ErrorInfo:
-    """An error that rtml itself raises for a task; `kind` names a class of `rtml.errors`."""
-    return ErrorInfo(type=kind, message=message, chain=task.chain() if task is not None else [])
+def failure(kind: str, message: str, task: TaskState | None = None, **details: Any) -> ErrorInfo:
+    """An error that rtml itself raises for a task; `kind` names a class of `rtml.errors`, `details` are its own."""
+    return ErrorInfo(
+        type=kind, message=message, chain=task.chain() if task is not None else [], details=details or None
+    )

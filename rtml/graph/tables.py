@@ -42,6 +42,7 @@ class Limits(NamedTuple):
     worker_grace: float = 10.0
     cancel_grace: float = 10.0
     recovery: float = 5.0
+    tenant_graphs_max: int = 10_000
 
 
 #: What each limit bounds, for people.
@@ -55,6 +56,7 @@ LIMITS_HELP: Final[dict[str, str]] = {
     "worker_grace": "seconds a vanished executor, whose death nobody reported, may take to come back",
     "cancel_grace": "seconds unwanted code may ignore its cancellation before its process is ended",
     "recovery": "seconds after a restart of the dispatcher in which peers say what they hold",
+    "tenant_graphs_max": "unfinished graphs of one tenant, above which its submissions are refused",
 }
 
 
@@ -113,6 +115,10 @@ class Ended(NamedTuple):
     trace: str
     #: deadline minus end, in seconds; None without a deadline
     slack: float | None
+    #: how the deadline of a graph ended, of its root; "" of other tasks
+    ending: str = ""
+    #: seconds that were predicted less those that it took; None if nothing was
+    error: float | None = None
 
 
 class Tables:
@@ -138,6 +144,10 @@ class Tables:
         self.effects: list[Effect] = []
         #: tasks that ended lately, how and when; `take_ended` makes records of them, when there is time
         self.ended: list[tuple[TaskState, TaskResult, float]] = []
+        #: seconds that executors spent on attempts whose results nobody wanted
+        self.wasted = 0.0
+        #: submissions that were refused, as if they were tasks
+        self.shed: list[Ended] = []
         #: sessions with something to send, in the order they got it
         self.dirty: dict[int, Session] = {}
         #: sync and async executors to be signalled
@@ -169,7 +179,8 @@ class Tables:
     def take_ended(self) -> list[Ended]:
         """The records of tasks that ended since the last call."""
         ended, self.ended = self.ended, []
-        return [_record(task, result, now) for task, result, now in ended]
+        shed, self.shed = self.shed, []
+        return [_record(task, result, now) for task, result, now in ended] + shed
 
     # --- functions and profiles
 
@@ -208,7 +219,7 @@ class Tables:
         # All but the deadline, which is different for each call and the task's business.
         key = (
             definition.id, o.cpu, o.gpu, o.memory, resources, o.retries, o.timeout, o.priority, o.detached, o.batch,
-            o.batch_delay, o.name,
+            o.batch_delay, o.name, o.tenant, o.admission, o.hedge,
         )  # fmt: skip
         profile = self._profiles.get(key)
         if profile is None:
@@ -235,10 +246,12 @@ class Tables:
 
 def _record(task: TaskState, result: TaskResult, now: float) -> Ended:
     worker, graph, deadline = task.worker, task.graph, task.deadline
+    plan = None if task.spec.parent else graph.plan
     return Ended(
         task.id, task.spec.parent, graph.id, task.profile.name, result.outcome, task.attempt, task.submitted,
         task.ready_at, task.assigned_at, now, result.run, 0 if worker is None else worker.id, task.batch_size,
-        graph.trace, None if deadline is None else deadline - now,
+        graph.trace, None if deadline is None else deadline - now, "" if plan is None else plan.ending or "",
+        None if plan is None else plan.error,
     )  # fmt: skip
 
 

@@ -112,13 +112,16 @@ class Workforce:
             return None
         del worker.queue[result.id]
         worker.load -= task.cost
+        plan = task.graph.plan
+        if plan is not None and worker.role == EXECUTOR:
+            plan.charge(now - max(worker.head_since, task.assigned_at))
         worker.head_since = now
         if result.outcome == OK:
             function = task.function
             if task.batch_size == 1 and not task.profile.batch:
                 function.estimate = high_estimate(function.estimate, result.run)
             elif task.batch_head:
-                function.cost.observe(task.batch_size, result.run)
+                function.cost.observe(task.batch_items, result.run)
         self._freed(worker, task, now)
         return task
 

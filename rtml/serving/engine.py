@@ -190,7 +190,10 @@ class ClientEngine:
 
     def prepare(self, function: RemoteFunction[..., Any]) -> Prepared:
         """Make a function known; once, before its first call."""
-        return Prepared(self._client.describe(function.function, function.defaults), function.overrides or Options())
+        own = function.overrides or Options()
+        # Of what comes from outside only so much is let in as can be done in time.
+        options = own if own.admission is not None else msgspec.structs.replace(own, admission=True)
+        return Prepared(self._client.describe(function.function, function.defaults), options)
 
     def submit(self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Pending:
         """Open a graph.
@@ -199,6 +202,8 @@ class ClientEngine:
             RtmlError: the call cannot be sent.
         """
         visit = VISIT.get()
+        if visit is not None and visit.tenant:
+            options = msgspec.structs.replace(options, tenant=visit.tenant)
         trace = "" if visit is None or visit.trace is None else visit.trace.id
         function = prepared.function
         # A model calls no other one.

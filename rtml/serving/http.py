@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from rtml.errors import ConnectionLost, InvalidInput, RtmlError, SubmitError
+from rtml.errors import ConnectionLost, InvalidInput, Overloaded, RtmlError, SubmitError
 from rtml.messages import Timing
 from rtml.serving import bodies, tracing
 from rtml.serving.engine import RemoteError
@@ -85,6 +85,8 @@ class Failure(NamedTuple):
     kind: str
     message: str
     headers: dict[str, str]
+    #: Facts beside the message, as JSON.
+    details: dict[str, Any]
 
 
 def explain(error: BaseException) -> Failure:
@@ -97,13 +99,16 @@ def explain(error: BaseException) -> Failure:
     message = str(error)[:_MESSAGE_MAX] or kind
     if isinstance(error, ConnectionLost):  # says where the engine was looked for, which is for the operator
         message = "the engine cannot be reached"
-    return Failure(status, kind, message, {**_RETRY, **(headers or {})} if status == 503 else headers or {})
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    details = error.details if isinstance(error, RtmlError) else {}
+    return Failure(status, kind, message, {**_RETRY, **(headers or {})} if status == 503 else headers or {}, details)
 
 
 def error_response(error: BaseException) -> web.Response:
     """The answer for an error: its message and type."""
-    status, kind, message, headers = explain(error)
-    return json_response({"error": message, "type": kind}, status, headers)
+    status, kind, message, headers, details = explain(error)
+    return json_response({"error": message, "type": kind, **details}, status, headers)
 
 
 def status_of(error: BaseException) -> int:

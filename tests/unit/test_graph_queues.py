@@ -32,7 +32,7 @@ class Tasks:
         session = SESSIONS[by]
         asked = profile(priority)
         function = FunctionState(FUNCTION, asked, BatchCost())
-        graph = Graph(self.sequence, session, order, "")
+        graph = Graph(self.sequence, session, order, "", share=session.id)
         task = TaskState(self.sequence, Task(self.sequence, 1, b""), function, asked, session, session, graph, 0.0)
         task.due, task.depth = due, depth
         self.names[task.id] = name
