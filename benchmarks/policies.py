@@ -24,7 +24,6 @@ from rtml.graph.policy import POLICIES, Scheduling
 from rtml.graph.tables import Send
 from rtml.messages import (
     CLIENT,
-    EXECUTOR,
     OK,
     SUPERVISOR,
     Ack,
@@ -137,7 +136,7 @@ class Simulation:
         self.events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self.workers = [WorkerCore(number + 1, 10 + number) for number in range(WORKERS)]
         self.busy = [False] * WORKERS
-        self.models = {number: model for number, model in enumerate(scenario.models, 1)}
+        self.models = dict(enumerate(scenario.models, 1))
         #: when each request came, and its budget
         self.asked: dict[int, tuple[float, float, int]] = {}
         #: requests by model and budget, and those of them that were answered in time
@@ -284,8 +283,8 @@ def main() -> None:
         if not options.json:
             line = (
                 f"{row.scenario:16} {row.load:4.1f} {row.policy:22} goodput {row.goodput:6.1%} of capacity, "
-                f"{row.met:6.1%} of requests, least {row.least:6.1%}; missed {row.missed:6.1%}; p50 {row.p50 * 1e3:6.1f} ms, "
-                f"p99 {row.p99 * 1e3:6.1f} ms; batch {row.batch:4.1f}\n"
+                f"{row.met:6.1%} of requests, least {row.least:6.1%}; missed {row.missed:6.1%}; "
+                f"p50 {row.p50 * 1e3:6.1f} ms, p99 {row.p99 * 1e3:6.1f} ms; batch {row.batch:4.1f}\n"
             )
             sys.stdout.write(line)
             sys.stdout.flush()

@@ -208,7 +208,7 @@ def _dispatcher_arguments(given: list[str], environment: Mapping[str, str]) -> l
     from rtml.graph.tables import Limits
 
     added: list[str] = []
-    for name in ("listen", "shm_dir", "keys", *Limits._fields):
+    for name in ("listen", "shm_dir", "keys", "policy", *Limits._fields):
         option, value = "--" + name.replace("_", "-"), environment.get(config.PREFIX + name.upper())
         if value and not any(argument == option or argument.startswith(option + "=") for argument in given):
             for part in value.split(",") if name == "listen" else [value]:

@@ -42,7 +42,7 @@ FRAME_MAX: Final = 64 * 1024 * 1024
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Duration = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-Portion = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Portion = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Priority = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 
 # Roles in `Hello`.

@@ -51,10 +51,11 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
         int, Meta(ge=0, description="executors beyond workers for tasks that are blocked in get")
     ] = 64
     policy: Annotated[
-        typing.Literal["fifo", "edf", "slack", "deferred"], Meta(description="in which order tasks run")
+        typing.Literal["fifo", "edf", "slack", "deferred"],
+        Meta(description="in which order tasks run: fifo, edf, slack or deferred"),
     ] = "edf"
     tenant_weights: Annotated[
-        dict[str, Annotated[int, Meta(ge=1)]],
+        dict[str, Annotated[int, Meta(ge=1, le=1000)]],
         Meta(description="turns in a row of a tenant's tasks where others wait too, like gold=4"),
     ] = {}
     limits: Annotated[dict[str, float], Meta(description="limit of the dispatcher, like depth_max=5000")] = {}

@@ -143,7 +143,8 @@ def connect(
         **settings: further settings of the started node: `async_executors`, `cpu`, `gpu`, `memory` (bytes),
             `resources` (labels), `blocked_max`, `preimport` (module names), `listen` (further addresses), `drain`
             (seconds), `policy` (the order of tasks: "fifo", "edf", "slack", "deferred"), `tenant_weights` (turns in a
-            row by tenant, like `{"gold": 4}`), and `limits` of the dispatcher by name (`rtml.graph.tables.Limits`), like `{"depth_max": 5000}`.
+            row by tenant, like `{"gold": 4}`), and `limits` of the dispatcher by name (`rtml.graph.tables.Limits`),
+            like `{"depth_max": 5000}`.
 
     Raises:
         AddressError: an address, or the keys, cannot be used.

@@ -140,7 +140,7 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         **options: `cpu`, `gpu` (fractions allowed), `memory` in bytes, `resources` (custom labels), `retries` and
             `retry_on` (exception types; the death of a worker always counts), `timeout` of one attempt in seconds,
             `deadline` of the graph in seconds, `priority`, `batch` (most items of one call: the function takes and
-            returns lists), `batch_delay` in seconds, `detached`, `name`.
+            returns lists), `batch_delay` in seconds, `detached`, `name`, `tenant`, `admission`, `hedge`.
 
     Raises:
         SubmitError: an option is unknown or makes no sense.
@@ -164,10 +164,14 @@ def make_options(values: Mapping[str, Any]) -> Options:
             continue
         if name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
             raise SubmitError(f"option {name} is a whole number, not {value!r}")
-        if name in _SECONDS | {"cpu", "gpu"} and (not isinstance(value, int | float) or isinstance(value, bool)):
+        if name in _SECONDS | {"cpu", "gpu", "hedge"} and (
+            not isinstance(value, int | float) or isinstance(value, bool)
+        ):
             raise SubmitError(f"option {name} is a number, not {value!r}")
         if name != "priority" and isinstance(value, int | float) and not value >= 0:
             raise SubmitError(f"option {name} cannot be negative: {value!r}")
+    if values.get("hedge") is not None and not values["hedge"] < 1:
+        raise SubmitError(f"option hedge is a portion below 1, like 0.95, not {values['hedge']!r}")
     try:
         # In the order of the fields: on the wire the options are an array.
         options = msgspec.convert([values.get(name) for name in Options.__struct_fields__], Options)
@@ -176,7 +180,7 @@ def make_options(values: Mapping[str, Any]) -> Options:
         for position, name in enumerate(Options.__struct_fields__):
             text = text.replace(f"`$[{position}]", f"`{name}")
         raise SubmitError(f"wrong option: {text}") from None
-    for text in (options.name or "", *(options.resources or ())):
+    for text in (options.name or "", options.tenant or "", *(options.resources or ())):
         if len(text) > _TEXT_MAX or not _encodable(text):
             raise SubmitError(f"a name among the options has at most {_TEXT_MAX} Unicode characters: {text[:50]!a}")
     return options

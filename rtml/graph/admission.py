@@ -29,9 +29,9 @@ SURE: Final = 0.99
 #: And while executors are free, when nobody is hurt by one that fails.
 LIKELY: Final = 0.5
 
-#: The portion of a budget that may be planned at admission: the rest is room for more urgent graphs that come later, and
-#: for what nobody foresaw. In `benchmarks/policies.py` 0.6 costs goodput in bursts, 0.9 doubles the promises that are
-#: broken and leaves half as much to the tightest deadlines.
+#: The portion of a budget that may be planned at admission: the rest is room for more urgent graphs that come later,
+#: and for what nobody foresaw. In `benchmarks/policies.py` 0.6 costs goodput in bursts, 0.9 doubles the promises that
+#: are broken and leaves half as much to the tightest deadlines.
 FILL: Final = 0.75
 
 #: Seconds between two probes of one function.
@@ -71,7 +71,8 @@ class Admission:
         if forecast is None:
             forecast = function.forecast = Forecast()
         share = self.backlog.share(graph.share, profile.priority, self.weights.get(profile.tenant, 1))
-        plan = Plan(self.backlog, forecast, profile.tenant, now, None if spec.options is None else spec.options.deadline)
+        budget = None if spec.options is None else spec.options.deadline
+        plan = Plan(self.backlog, forecast, profile.tenant, now, budget)
         refused = None
         if profile.admission and self.live[profile.tenant] >= self.tables.limits.tenant_graphs_max:
             refused = self._over_quota(plan)
@@ -136,7 +137,8 @@ class Admission:
         if predicted > FILL * budget:
             if self._is_probe(plan, now):
                 return None
-            message = f"it would end in {predicted * 1e3:.1f} ms, and has {budget * 1e3:.1f} ms"
+            most = f"of its {budget * 1e3:.1f} ms only {FILL * budget * 1e3:.1f} are planned"
+            message = f"it would probably take {predicted * 1e3:.1f} ms; {most}"
             retry = predicted - FILL * budget
         elif self.backlog.harmed(share, latest, work, now, (self._slots(), plan.worked - self.backlog.worked)):
             message = f"within its {budget * 1e3:.1f} ms there is only time for what was admitted before"

@@ -1,9 +1,9 @@
 """Ready queues: who runs next among tasks that compete for the same place.
 
 A *lane* holds the ready tasks that are interchangeable for placement: one resource shape and role, and for batch
-functions also one function and batch key. Inside it the order is priority class, then fair turns of the *shares* (a root
-session, or one tenant of it; a tenant may have several turns in a row), then the due time (`rtml.graph.policy`), then
-the oldest graph, then the deepest task.
+functions also one function and batch key. Inside it the order is priority class, then fair turns of the *shares* (a
+root session, or one tenant of it; a tenant may have several turns in a row), then the due time (`rtml.graph.policy`),
+then the oldest graph, then the deepest task.
 
 Keys mostly arrive in ascending order, so a queue is a deque with a heap beside it for the exceptions: constant time
 whatever its length. Tasks that left (cancelled, taken by their blocked parent) are skipped when they come up: a task's
@@ -135,7 +135,7 @@ class Lane:
                 self.count -= 1
                 self.items -= task.spec.items
                 if not self.count:
-                    only = len(self._priorities) == 1 and len(sessions) == 1 and session in sessions
+                    only = len(self._priorities) == 1 and len(shares) == 1 and share in shares
                     if not only or queue.ordered or queue.heap:
                         self._clear()
                     # Else an empty queue stays for the next task, which mostly is like this one.

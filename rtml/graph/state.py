@@ -88,8 +88,8 @@ class Profile:
     """A function's options with every default filled in: what one call of it asks for."""
 
     __slots__ = (
-        "admission", "batch", "batch_delay", "detached", "hedge", "lane", "name", "priority", "retries", "role", "shape",
-        "tenant", "timeout",
+        "admission", "batch", "batch_delay", "detached", "hedge", "lane", "name", "priority", "retries", "role",
+        "shape", "tenant", "timeout",
     )  # fmt: skip
 
     def __init__(self, function: Function, options: Options, shape: Shape) -> None:

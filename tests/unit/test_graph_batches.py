@@ -204,7 +204,11 @@ def test_it_waits_for_an_executor_in_any_case() -> None:
         ([0.045, None, None, None], "a b c"),
         ([0.1, 0.025, 0.2, None], "b"),
         ([0.035, 0.036, 0.037, None], "a b"),
-        ([0.001, None, None, None], "a"),  # too late for all: it is not made worse for the others
+        (
+            [0.001, None, None, None],
+            "a b c d",
+        ),  # lost already: it keeps nobody waiting, else a backlog ends all batches
+        ([0.021, None, None, None], "a"),
     ],
 )
 def test_a_deadline_bounds_the_batch(budgets: list[float | None], first: str) -> None:

@@ -26,17 +26,21 @@ def test_a_request_is_counted_by_status_and_time() -> None:
     target.ended(504, 0.01, 0.01)
     target.ended(499, 0.001, 0.01)
     target.ended(500, 0.001, 0.01)
+    target.ended(503, 0.001, 0.01)
+    target.ended(200, 0.001, 0.01, True)
     found = samples(gateway.render())
     labels = ",app=ocr,target=/v1/read"
-    assert found["rtml_gateway_requests_total,app=ocr,code=200,target=/v1/read"] == 2
-    assert found["rtml_gateway_request_seconds_count" + labels] == 5
+    assert found["rtml_gateway_requests_total,app=ocr,code=200,target=/v1/read"] == 3
+    assert found["rtml_gateway_request_seconds_count" + labels] == 7
     assert found["rtml_gateway_request_seconds_bucket,app=ocr,le=0.00025,target=/v1/read"] == 1
-    assert found["rtml_gateway_request_seconds_sum" + labels] == pytest.approx(0.0162)
+    assert found["rtml_gateway_request_seconds_sum" + labels] == pytest.approx(0.0182)
     deadlines = {
         outcome: found[f"rtml_gateway_deadlines_total,app=ocr,outcome={outcome},target=/v1/read"]
         for outcome in metrics.DEADLINE_OUTCOMES
     }
-    assert deadlines == {"met": 0, "missed": 2, "cancelled": 1, "failed": 1}
+    assert deadlines == {
+        "met": 0, "partial": 1, "missed": 2, "shed_admission": 1, "cancelled": 1, "failed": 1
+    }  # fmt: skip
     assert found["rtml_gateway_deadline_slack_seconds_bucket,app=ocr,le=-0.001,target=/v1/read"] == 1
 
 
@@ -53,8 +57,9 @@ def test_a_task_is_counted_by_function_and_outcome() -> None:
     dispatcher = metrics.DispatcherMetrics()
     meter = dispatcher.meter("detect")
     assert dispatcher.meter("detect") is meter
-    meter.count([ended(batch=3, attempts=2, slack=0.1), ended(slack=-0.1)])
-    meter.count([ended(slack=-0.1, parent=1), ended(outcome=messages.EXPIRED, ready=0.0, assigned=0.0, slack=0.0)])
+    meter.count([ended(batch=3, attempts=2, slack=0.1, ending="met", error=-0.002), ended(slack=-0.1, ending="missed")])
+    late = ended(outcome=messages.EXPIRED, ready=0.0, assigned=0.0, slack=0.0, ending="expired_queue")
+    meter.count([ended(slack=-0.1, parent=1), late])
     found = samples(dispatcher.render())
     assert found["rtml_tasks_total,function=detect,outcome=ok"] == 3
     assert found["rtml_tasks_total,function=detect,outcome=expired"] == 1
@@ -64,7 +69,9 @@ def test_a_task_is_counted_by_function_and_outcome() -> None:
     assert found["rtml_task_queue_seconds_bucket,function=detect,le=0.0005"] == 0
     assert found["rtml_task_seconds_sum,function=detect"] == pytest.approx(3 * 0.021)
     assert found["rtml_deadline_total,function=detect,outcome=met"] == 1
-    assert found["rtml_deadline_total,function=detect,outcome=missed"] == 2
+    assert found["rtml_deadline_total,function=detect,outcome=missed"] == 1
+    assert found["rtml_deadline_total,function=detect,outcome=expired_queue"] == 1
+    assert found["rtml_predicted_minus_actual_seconds_bucket,function=detect,le=-0.001"] == 1
     assert found["rtml_dispatcher_cpu_seconds_total"] > 0
 
 

@@ -79,7 +79,7 @@ def test_what_is_shown_names_every_setting() -> None:
 
 
 def test_what_an_engine_gets_leaves_out_what_nobody_asked_for() -> None:
-    always = {"workers": None, "link": "unix", "async_executors": 1, "logs": True, "blocked_max": 64}
+    always = {"workers": None, "link": "unix", "async_executors": 1, "logs": True, "blocked_max": 64, "policy": "edf"}
     assert EngineSettings().for_connect() == always
     assert EngineSettings(gpu=1.0, preimport=("json",)).for_connect()["preimport"] == ("json",)
 
