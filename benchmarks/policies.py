@@ -130,7 +130,7 @@ class Simulation:
         self.admission = admission
         self.rate = load * scenario.capacity
         self.random = random.Random(seed)
-        self.core = Core(1, None, Scheduling(POLICIES[policy]))
+        self.core = Core(1, scheduling=Scheduling(POLICIES[policy]))
         self.now = 0.0
         self.numbers = count(1)
         self.events: list[tuple[float, int, Callable[[Any], None], Any]] = []

@@ -313,6 +313,8 @@ class Spreading:
             batch=profile.batch,
             batch_delay=profile.batch_delay,
             name=profile.name,
+            tenant=profile.tenant or None,
+            hedge=profile.hedge or None,
         )
 
     def give_back(self, task: TaskState) -> None:

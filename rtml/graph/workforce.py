@@ -113,8 +113,11 @@ class Workforce:
         del worker.queue[result.id]
         worker.load -= task.cost
         plan = task.graph.plan
-        if plan is not None and worker.role == EXECUTOR:
-            plan.charge(now - max(worker.head_since, task.assigned_at))
+        if plan is not None:
+            if worker.role == EXECUTOR:
+                plan.charge(now - max(worker.head_since, task.assigned_at))
+            elif worker.role == DISPATCHER and not task.function.definition.asynchronous:
+                plan.charge(result.run / task.batch_size)
         worker.head_since = now
         if result.outcome == OK:
             function = task.function

@@ -206,7 +206,7 @@ def test_missing_steps_are_named_when_the_deadline_passes() -> None:
 )
 def test_policies_order_what_is_ready(policy: str, order: str) -> None:
     engine = Engine()
-    engine.core = Core(2, None, Scheduling(POLICIES[policy]))
+    engine.core = Core(2, scheduling=Scheduling(POLICIES[policy]))
     engine = _on(engine, engine.core)
     engine.define("long")
     engine.submit("warm", of="long")
