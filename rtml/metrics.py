@@ -240,7 +240,7 @@ class Target:
         self._metrics = metrics
         self._app = app
         self._name = name
-        self._codes: dict[int, Cell] = {}
+        self._codes: dict[tuple[str, int], Cell] = {}
         self.seconds = metrics.seconds.labels(app, name)
         self.in_flight = metrics.in_flight.labels(app, name)
         #: Requests that may be answered at a time; further ones are refused.
@@ -248,17 +248,20 @@ class Target:
         self.deadlines = {outcome: metrics.deadlines.labels(app, name, outcome) for outcome in DEADLINE_OUTCOMES}
         self.slack = metrics.slack.labels(app, name)
 
-    def refused(self) -> None:
+    def refused(self, protocol: str = "http") -> None:
         """A request was not let in, as there are `in_flight_max`."""
-        self._count(503)
+        self._count(503, protocol)
 
-    def _count(self, code: int) -> None:
-        cell = self._codes.get(code)
+    def _count(self, code: int, protocol: str) -> None:
+        cell = self._codes.get((protocol, code))
         if cell is None:
-            cell = self._codes[code] = self._metrics.requests.labels(self._app, self._name, str(code))
+            cell = self._metrics.requests.labels(self._app, self._name, protocol, str(code))
+            self._codes[protocol, code] = cell
         cell.value += 1
 
-    def ended(self, code: int, seconds: float, deadline: float | None, partial: bool = False) -> None:
+    def ended(
+        self, code: int, seconds: float, deadline: float | None, partial: bool = False, protocol: str = "http"
+    ) -> None:
         """A request was answered.
 
         Args:
@@ -266,8 +269,9 @@ class Target:
             seconds: From the request's head to the answer.
             deadline: The request's budget in seconds, if it had one.
             partial: Some steps of its graph are missing in the answer.
+            protocol: By which it came: "http" or "grpc".
         """
-        self._count(code)
+        self._count(code, protocol)
         self.seconds.observe(seconds)
         if deadline is not None:
             self.slack.observe(deadline - seconds)
@@ -280,7 +284,9 @@ class GatewayMetrics(Metrics):
     def __init__(self) -> None:
         where = ("app", "target")
         self.requests = Counter(
-            "rtml_gateway_requests", "Requests answered, by HTTP status (499: the client had gone).", (*where, "code")
+            "rtml_gateway_requests",
+            "Requests answered, by protocol (http, grpc) and HTTP status (499: the client had gone).",
+            (*where, "protocol", "code"),
         )
         self.seconds = Histogram("rtml_gateway_request_seconds", "From a request's head to its answer.", where)
         self.in_flight = Gauge("rtml_gateway_requests_in_flight", "Requests being answered.", where)

@@ -74,6 +74,10 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
 
     host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    grpc_port: Annotated[
+        int,
+        Meta(ge=0, le=65535, description="port to listen on for gRPC, which pip install 'rtml[grpc]' brings; 0: none"),
+    ] = 0
     body_max: Annotated[int, Meta(ge=1, description="largest request body, decompressed, in bytes")] = 64 * 1024 * 1024
     read_timeout: Annotated[
         float, Meta(gt=0, description="seconds that a client may take to send a request's head, and again its body")

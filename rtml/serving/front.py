@@ -37,24 +37,58 @@ class Checks(NamedTuple):
         return self.access is not None or self.log is not None or self.concurrency_max is not None
 
 
+class Load:
+    """How many requests a process answers, of all its protocols.
+
+    Args:
+        most: That it answers at a time; None: any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._running = 0
+
+    def enter(self) -> None:
+        """One more.
+
+        Raises:
+            HttpError: there are too many.
+        """
+        if self._most is not None and self._running >= self._most:
+            raise http.HttpError(503, f"the gateway has its most requests running: {self._most}", "Busy")
+        self._running += 1
+
+    def leave(self) -> None:
+        """One less."""
+        self._running -= 1
+
+
+class Door(NamedTuple):
+    """What a request passes on its way in."""
+
+    checks: Checks
+    #: Of the process.
+    load: Load
+    #: Counts what is not let in, by reason.
+    refused: Counter
+
+
 class Front:
     """Answers requests by way of `answer`.
 
     Args:
         answer: The routes'.
-        checks: What to look at.
-        refused: Counts what is not let in, by reason.
+        door: What requests pass before it.
         ids: Names requests.
     """
 
-    def __init__(self, answer: http.Handler, checks: Checks, refused: Counter, ids: http.RequestIds) -> None:
+    def __init__(self, answer: http.Handler, door: Door, ids: http.RequestIds) -> None:
         self._answer = answer
-        self._access = checks.access
-        self._log = checks.log
-        self._concurrency_max = checks.concurrency_max
-        self._refused = refused
+        self._access = door.checks.access
+        self._log = door.checks.log
+        self._load = door.load
+        self._refused = door.refused
         self._ids = ids
-        self._running = 0
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle a request."""
@@ -70,33 +104,37 @@ class Front:
         return response
 
     async def _pass(self, request: web.BaseRequest, visit: Visit) -> web.StreamResponse:
+        bounded = request.path not in _ALWAYS
         try:
-            ticket = self._enter(request)
+            if bounded:
+                self._load.enter()
         except http.HttpError as error:
-            self._refused.labels(error.kind).value += 1
-            response = http.error_response(error)
-            response.headers[http.REQUEST_ID] = self._ids.of(request)
-            if request.body_exists:
-                # The body is not read, and what is not read cannot be followed by another request.
-                response.force_close()
-            return response
-        visit.tenant = ticket.tenant
-        self._running += 1
+            return self._refuse(request, error)
         try:
-            return await self._answer(request)
-        finally:
-            self._running -= 1
+            ticket = Ticket()
             if self._access is not None:
-                self._access.leave(ticket)
+                try:
+                    ticket = self._access.enter(request.headers.get("Authorization"), request.path)
+                except http.HttpError as error:
+                    return self._refuse(request, error)
+            visit.tenant = ticket.tenant
+            try:
+                return await self._answer(request)
+            finally:
+                if self._access is not None:
+                    self._access.leave(ticket)
+        finally:
+            if bounded:
+                self._load.leave()
 
-    def _enter(self, request: web.BaseRequest) -> Ticket:
-        path = request.path
-        most = self._concurrency_max
-        if most is not None and self._running >= most and path not in _ALWAYS:
-            raise http.HttpError(503, f"the gateway has its most requests running: {most}", "Busy")
-        if self._access is None:
-            return Ticket()
-        return self._access.enter(request.headers.get("Authorization"), path)
+    def _refuse(self, request: web.BaseRequest, error: http.HttpError) -> web.Response:
+        self._refused.labels(error.kind).value += 1
+        response = http.error_response(error)
+        response.headers[http.REQUEST_ID] = self._ids.of(request)
+        if request.body_exists:
+            # The body is not read, and what is not read cannot be followed by another request.
+            response.force_close()
+        return response
 
     def _trace(self, request: web.BaseRequest) -> tracing.Trace | None:
         parent = request.headers.get(TRACEPARENT)
@@ -122,18 +160,24 @@ def _line(request: web.BaseRequest, response: web.StreamResponse | None, visit: 
         trace_id="" if visit.trace is None else visit.trace.id,
         tenant=visit.tenant,
     )
-    progress = visit.progress
-    if progress is not None:
-        line.request_id = progress.id
-        if progress.model is not None:
-            line.model, line.version = progress.model.name, progress.model.version
-        timing = progress.timing
-        if timing is not None:
-            line.queue, line.compute = round(timing.queued, 6), round(timing.run, 6)
-        if progress.budget is not None:
-            line.deadline = round(progress.budget, 6)
-            line.deadline_outcome = deadline_outcome(status, seconds, progress.budget)
+    add_progress(line, visit)
     return line
+
+
+def add_progress(line: Line, visit: Visit) -> None:
+    """Put into the line what is known of the request's way through the engine, if it took it."""
+    progress = visit.progress
+    if progress is None:
+        return
+    line.request_id = progress.id
+    if progress.model is not None:
+        line.model, line.version = progress.model.name, progress.model.version
+    timing = progress.timing
+    if timing is not None:
+        line.queue, line.compute = round(timing.queued, 6), round(timing.run, 6)
+    if progress.budget is not None:
+        line.deadline = round(progress.budget, 6)
+        line.deadline_outcome = deadline_outcome(line.status, line.duration, progress.budget)
 
 
 def _received(request: web.BaseRequest) -> int:

@@ -26,7 +26,7 @@ from rtml.serving.app import App
 from rtml.serving.conditions import Conditions
 from rtml.serving.engine import Engine
 from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
-from rtml.serving.front import Front
+from rtml.serving.front import Door, Front, Load
 from rtml.serving.inference import Inference
 from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
@@ -81,27 +81,33 @@ class Gateway:
         self._body_max = body_max
         self._read_timeout = read_timeout
         self._ids = http.RequestIds()
+        #: Where gRPC is served, once it is.
+        self.grpc_port: int | None = None
         self._drain_timeout = drain_timeout
         self._draining = False
+        checks = conditions.checks
+        self._door = Door(checks, Load(checks.concurrency_max), self.metrics.refused)
         self._routes: http.Routes | None = None
         self._runner: web.ServerRunner | None = None
+        self._grpc: Any = None
         self._lag_timer: asyncio.TimerHandle | None = None
         self._stop_gc_watch: Any = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, grpc_port: int | None = None) -> int:
         """Listen.
 
         Args:
             host: Address to listen on.
             port: 0 picks a free one.
+            grpc_port: The same for gRPC; None: none.
 
         Returns:
             The port.
 
         Raises:
-            ValueError: two apps serve the same path, or a model does not say what it takes.
+            ValueError: two apps serve the same path, a model does not say what it takes, or gRPC is not installed.
             TypeError: a program has a signature that cannot be served.
             AddressError: the address cannot be used.
         """
@@ -117,7 +123,7 @@ class Gateway:
         settings["max_line_size"] = settings["max_field_size"] = conditions.header_max
         answer: http.Handler = routes.answer
         if conditions.checks.any:
-            answer = Front(answer, conditions.checks, self.metrics.refused, self._ids).answer
+            answer = Front(answer, self._door, self._ids).answer
         server = Server(answer, self._ids, self._read_timeout, conditions.crowd(self.metrics), **settings)
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=_GOODBYE)
@@ -129,6 +135,8 @@ class Gateway:
             await web.TCPSite(self._runner, host, port, **listening).start()
         except OSError as error:
             raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+        if grpc_port is not None:
+            self.grpc_port = await self._start_grpc(host, grpc_port)
         self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
         self._watch_loop(loop)
         # What start-up has made stays: the collector need not look at it again.
@@ -151,8 +159,11 @@ class Gateway:
                 await site.stop()
             if runner.server is not None:
                 runner.server.pre_shutdown()
-            if self._routes is not None:
-                await self._routes.drain(self._drain_timeout)
+            async with asyncio.TaskGroup() as group:
+                if self._routes is not None:
+                    group.create_task(self._routes.drain(self._drain_timeout))
+                if self._grpc is not None:
+                    group.create_task(self._grpc.stop(self._drain_timeout))
             await runner.cleanup()
         if self._stop_gc_watch is not None:
             self._stop_gc_watch()
@@ -172,6 +183,28 @@ class Gateway:
             await site.stop()
         # Those that were accepted last have not said anything yet.
         await self._server.wait_until_empty(min(_LAST_WORDS, self._conditions.linger))
+
+    async def _start_grpc(self, host: str, port: int) -> int:
+        """Listen for gRPC. Raises as `start`."""
+        try:
+            from rtml.serving import grpc_server  # an extra, and 40 MB of memory
+        except ImportError as error:
+            raise ValueError(f"--grpc-port needs gRPC: pip install 'rtml[grpc]' ({error})") from None
+        conditions = self._conditions
+        backend = grpc_server.Backend(
+            registry=self.registry,
+            inference=self.inference,
+            ids=self._ids,
+            ensembles=self.ensembles,
+            describe=lambda: self.description,
+            ready=lambda: self.ready,
+            door=self._door,
+            certificates=conditions.certificates,
+            reuse_port=conditions.reuse_port,
+        )
+        self._grpc = grpc_server.GrpcServer(backend, self._body_max)
+        bound: int = await self._grpc.start(host, port)
+        return bound
 
     @property
     def ready(self) -> bool:
@@ -258,6 +291,8 @@ class Gateway:
         def tick() -> None:
             nonlocal due
             lag.observe(max(0.0, loop.time() - due))
+            if self._grpc is not None:
+                self._grpc.look()
             due = loop.time() + _LAG_PERIOD
             self._lag_timer = loop.call_at(due, tick)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -100,7 +101,7 @@ def decode_request(received: Received, specs: Sequence[TensorSpec]) -> oip.Reque
     parameters = read_parameters(sent.parameters)
     oip.check_parameters(parameters)
     outputs = [oip.RequestOutput(output.name, read_parameters(output.parameters)) for output in sent.outputs]
-    return oip.Request(sent.id, oip.fit(arrays, datatypes, specs), parameters, outputs or None, True)
+    return oip.Request(sent.id, oip.fit(arrays, datatypes, specs), parameters, outputs or None, binary=True)
 
 
 def _from_contents(name: str, datatype: str, shape: list[int], contents: Message) -> Array:
@@ -137,7 +138,7 @@ def read_parameters(entries: Mapping[str, Message]) -> Parameters:
 
 
 def write_parameters(entries: Any, parameters: Parameters) -> None:
-    """Put parameters into a message's map; those without a value have no place there."""
+    """Put parameters into a message's map: lists and the like as JSON text, those without a value not at all."""
     for name, value in parameters.items():
         if isinstance(value, bool):
             entries[name].bool_param = value
@@ -145,8 +146,10 @@ def write_parameters(entries: Any, parameters: Parameters) -> None:
             setattr(entries[name], "int64_param" if value <= _INT64_MAX else "uint64_param", value)
         elif isinstance(value, float):
             entries[name].double_param = value
-        elif value is not None:
+        elif isinstance(value, str):
             entries[name].string_param = value
+        elif value is not None:
+            entries[name].string_param = msgspec.json.encode(value).decode()
 
 
 def encode_reply(reply: oip.Reply, request: oip.Request) -> tuple[Message, list[Buffer]]:

@@ -17,6 +17,8 @@ from rtml.serving.tensors import Buffer
 _RAW_INPUT: Final = (7 << 3) | 2
 _RAW_OUTPUT: Final = (6 << 3) | 2
 
+_INFER_RESPONSE: Final = (2 << 3) | 2
+
 _VARINT_BITS_MAX: Final = 63
 
 
@@ -61,6 +63,11 @@ def join(head: bytes, raw: Iterable[Buffer]) -> bytes:
         parts.append(bytes([_RAW_OUTPUT]) + _encode_varint(len(data)))
         parts.append(data)
     return b"".join(parts)
+
+
+def stream_response(response: bytes) -> bytes:
+    """A serialised `ModelStreamInferResponse` with this serialised `ModelInferResponse`."""
+    return b"".join((bytes([_INFER_RESPONSE]), _encode_varint(len(response)), response))
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

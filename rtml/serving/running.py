@@ -132,7 +132,7 @@ async def _run(
             metrics=metrics, conditions=conditions,
         )  # fmt: skip
         try:
-            port = await gateway.start(http.host, http.port)
+            port = await gateway.start(http.host, http.port, http.grpc_port or None)
             for line in _places(apps, f"{'https' if http.tls_cert else 'http'}://{http.host}:{port}", engine.address):
                 say(line)
             await stop.wait()

@@ -209,12 +209,11 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*apps: App, **settings: Any) -> AsyncIterator[Server]:
+async def serving(*apps: App, grpc_port: int | None = None, **settings: Any) -> AsyncIterator[Server]:
     engine = InlineEngine()
     gateway = Gateway(engine, apps or (app,), **settings)
-    port = await gateway.start("127.0.0.1", 0)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as session:
         try:
-            yield Server(engine, gateway, port, session)
+            yield Server(engine, gateway, await gateway.start("127.0.0.1", 0, grpc_port), session)
         finally:
             await gateway.stop()

@@ -164,7 +164,7 @@ async def test_a_client_that_goes_away_cancels_the_graph() -> None:
         await server.engine.started.wait()
         writer.close()
         await asyncio.wait_for(server.engine.cancelled.wait(), 5)
-        gone = json.dumps({"app": "demo", "code": "499", "target": "/v1/wait"})
+        gone = json.dumps({"app": "demo", "code": "499", "protocol": "http", "target": "/v1/wait"})
         while (await server.metrics()).get("rtml_gateway_requests_total" + gone) != 1:
             await asyncio.sleep(0.01)
         await writer.wait_closed()
@@ -298,8 +298,20 @@ async def test_metrics_of_gateway_and_dispatcher_on_one_page() -> None:
         await server.post("/v1/echo", {"data": 1})
         found = await server.metrics()
         labels = {"app": "demo", "target": "/v1/echo"}
-        assert found["rtml_gateway_requests_total" + json.dumps({**labels, "code": "200"}, sort_keys=True)] == 1
-        assert found["rtml_gateway_requests_total" + json.dumps({**labels, "code": "400"}, sort_keys=True)] == 1
+        assert (
+            found[
+                "rtml_gateway_requests_total"
+                + json.dumps({**labels, "code": "200", "protocol": "http"}, sort_keys=True)
+            ]
+            == 1
+        )
+        assert (
+            found[
+                "rtml_gateway_requests_total"
+                + json.dumps({**labels, "code": "400", "protocol": "http"}, sort_keys=True)
+            ]
+            == 1
+        )
         assert found["rtml_gateway_request_seconds_count" + json.dumps(labels)] == 2
         assert found["rtml_tasks_total{}"] == 3
         assert found["rtml_gateway_dispatcher_up{}"] == 1

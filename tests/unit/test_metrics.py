@@ -30,7 +30,7 @@ def test_a_request_is_counted_by_status_and_time() -> None:
     target.ended(200, 0.001, 0.01, True)
     found = samples(gateway.render())
     labels = ",app=ocr,target=/v1/read"
-    assert found["rtml_gateway_requests_total,app=ocr,code=200,target=/v1/read"] == 3
+    assert found["rtml_gateway_requests_total,app=ocr,code=200,protocol=http,target=/v1/read"] == 3
     assert found["rtml_gateway_request_seconds_count" + labels] == 7
     assert found["rtml_gateway_request_seconds_bucket,app=ocr,le=0.00025,target=/v1/read"] == 1
     assert found["rtml_gateway_request_seconds_sum" + labels] == pytest.approx(0.0182)

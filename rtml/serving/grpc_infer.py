@@ -1,0 +1,164 @@
+"""gRPC's two calls that run models: `ModelInfer`, and `ModelStreamInfer` with many requests in one call.
+
+A stream answers its requests in their order, and runs several of them at once: it reads ahead, so that they can share
+batches, but no further than `_AHEAD`, so that a client that sends without reading is held back. What goes wrong with
+one request is said in its answer's `error_message`; the stream goes on. Every answer says in the parameter
+`triton_final_response` whether it is its request's last. A model with several answers to a request (decoupled, in
+Triton's words) sends them as they come, and then, if the request asks for it with `triton_enable_empty_final_response`,
+one that has nothing but that parameter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from rtml.serving import grpc_codec, grpc_wire, http, oip
+from rtml.serving.grpc_calls import Call, Calls, counted
+from rtml.serving.grpc_codec import InferResponse, Received
+from rtml.serving.grpc_messages import message
+from rtml.serving.inference import Inference, Progress
+from rtml.serving.registry import ModelVersion, Registry
+
+_StreamResponse: Final = message("inference.ModelStreamInferResponse")
+
+#: Requests of one stream that run or wait to be answered.
+_AHEAD: Final = 64
+#: Answers of one request that wait for those before it.
+_ANSWERS: Final = 16
+#: HTTP's status for who brings no token, or none that is known.
+_UNKNOWN_CLIENT: Final = 401
+_FINAL: Final = "triton_final_response"
+_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+
+#: Serialised answers of one request, as they come; None is the end.
+_Answers = asyncio.Queue[bytes | None]
+
+
+class InferCalls:
+    """Runs the models of a registry.
+
+    Args:
+        calls: Those that run.
+        registry: What is served.
+        inference: Runs it.
+    """
+
+    def __init__(self, calls: Calls, registry: Registry, inference: Inference) -> None:
+        self._calls = calls
+        self._registry = registry
+        self._inference = inference
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def infer(self, data: bytes, context: Any) -> bytes:
+        """`ModelInfer`: a serialised request in, a serialised response out."""
+
+        async def handle(call: Call) -> bytes:
+            received = Received(data)
+            with self._calls.request(call, _path(received), len(data)) as visit:
+                model = self._find(received)
+                progress = call.progress(model.deadline)
+                with counted(model.target, progress, visit):
+                    request = grpc_codec.decode_request(received, model.inputs)
+                    reply = await self._inference.run(model, request, progress)
+                    response, raw = grpc_codec.encode_reply(reply, request)
+                context.set_trailing_metadata(call.trailing(visit, progress))
+            return grpc_wire.join(response.SerializeToString(), raw)
+
+        return await self._calls.answer("ModelInfer", context, handle)
+
+    def _find(self, received: Received) -> ModelVersion:
+        sent = received.message
+        return self._registry.find(sent.model_name, sent.model_version or None)
+
+    # --- many ---------------------------------------------------------------------------------------------------------
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """`ModelStreamInfer`."""
+
+        async def handle(call: Call) -> None:
+            waiting: asyncio.Queue[_Answers | None] = asyncio.Queue(_AHEAD)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    reader = group.create_task(self._read(requests, call, waiting, group))
+                    with self._calls.reading(reader):
+                        while (answers := await waiting.get()) is not None:
+                            while (answer := await answers.get()) is not None:
+                                await context.write(answer)
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            if self._calls.draining:
+                raise http.HttpError(503, "the gateway stops and reads no more of this stream", "Stopping")
+            context.set_trailing_metadata(((http.REQUEST_ID, call.id),))
+
+        await self._calls.answer("ModelStreamInfer", context, handle)
+
+    async def _read(
+        self,
+        requests: AsyncIterator[bytes],
+        call: Call,
+        waiting: asyncio.Queue[_Answers | None],
+        group: asyncio.TaskGroup,
+    ) -> None:
+        """Start the requests of a stream as they come, until its end or the gateway's."""
+        try:
+            async for data in requests:
+                answers: _Answers = asyncio.Queue(_ANSWERS)
+                await waiting.put(answers)
+                group.create_task(self._answer(data, call, answers))
+        except asyncio.CancelledError:
+            if not self._calls.draining:
+                raise
+        await waiting.put(None)
+
+    async def _answer(self, data: bytes, call: Call, answers: _Answers) -> None:
+        """All answers to one request of a stream; an error is one, too."""
+        sent = None
+        request_id = self._calls.ids.new()
+        try:
+            received = Received(data)
+            sent = received.message
+            with self._calls.request(call, _path(received), len(data)) as visit:
+                model = self._find(received)
+                progress = call.progress(model.deadline, request_id)
+                with counted(model.target, progress, visit):
+                    request = grpc_codec.decode_request(received, model.inputs)
+                    await self._run(model, request, progress, answers)
+        except Exception as error:
+            http.log_error("ModelStreamInfer", request_id, error)
+            failure = http.explain(error)
+            if failure.status == _UNKNOWN_CLIENT:
+                raise  # nobody who brings no token gets further answers
+            response = _StreamResponse(error_message=failure.message)
+            if sent is not None:
+                response.infer_response.model_name = sent.model_name
+                response.infer_response.model_version = sent.model_version
+                response.infer_response.id = sent.id
+            response.infer_response.parameters[_FINAL].bool_param = True
+            await answers.put(response.SerializeToString())
+        await answers.put(None)
+
+    async def _run(self, model: ModelVersion, request: oip.Request, progress: Progress, answers: _Answers) -> None:
+        """Answer with what the model gives, as it comes."""
+        decoupled = bool(model.config.get("model_transaction_policy", {}).get("decoupled"))
+        empty_final = request.parameters.pop(_EMPTY_FINAL, False)
+        async for reply in self._inference.stream(model, request, progress):
+            await answers.put(_stream_response(reply, request, final=not decoupled))
+        if decoupled and empty_final:
+            # Nobody knows of an answer that it is the last before the model has ended, so the end is one of its own.
+            final = InferResponse(model_name=model.name, model_version=model.version, id=request.id)
+            final.parameters[_FINAL].bool_param = True
+            await answers.put(grpc_wire.stream_response(final.SerializeToString()))
+
+
+def _path(received: Received) -> str:
+    """What HTTP calls the request."""
+    return f"/v2/models/{received.message.model_name}/infer"
+
+
+def _stream_response(reply: oip.Reply, request: oip.Request, *, final: bool) -> bytes:
+    response, raw = grpc_codec.encode_reply(reply, request)
+    response.parameters[_FINAL].bool_param = final
+    return grpc_wire.stream_response(grpc_wire.join(response.SerializeToString(), raw))
