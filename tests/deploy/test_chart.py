@@ -134,6 +134,8 @@ def test_pods_can_do_little(rendered: dict[str, list[dict[str, Any]]], values: s
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         (container,) = spec["containers"]
+        for one in spec.get("initContainers", []):
+            assert one["securityContext"] == container["securityContext"]
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"] is True
         assert security["allowPrivilegeEscalation"] is False
@@ -327,6 +329,15 @@ def test_the_image_is_named_by_tag_or_digest(helm: Helm, rendered: dict[str, lis
     assert re.fullmatch(r"registry\.example\.com/shop@sha256:[0-9a-f]{64}", image(rendered["gpu"]))
 
 
+def test_parts_can_be_left_out(helm: Helm) -> None:
+    documents = helm.template("minimal", "gateway.enabled=false", "gateway.apps=[]")
+    assert pod_specs(documents).keys() == {"r1-rtml-dispatcher", "r1-rtml-pool-cpu"}
+    assert of_kind(documents, "Service").keys() == {"r1-rtml-dispatcher"}
+    assert not of_kind(helm.template("minimal", "helmTest.enabled=false"), "Pod")
+    budgets = of_kind(helm.template("minimal", "gateway.pdb.enabled=false"), "PodDisruptionBudget")
+    assert budgets.keys() == {"r1-rtml-pool-cpu"}
+
+
 def test_monitors_name_ports_and_paths_that_exist(rendered: dict[str, list[dict[str, Any]]]) -> None:
     documents = rendered["everything"]
     (service,) = of_kind(documents, "ServiceMonitor").values()
@@ -335,6 +346,9 @@ def test_monitors_name_ports_and_paths_that_exist(rendered: dict[str, list[dict[
     # No schema of these kinds is at hand: the fields are named here, as misspelt ones would be taken silently.
     assert service["spec"].keys() == {"selector", "endpoints"}
     assert pod["spec"].keys() == {"selector", "podTargetLabels", "podMetricsEndpoints"}
+    secure = of_kind(rendered["keys"], "ServiceMonitor")["r1-rtml-gateway"]["spec"]["endpoints"][0]
+    assert (secure["scheme"], secure["tlsConfig"]) == ("https", {"insecureSkipVerify": True})
+    assert secure["authorization"] == {"credentials": {"name": "shop-metrics", "key": "token"}}
     endpoint = {"path": "/metrics", "interval": "5s", "scrapeTimeout": "4s"}
     assert service["spec"]["endpoints"] == [{"port": "http", **endpoint}]
     assert pod["spec"]["podMetricsEndpoints"] == [{"port": "metrics", **endpoint}]
@@ -359,6 +373,24 @@ def test_the_ingress_leads_to_the_gateway(rendered: dict[str, list[dict[str, Any
         port["name"] for port in of_kind(rendered["keys"], "Service")[backend["name"]]["spec"]["ports"]
     }
     assert not of_kind(rendered["minimal"], "Ingress")
+
+
+def test_tls_and_tokens_of_the_gateway(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    spec = pod_specs(rendered["keys"])["r1-rtml-gateway"]
+    (container,) = spec["containers"]
+    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    secrets = {volume["name"]: volume["secret"] for volume in spec["volumes"] if "secret" in volume}
+    assert {name: secrets[name]["secretName"] for name in ("tls", "tokens")} == {
+        "tls": "shop-tls", "tokens": "shop-tokens",
+    }  # fmt: skip
+    files = [word.partition("=")[2] for word in container["args"] if "=/etc/rtml/" in word]
+    # The names in a Secret of type kubernetes.io/tls.
+    assert files == [f"{places['tls']}/tls.crt", f"{places['tls']}/tls.key", f"{places['tokens']}/tokens"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    test = pod_specs(rendered["keys"])["r1-rtml-test"]["containers"][0]
+    assert test["args"][3] == "https://r1-rtml.ns1.svc:80"
+    assert test["env"] == [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "shop-test", "key": "token"}}}]
 
 
 def test_only_the_release_reaches_the_dispatcher(rendered: dict[str, list[dict[str, Any]]]) -> None:
@@ -389,7 +421,8 @@ def test_notes_say_how_to_reach_it(helm: Helm) -> None:
     notes = done.stdout.partition("NOTES:\n")[2]
     assert "and to the world: https://shop.example.com" in notes
     assert 'rtml.connect("tcp://r1-rtml-dispatcher.ns1.svc:7411", keys=DIR)' in notes
-    assert "helm -n ns1 test" not in notes
+    assert "served to the cluster: https://r1-rtml.ns1.svc:80" in notes
+    assert "helm -n ns1 test r1" in notes
     assert "THERE ARE NO WORKERS" in helm.run(*arguments, "--set", "pools.cpu=null").stdout
 
 

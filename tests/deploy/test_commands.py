@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from rtml import __main__ as command_line
 from rtml import dispatcher, settings
@@ -112,16 +114,16 @@ class Pod:
     """What a pod runs, as a process of this machine, with its directories in `place`."""
 
     def __init__(self, spec: dict[str, Any], place: Path, keys: Path, ports: dict[int, int]) -> None:
-        self._replaced = {"unix:/run/rtml": f"unix:{place}/run", "0.0.0.0": "127.0.0.1"}
+        self._replaced = {"/run/rtml/": f"{place}/run/", "/etc/rtml/": f"{place}/", "0.0.0.0": "127.0.0.1"}
         for port, real in ports.items():
             self._replaced[f":{port}"] = f":{real}"
         self.container = spec["containers"][0]
         (place / "run").mkdir(parents=True)
         (place / "keys").mkdir()
-        for volume in spec["volumes"]:
-            for item in volume.get("secret", {}).get("items", []):
-                shutil.copy(keys / item["key"], place / "keys" / item["path"])
-                (place / "keys" / item["path"]).chmod(volume["secret"]["defaultMode"])
+        (secret,) = (volume["secret"] for volume in spec["volumes"] if volume["name"] == "keys")
+        for item in secret["items"]:
+            shutil.copy(keys / item["key"], place / "keys" / item["path"])
+            (place / "keys" / item["path"]).chmod(secret["defaultMode"])
         self._environment = os.environ | {
             variable["name"]: variable["value"].replace("/etc/rtml", str(place))
             for variable in self.container["env"]
@@ -181,11 +183,13 @@ def connects(port: int) -> bool:
     return False
 
 
-def status(port: int, path: str) -> int:
+def status(port: int, probe: dict[str, str]) -> int:
     """What an httpGet probe looks at; 0 if nobody answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    if probe["scheme"] == "HTTPS":  # which looks at no certificate
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=ssl._create_unverified_context())
     try:
-        connection.request("GET", path)
+        connection.request("GET", probe["path"])
         return connection.getresponse().status
     except OSError:
         return 0
@@ -197,6 +201,7 @@ def status(port: int, path: str) -> int:
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("keys")
     make_keys(str(directory))
+    shutil.copy(directory / "client.public", directory / "alice.public")
     return directory
 
 
@@ -219,31 +224,49 @@ def test_the_dispatchers_pod(helm: Helm, tmp_path: Path, keys: Path) -> None:
         assert pod.stop() == 0
 
 
-def test_the_gateways_pod_and_the_test_of_the_release(helm: Helm, tmp_path: Path, keys: Path) -> None:
+def make_secrets(place: Path) -> str:
+    """What the gateway's Secrets have; returns a token."""
+    for name in ("tls", "tokens"):
+        (place / name).mkdir()
+    certificate = trustme.CA().issue_cert("shop.example.com")
+    certificate.private_key_pem.write_to_path(str(place / "tls" / "tls.key"))
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(str(place / "tls" / "tls.crt"), append=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "rtml", "tokens", "make", "test"], check=True, capture_output=True, text=True
+    ).stdout.split("\n")
+    (line,) = (line for line in made if line.startswith("sha256:"))
+    (place / "tokens" / "tokens").write_text(line + "\n")
+    (token,) = (word for line in made for word in line.split() if word.startswith("rtml_"))
+    return token
+
+
+@pytest.mark.parametrize("values", ["minimal", "keys"])
+def test_the_gateways_pod_and_the_test_of_the_release(helm: Helm, tmp_path: Path, keys: Path, values: str) -> None:
     link, port = free_port(), free_port()
-    documents = helm.template("minimal", f'gateway={{"port":{port},"apps":["{APP}"]}}')
-    specs = pod_specs(documents)
+    specs = pod_specs(helm.template(values, f"gateway.port={port}", f'gateway.apps=["{APP}"]'))
     pod = Pod(specs["r1-rtml-gateway"], tmp_path / "gateway", keys, {})
+    token = {"TOKEN": make_secrets(tmp_path / "gateway")} if values == "keys" else {}
     address = after(command_of(specs["r1-rtml-gateway"]), "--address")[0]
     pod._replaced[address] = f"tcp://127.0.0.1:{link}"
     # For the dispatcher's and the workers' pods stands an engine that listens as they do: with their keys.
     engine = Pod(specs["r1-rtml-dispatcher"], tmp_path / "engine", keys, {7411: link})
     listen = after(command_of(specs["r1-rtml-dispatcher"]), "--listen")[0]
-    probes = {
-        name: pod.container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")
-    }
+    probes = {name: pod.container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     with stopped(engine), stopped(pod):
         pod.start()
         engine.start(command=["rtml", "up", "--workers", "1", "--port", "0", "--listen", listen])
-        for path in probes.values():
-            wait_for(lambda path=path: status(port, path) == 200)
-        assert status(port, "/metrics") == 200
-        program, flag, script, _, seconds, *request = specs["r1-rtml-test"]["containers"][0]["args"]
+        for probe in probes.values():
+            wait_for(lambda probe=probe: status(port, probe) == 200)
+        assert status(port, {**probes["livenessProbe"], "path": "/metrics"}) == 200
+        program, flag, script, url, seconds, *request = specs["r1-rtml-test"]["containers"][0]["args"]
         assert (program, flag) == ("python", "-c")
 
         def test(*request: str) -> subprocess.CompletedProcess[str]:
-            words = [sys.executable, flag, script, f"http://127.0.0.1:{port}", seconds, *request]
-            return subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+            words = [sys.executable, flag, script, f"{url.partition(':')[0]}://127.0.0.1:{port}", seconds, *request]
+            return subprocess.run(
+                words, check=False, capture_output=True, text=True, timeout=60, env=os.environ | token
+            )
 
         found = test(*request)
         assert (found.returncode, "POST /v2/models/spell/infer: {" in found.stdout) == (0, True), found.stderr
@@ -251,6 +274,10 @@ def test_the_gateways_pod_and_the_test_of_the_release(helm: Helm, tmp_path: Path
         assert (found.returncode, "'total': 14" in found.stdout) == (0, True), found.stderr
         found = test("/v1/sum", '{"numbers": "none"}')
         assert (found.returncode, "HTTP Error 400" in found.stderr) == (1, True), found.stderr
+        if token:
+            token["TOKEN"] = "wrong"
+            found = test(*request)
+            assert (found.returncode, "HTTP Error 401" in found.stderr) == (1, True), found.stderr
         assert pod.stop() == 0
         assert status(port, probes["readinessProbe"]) == 0
         assert engine.stop() == 0

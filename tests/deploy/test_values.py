@@ -88,7 +88,10 @@ def test_the_schema_knows_the_same_values() -> None:
         assert kind["additionalProperties"] is False, f"{where}: a misspelt value would be taken"
         assert kind["properties"].keys() - {"global"} == values.keys(), where
         for name, value in values.items():
-            if isinstance(value, dict) and name != "limits":  # those of the dispatcher: test_commands.py
+            if isinstance(value, dict) and name not in (
+                "limits",
+                "token",
+            ):  # by name: test_commands.py and test_chart.py
                 compare(value, kind["properties"][name], f"{where}{name}.")
 
     compare(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "")
@@ -110,7 +113,7 @@ def test_one_set_of_values_says_everything() -> None:
     # What a cluster's administrator may have to change, and nobody else should; the claim that the chart makes and the
     # overhead are tested in test_chart.py.
     assert set(silent) == {
-        "podSecurityContext", "securityContext", "pools", "gateway.enabled", "gateway.pdb.enabled", "models.pvc.size",
-        "models.pvc.storageClassName", "models.pvc.accessModes", "poolDefaults.overhead",
+        "podSecurityContext", "securityContext", "pools", "gateway.enabled", "gateway.pdb.enabled", "helmTest.enabled",
+        "models.pvc.size", "models.pvc.storageClassName", "models.pvc.accessModes", "poolDefaults.overhead",
         "poolDefaults.pdb.maxUnavailable",
     }  # fmt: skip

@@ -124,7 +124,9 @@ topologySpreadConstraints:
 {{- end }}
 {{- with .of.initContainers }}
 initContainers:
-  {{- toYaml . | nindent 2 }}
+  {{- range . }}
+  - {{- toYaml (merge (deepCopy .) (dict "securityContext" $.root.Values.securityContext)) | nindent 4 }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 
