@@ -104,7 +104,8 @@ def test_the_schema_has_the_dispatchers_limits() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     described = schema["properties"]["dispatcher"]["properties"]["limits"]["properties"]
     whole = {name: kind["type"] == "integer" for name, kind in described.items()}
-    assert whole == {name: isinstance(value, int) for name, value in Limits()._asdict().items()}
+    wanted = {name: isinstance(value, int) for name, value in Limits()._asdict().items()}
+    assert whole == wanted, "change dispatcher.limits in deploy/helm/rtml/values.schema.json"
 
 
 # --- they run ---------------------------------------------------------------------------------------------------------
