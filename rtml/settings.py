@@ -110,6 +110,13 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     ] = ""
     open_health: Annotated[bool, Meta(description="questions about health need no token")] = True
     open_metrics: Annotated[bool, Meta(description="/metrics needs no token")] = False
+    allow_shared_memory: Annotated[
+        bool, Meta(description="clients may register shared memory of this machine, for tensors")
+    ] = False
+    allow_trace: Annotated[bool, Meta(description="clients may have requests traced, to --trace-file")] = False
+    trace_file: Annotated[str, Meta(description="where traces of requests are written")] = "rtml-trace.json"
+    allow_logging: Annotated[bool, Meta(description="clients may change what is logged")] = False
+    allow_model_upload: Annotated[bool, Meta(description="load requests may bring model files")] = False
     tls_cert: Annotated[str, Meta(description="certificate chain as PEM: serve https")] = ""
     tls_key: Annotated[str, Meta(description="its key as PEM")] = ""
     tls_client_ca: Annotated[

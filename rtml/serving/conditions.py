@@ -93,5 +93,12 @@ def open_conditions(http: HttpSettings, metrics: GatewayMetrics, **shared: Any) 
             header_max=http.header_max,
             linger=http.linger,
             reuse_port=bool(shared.get("reuse_port")),
+            features=Features(
+                shared_memory=http.allow_shared_memory,
+                trace=http.allow_trace,
+                trace_file=http.trace_file,
+                logging=http.allow_logging,
+                model_upload=http.allow_model_upload,
+            ),
             close=opened.pop_all().close,
         )

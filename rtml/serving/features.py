@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from rtml.errors import InvalidInput
+
 #: Of `GET /v2`: the extensions that are always there.
 _ALWAYS: Final = (
     "classification",
@@ -14,6 +16,12 @@ _ALWAYS: Final = (
     "statistics",
     "generate",
 )
+
+
+class NotEnabled(InvalidInput):
+    """A request wants what the operator has not allowed; the message says how to."""
+
+    http_status = 501
 
 
 class Features(NamedTuple):

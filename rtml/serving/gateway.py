@@ -22,6 +22,7 @@ from rtml.errors import RtmlError
 from rtml.link import AddressError
 from rtml.metrics import GatewayMetrics
 from rtml.serving import http
+from rtml.serving.adminroutes import AdminRoutes, Hands
 from rtml.serving.app import App
 from rtml.serving.conditions import Conditions
 from rtml.serving.engine import Engine
@@ -40,6 +41,8 @@ _logger = logging.getLogger("rtml.serving")
 _LAG_PERIOD: Final = 0.25
 #: Seconds that the dispatcher may take for its metrics.
 _SCRAPE_TIMEOUT: Final = 2.0
+#: Bytes of a body that may wait for its route before the client is told to pause; twice this for a moment.
+_READ_AHEAD: Final = 256 * 1024
 #: Seconds that the last answers have to be sent in, once they are there.
 _GOODBYE: Final = 1.0
 #: Seconds that a connection which was accepted at the last moment has for its request.
@@ -88,6 +91,7 @@ class Gateway:
         checks = conditions.checks
         self._door = Door(checks, Load(checks.concurrency_max), self.metrics.refused)
         self._routes: http.Routes | None = None
+        self._hands = Hands()
         self._runner: web.ServerRunner | None = None
         self._grpc: Any = None
         self._lag_timer: asyncio.TimerHandle | None = None
@@ -118,6 +122,7 @@ class Gateway:
             return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._body_max)
 
         settings = {"request_factory": make_request, "handler_cancellation": True, "access_log": None}
+        settings["read_bufsize"] = _READ_AHEAD
         settings["auto_decompress"] = False  # `http.read_body` does, and notices what is cut off
         conditions = self._conditions
         settings["max_line_size"] = settings["max_field_size"] = conditions.header_max
@@ -165,6 +170,8 @@ class Gateway:
                 if self._grpc is not None:
                     group.create_task(self._grpc.stop(self._drain_timeout))
             await runner.cleanup()
+        self._hands.close()
+        self._hands = Hands()
         if self._stop_gc_watch is not None:
             self._stop_gc_watch()
             self._stop_gc_watch = None
@@ -221,7 +228,11 @@ class Gateway:
         self._add_programs(routes, reading)
         self.registry.on_change = self._publish
         self._publish()
-        models = ModelRoutes(self.registry, self.inference, self.ensembles, reading, lambda: self._engine.ready)
+        self._hands = Hands.open(self.features, self._body_max)
+        self.inference.traces = self._hands.traces
+        admin = AdminRoutes(self.registry, self._hands, self.features, reading)
+        admin.add_to(routes)
+        models = ModelRoutes(self.registry, self.inference, self.ensembles, admin, reading, lambda: self._engine.ready)
         models.add_to(routes)
         routes.add("GET", "/v2", self._describe)
         routes.add("GET", "/v2/health/live", self._health)

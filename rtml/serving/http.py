@@ -17,12 +17,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from rtml.errors import ConnectionLost, InvalidInput, Overloaded, RtmlError, SubmitError
 from rtml.messages import Timing
 from rtml.serving import bodies, tracing
+from rtml.serving.bodies import Buffer
 from rtml.serving.engine import RemoteError
 from rtml.serving.tracing import TRACEPARENT, TRACESTATE
 from rtml.serving.visits import VISIT, Visit
@@ -43,6 +45,9 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MESSAGE_MAX: Final = 2000
 #: Compressed bytes that do not hold up the others for long, even if they are a thousand times as many in the end.
 _INFLATE_HERE: Final = 4096
+
+#: Bodies from this size on are read into one place.
+_LARGE: Final = 256 * 1024
 
 #: With every 503.
 _RETRY: Final = {"Retry-After": "1"}
@@ -103,6 +108,12 @@ def explain(error: BaseException) -> Failure:
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     details = error.details if isinstance(error, RtmlError) else {}
     return Failure(status, kind, message, {**_RETRY, **(headers or {})} if status == 503 else headers or {}, details)
+
+
+def error_json(error: BaseException) -> bytes:
+    """The same where the status has been sent already."""
+    _, kind, message, _ = explain(error)
+    return _encode_json({"error": message, "type": kind})
 
 
 def error_response(error: BaseException) -> web.Response:
@@ -206,8 +217,8 @@ def server_timing(timing: Timing | None, total: float) -> str:
     )
 
 
-async def read_body(request: web.BaseRequest, timeout: float) -> bytes:
-    """The whole body.
+async def read_body(request: web.BaseRequest, timeout: float) -> Buffer:
+    """The whole body; a `memoryview` if it is large.
 
     Args:
         request: whose.
@@ -236,7 +247,7 @@ async def read_body(request: web.BaseRequest, timeout: float) -> bytes:
     return plain
 
 
-async def _read_raw(request: web.BaseRequest, timeout: float) -> bytes:
+async def _read_raw(request: web.BaseRequest, timeout: float) -> Buffer:
     """The body as it came."""
     limit = request.client_max_size
     if (request.content_length or 0) > limit:
@@ -248,6 +259,8 @@ async def _read_raw(request: web.BaseRequest, timeout: float) -> bytes:
         if request.content.is_eof():
             return await request.read()
         async with asyncio.timeout(timeout):
+            if (request.content_length or 0) >= _LARGE:
+                return await _read_large(request, request.content_length or 0)
             return await request.read()
     except TimeoutError:
         message = f"the body did not arrive within {timeout:g} s"
@@ -261,6 +274,23 @@ async def _read_raw(request: web.BaseRequest, timeout: float) -> bytes:
 def too_many(most: float) -> HttpError:
     """A model or endpoint has as many requests as it may."""
     return HttpError(503, f"there are {most:g} requests being answered here already, the most that may be", "QueueFull")
+
+
+async def _read_large(request: web.BaseRequest, size: int) -> Buffer:
+    """A body whose size is known, with one copy: each piece goes to its place in what will hold all of it.
+
+    `request.read` joins the pieces of every turn, then adds them to what it has, which moves as it grows, and copies
+    that once more in the end.
+    """
+    # Not zeroed, unlike a bytearray.
+    whole: memoryview = np.empty(size, np.uint8).data
+    content, position = request.content, 0
+    while True:
+        piece, end = await content.readchunk()
+        if not piece and not end:
+            return whole[:position]
+        whole[position : position + len(piece)] = piece
+        position += len(piece)
 
 
 def _too_large(limit: int) -> HttpError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ from rtml.serving import oip
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
 from rtml.serving.registry import ModelVersion
+from rtml.serving.requesttraces import RequestTraces
 from rtml.serving.tensors import Array
 
 #: Seconds that the engine may be late with its own answer to a deadline, which knows more about it than the gateway.
@@ -80,6 +81,8 @@ class Inference:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        #: Takes traces of requests; None: nobody does.
+        self.traces: RequestTraces | None = None
 
     async def run(self, model: ModelVersion, request: oip.Request, progress: Progress) -> oip.Reply:
         """The model's answer, within the request's budget; counted in the model's statistics.
@@ -102,9 +105,15 @@ class Inference:
             raise
         at = time.time_ns() // _MILLION
         model.statistics.succeeded(progress.elapsed(), rows_of(model, request.inputs), progress.timing, at)
+        if self.traces is not None:
+            self.traces.record(
+                (model.name, model.version), request.id or progress.id, progress.started, progress.timing
+            )
         return oip.Reply(model.name, model.version, outputs, model.outputs, labels=model.labels)
 
-    async def stream(self, model: ModelVersion, request: oip.Request, progress: Progress) -> AsyncIterator[oip.Reply]:
+    async def stream(
+        self, model: ModelVersion, request: oip.Request, progress: Progress
+    ) -> AsyncGenerator[oip.Reply, None]:
         """The model's answers, one after the other: a function that returns its result has one.
 
         Raises:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from rtml.errors import InvalidInput
+from rtml.serving.bodies import Buffer
 
 #: Arguments of one call.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -53,7 +54,7 @@ class ProgramInput:
             self._decoder = msgspec.json.Decoder(self._struct, dec_hook=_decode_array)
         self._beside = _struct(program, {name: kind for name, kind in parameters.items() if name != self.raw})
 
-    def decode(self, content_type: str, body: bytes, query: Mapping[str, str]) -> Call:
+    def decode(self, content_type: str, body: Buffer, query: Mapping[str, str]) -> Call:
         """The arguments for one request.
 
         Args:
@@ -96,9 +97,9 @@ class ProgramInput:
             raise InvalidInput(str(error)) from None
         return ((), _given(converted)) if self.whole is None else ((converted,), {})
 
-    def _read_raw(self, body: bytes) -> Any:
+    def _read_raw(self, body: Buffer) -> Any:
         if self._raw_dtype is None:
-            return body
+            return bytes(body)
         try:
             return np.frombuffer(body, self._raw_dtype)
         except ValueError:

@@ -6,24 +6,29 @@ apart, asks the registry for the version that it means, and remembers the answer
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
 from aiohttp import web
 
-from rtml.serving import http, oip
+from rtml.serving import generate, http, oip
+from rtml.serving.adminroutes import AdminRoutes
+from rtml.serving.bodies import Buffer
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.registry import ModelVersion, Registry
+from rtml.serving.replies import respond
 from rtml.serving.routes import GraphRoute, Reading
 
 PREFIX: Final = "/v2/models/"
 #: Paths to remember: every verb of many models. Whoever asks for others only costs time.
 _PATHS_MAX: Final = 10_000
+_EVENTS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
-class InferRoute(GraphRoute):
-    """`POST .../infer`.
+class VersionRoute(GraphRoute):
+    """A handler that runs one version of a model.
 
     Args:
         inference: Runs the model.
@@ -40,21 +45,73 @@ class InferRoute(GraphRoute):
         self._model = model
         self._again = again
 
-    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
+    def current(self) -> ModelVersion:
+        """What is served now. Between this and the engine's queue nothing may be awaited: it could be forgotten."""
+        return self._again() if self._model.retired else self._model
+
+
+class InferRoute(VersionRoute):
+    """`POST .../infer`.
+
+    Args:
+        *version: As `VersionRoute`.
+        regions: Memory shared with clients, if that is allowed.
+    """
+
+    def __init__(self, *version: Any, regions: oip.Regions | None) -> None:
+        super().__init__(*version)
+        self._regions = regions
+
+    async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.Response:
         """The model's outputs, in the form that the request asks for."""
-        # From here to the engine's queue nothing is awaited: what is served now is not forgotten before it is called.
-        model = self._again() if self._model.retired else self._model
+        model = self.current()
         header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
-        inference = oip.decode_request(body, header_length, model.inputs)
+        inference = oip.decode_request(body, header_length, model.inputs, self._regions)
         reply = await self._inference.run(model, inference, progress)
-        head, data = oip.encode_reply(reply, inference)
+        head, data = oip.encode_reply(reply, inference, self._regions)
         if not data:
-            return web.Response(body=head, content_type="application/json")
-        return web.Response(
-            body=b"".join([head, *data]),
-            content_type="application/octet-stream",
-            headers={oip.HEADER_LENGTH: str(len(head))},
-        )
+            return await respond(request, (head,), "application/json")
+        headers = {oip.HEADER_LENGTH: str(len(head))}
+        return await respond(request, (head, *data), "application/octet-stream", headers)
+
+
+class GenerateRoute(VersionRoute):
+    """`POST .../generate` and `.../generate_stream`.
+
+    Args:
+        *version: As `VersionRoute`.
+        stream: Answer with an event for each result.
+    """
+
+    def __init__(self, *version: Any, stream: bool) -> None:
+        super().__init__(*version)
+        self._stream = stream
+
+    async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
+        """The model's outputs as JSON, at once or as server-sent events."""
+        model = self.current()
+        inference = generate.decode(body, model.inputs)
+        if not self._stream:
+            reply = await self._inference.run(model, inference, progress)
+            return await respond(request, (generate.encode(reply, inference),), "application/json")
+        async with contextlib.aclosing(self._inference.stream(model, inference, progress)) as replies:
+            # What goes wrong before the first event still has a status of its own.
+            first = await anext(replies)
+            response = web.StreamResponse(headers={**_EVENTS, http.REQUEST_ID: progress.id})
+            await response.prepare(request)
+            await response.write(_event(generate.encode(first, inference)))
+            try:
+                async for reply in replies:
+                    await response.write(_event(generate.encode(reply, inference)))
+            except Exception as error:  # noqa: BLE001 - the status has been sent: the error is an event
+                http.log_error(request.path, progress.id, error)
+                await response.write(_event(http.error_json(error)))
+        await response.write_eof()
+        return response
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 class ModelRoutes:
@@ -64,6 +121,7 @@ class ModelRoutes:
         registry: Knows the models.
         inference: Runs them.
         ensembles: Knows what graph programs call.
+        admin: Has the settings of traces.
         reading: How requests are named and read.
         ready: Whether the gateway's engine takes calls now.
     """
@@ -73,12 +131,14 @@ class ModelRoutes:
         registry: Registry,
         inference: Inference,
         ensembles: Ensembles,
+        admin: AdminRoutes,
         reading: Reading,
         ready: Callable[[], bool],
     ) -> None:
         self._registry = registry
         self._inference = inference
         self._ensembles = ensembles
+        self._admin = admin
         self._reading = reading
         self._ready = ready
         self._found: dict[str, http.Methods] = {}
@@ -122,12 +182,17 @@ class ModelRoutes:
             if error.status == 404 and rest in ("", "config"):
                 return _get(self._function(name, version, rest, error))
             raise
+
+        def again() -> ModelVersion:
+            return self._registry.find(name, version)
+
+        parts = (self._inference, model, self._reading, again)
         if rest == "infer":
-
-            def again() -> ModelVersion:
-                return self._registry.find(name, version)
-
-            return {"POST": InferRoute(self._inference, model, self._reading, again)}
+            return {"POST": InferRoute(*parts, regions=self._admin.hands.shared_memory)}
+        if rest in ("generate", "generate_stream"):
+            return {"POST": GenerateRoute(*parts, stream=rest == "generate_stream")}
+        if rest == "trace/setting":
+            return self._admin.trace_settings(name)
         if rest == "":
             return _get(http.constant(self._describe(model, version)))
         if rest == "config":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import abc
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ import numpy as np
 from rtml.errors import InvalidInput
 from rtml.serving import tensors
 from rtml.serving.app import TensorSpec
+from rtml.serving.features import NotEnabled
 from rtml.serving.tensors import Array, Buffer
 
 #: Of a request, an input or an output. The protocol knows text, numbers and booleans; what clients send beyond that is
@@ -36,8 +37,20 @@ _NUMBER_MAX: Final = 1 << 64
 #: The engine's least urgent priority.
 _PRIORITY_MIN: Final = -(1 << 31)
 
+_REGION: Final = "shared_memory_region"
+
 #: The name of the header that ends the JSON part of a body.
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+
+
+class Regions(Protocol):
+    """Memory that clients share with the gateway: where tensors may lie that do not travel."""
+
+    def read(self, name: str, offset: int, size: int) -> Buffer:
+        """A part of a region. Raises `InvalidInput` if there is none."""
+
+    def write(self, name: str, offset: int, size: int, data: Buffer) -> None:
+        """Put a tensor into a part of a region. Raises `InvalidInput` if that is not there, or too small."""
 
 
 class RequestInput(msgspec.Struct):
@@ -128,13 +141,16 @@ def parse_header_length(text: str | None) -> int | None:
     return int(text)
 
 
-def decode_request(body: Buffer, header_length: int | None, specs: abc.Sequence[TensorSpec]) -> Request:
+def decode_request(
+    body: Buffer, header_length: int | None, specs: abc.Sequence[TensorSpec], regions: Regions | None = None
+) -> Request:
     """The request in `body`, checked against the model's inputs.
 
     Args:
         body: The whole body, decompressed. Arrays of binary tensors are views of it.
         header_length: The value of `Inference-Header-Content-Length`; None without the header.
         specs: The model's inputs.
+        regions: Where tensors may lie that are not in the body; None: nowhere.
 
     Raises:
         InvalidInput: it is not a request, or does not fit the model; the message names the tensor.
@@ -149,7 +165,7 @@ def decode_request(body: Buffer, header_length: int | None, specs: abc.Sequence[
         head = _decode_head(view[:end])
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidInput(f"the request is not an inference request: {error}") from None
-    inputs = _decode_inputs(head.inputs, view[end:])
+    inputs = _decode_inputs(head.inputs, view[end:], specs, regions)
     parameters = head.parameters or {}
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
@@ -190,13 +206,24 @@ def _decode_raw(body: Buffer, specs: abc.Sequence[TensorSpec]) -> Request:
     return Request("", {name: tensors.from_bytes(name, datatype, resolved, body)}, {}, None, True)
 
 
-def _decode_inputs(inputs: list[RequestInput], binary: memoryview) -> dict[str, Array]:
+def _decode_inputs(
+    inputs: list[RequestInput], binary: memoryview, specs: abc.Sequence[TensorSpec], regions: Regions | None
+) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     position = 0
     for tensor in inputs:
         if tensor.name in arrays:
             raise InvalidInput(f"tensor {tensor.name!r} is given twice")
-        size = (tensor.parameters or {}).get("binary_data_size")
+        parameters = tensor.parameters or {}
+        size = parameters.get("binary_data_size")
+        if _REGION in parameters:
+            if tensor.data or size is not None:
+                raise InvalidInput(f"tensor {tensor.name!r} is in shared memory and in the body, too")
+            if all(tensor.name != spec.name for spec in specs):  # a small request must not have large copies made
+                raise InvalidInput(f"input {tensor.name!r} is unknown; the model takes {_names(specs)}")
+            shared = _open_regions(regions).read(*region_of(tensor.name, parameters))
+            arrays[tensor.name] = tensors.from_bytes(tensor.name, tensor.datatype, tensor.shape, shared)
+            continue
         if size is None:
             if not tensor.data:
                 raise InvalidInput(f"tensor {tensor.name!r} has neither data nor binary_data_size")
@@ -216,6 +243,28 @@ def _decode_inputs(inputs: list[RequestInput], binary: memoryview) -> dict[str, 
     if position != len(binary):
         raise InvalidInput(f"{len(binary) - position} bytes of the body belong to no tensor")
     return arrays
+
+
+def region_of(name: str, parameters: Parameters) -> tuple[str, int, int]:
+    """Region, offset and size of a tensor that is in shared memory.
+
+    Raises:
+        InvalidInput: its parameters do not say that well.
+    """
+    region = parameters[_REGION]
+    offset, size = parameters.get("shared_memory_offset", 0), parameters.get("shared_memory_byte_size")
+    if not isinstance(region, str):
+        raise InvalidInput(f"tensor {name!r}: {_REGION} must be the name of a region, not {repr(region)[:40]}")
+    for what, number in (("offset", offset), ("byte_size", size)):
+        if not _is_number(number):
+            raise InvalidInput(f"tensor {name!r}: shared_memory_{what} must be a number, not {repr(number)[:40]}")
+    return region, offset, size  # type: ignore[return-value]  # numbers, as was just checked
+
+
+def _open_regions(regions: Regions | None) -> Regions:
+    if regions is None:
+        raise NotEnabled("shared memory of clients is off here; --allow-shared-memory of the gateway turns it on")
+    return regions
 
 
 def fit(arrays: dict[str, Array], datatypes: Mapping[str, str], specs: abc.Sequence[TensorSpec]) -> dict[str, Array]:
@@ -300,7 +349,7 @@ def priority_of(parameters: Parameters) -> int | None:
 # --- replies ----------------------------------------------------------------------------------------------------------
 
 
-def encode_reply(reply: Reply, request: Request) -> tuple[bytes, list[Buffer]]:
+def encode_reply(reply: Reply, request: Request, regions: Regions | None = None) -> tuple[bytes, list[Buffer]]:
     """The JSON part of the reply, and the data of its binary tensors in order.
 
     Raises:
@@ -311,7 +360,14 @@ def encode_reply(reply: Reply, request: Request) -> tuple[bytes, list[Buffer]]:
     binary: list[Buffer] = []
     for output, datatype, array in requested(reply, request):
         description: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": array.shape}
-        as_bytes = (output.parameters or {}).get("binary_data", request.binary)
+        parameters = output.parameters or {}
+        if _REGION in parameters:
+            # Nothing more is said of it: Triton's C++ client stops at parameters without binary_data_size.
+            place = region_of(output.name, parameters)
+            _open_regions(regions).write(*place, tensors.to_bytes(datatype, array))
+            described.append(description)
+            continue
+        as_bytes = parameters.get("binary_data", request.binary)
         if not isinstance(as_bytes, bool):
             raise InvalidInput(f"output {output.name!r}: binary_data must be true or false, not {as_bytes!r}")
         if as_bytes:

@@ -18,10 +18,12 @@ from aiohttp import web
 from rtml.metrics import Target
 from rtml.serving import http
 from rtml.serving.app import Endpoint
+from rtml.serving.bodies import Buffer
 from rtml.serving.engine import Prepared
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.inputs import ProgramInput
 from rtml.serving.registry import ModelVersion
+from rtml.serving.replies import respond
 from rtml.serving.visits import VISIT
 
 
@@ -83,7 +85,7 @@ class GraphRoute:
             http.log_error(request.path, progress.id, error)
             return http.error_response(error)
 
-    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The response to a request whose body has been read. Raises what `http.error_response` understands."""
         raise NotImplementedError
 
@@ -100,9 +102,9 @@ class ProgramRoute(GraphRoute):
         self._prepared = prepared
         self._input = ProgramInput(endpoint.function)
 
-    async def answer(self, request: web.BaseRequest, body: bytes, progress: Progress) -> web.Response:
+    async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.Response:
         """The program's result, which the executor has encoded (`rtml.serving.results`)."""
         query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
         args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)
         content, content_type = await self._inference.run_program(self._model, self._prepared, args, kwargs, progress)
-        return web.Response(body=content, headers={"Content-Type": content_type})
+        return await respond(request, (content,), content_type)
