@@ -112,8 +112,8 @@ def explain(error: BaseException) -> Failure:
 
 def error_json(error: BaseException) -> bytes:
     """The same where the status has been sent already."""
-    _, kind, message, _ = explain(error)
-    return _encode_json({"error": message, "type": kind})
+    _, kind, message, _, details = explain(error)
+    return _encode_json({"error": message, "type": kind, **details})
 
 
 def error_response(error: BaseException) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 
 import rtml
 from rtml.errors import InvalidInput
-from rtml.serving import App
+from rtml.serving import App, oip
 from rtml.serving.app import TensorSpec
 from rtml.serving.conditions import Conditions
 from rtml.serving.features import Features
 from rtml.serving.http import HttpError
+from rtml.serving.inference import Inference
 from tests.integration.gateways import serving
 
 pytestmark = pytest.mark.asyncio
@@ -193,3 +194,17 @@ async def test_a_stream_of_generated_answers_is_events() -> None:
         # Statistics know of streams.
         (found,) = (await server.get("/v2/models/tell/stats"))[1]["model_stats"]
         assert found["response_stats"]["0"]["success"]["count"] == 1
+
+
+async def test_an_error_amid_a_stream_is_its_last_event(monkeypatch: Any) -> None:
+    async def stream(self: Inference, model: Any, request: Any, progress: Any) -> AsyncGenerator[oip.Reply, None]:
+        yield await self.run(model, request, progress)
+        raise InvalidInput("no more")
+
+    monkeypatch.setattr(Inference, "stream", stream)
+    async with serving(story) as server:
+        status, body, _ = await server.post("/v2/models/tell/generate_stream", {"text_input": "Once"})
+        first, last, rest = body.split(b"\n\n")
+        assert (status, rest) == (200, b"")
+        assert json.loads(first[6:])["text_output"] == "Once!"
+        assert json.loads(last[6:]) == {"error": "no more", "type": "InvalidInput"}
