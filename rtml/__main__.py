@@ -142,7 +142,7 @@ def _gateway(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.Settings, address: str | None) -> int:
     """The gateway process, on the engine at `address` or on one of its own."""
-    from rtml.serving.running import load_apps, run
+    from rtml.serving.running import run
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.
     say(f"rtml {options.command}: {config.show(http, engine, keys)}")
     arguments = engine.for_connect() if isinstance(engine, config.EngineSettings) else {}
     arguments["keys"] = keys.keys
-    return run(load_apps(getattr(options, "apps", [])), http, address, arguments, say)
+    return run(getattr(options, "apps", []), http, address, arguments, say)
 
 
 def _ask(options: argparse.Namespace, what: str, argument: str = "") -> str:

@@ -19,7 +19,7 @@ import resource
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from rtml.messages import OUTCOMES
 
@@ -104,6 +104,8 @@ class Family(Generic[_Child]):
         self.help = help
         self.label_names = tuple(labels)
         self.children: dict[tuple[str, ...], _Child] = {}
+        #: Makes children somewhere else (in memory that other processes see); None from it: they are made here.
+        self.make_child: Callable[[Family[Any], tuple[str, ...]], Any] | None = None
 
     def labels(self, *values: str) -> _Child:
         """The child under these label values; keep it where it is used often."""
@@ -113,7 +115,10 @@ class Family(Generic[_Child]):
                 raise ValueError(f"metric {self.name} has the labels {self.label_names}, not {len(values)} of them")
             if len(self.children) >= CHILDREN_MAX:
                 values = (_OTHER,) * len(values)
-            child = self.children.setdefault(values, self.new_child())
+            child = self.children.get(values)
+            if child is None:
+                made = None if self.make_child is None else self.make_child(self, values)
+                child = self.children[values] = self.new_child() if made is None else made
         return child
 
     def new_child(self) -> _Child:
@@ -299,6 +304,12 @@ class GatewayMetrics(Metrics):
         self.loop_lag = Histogram("rtml_gateway_event_loop_lag_seconds", "How late the event loop runs its timers.")
         self.gc_pause = Histogram("rtml_gateway_gc_pause_seconds", "Pauses of the garbage collector.")
         self.dispatcher_up = Gauge("rtml_gateway_dispatcher_up", "Whether the dispatcher gave its metrics.")
+        self.processes = Gauge(
+            "rtml_gateway_processes", "Processes of a gateway that has several, by state.", ("state",)
+        )
+        self.process_deaths = Counter(
+            "rtml_gateway_process_deaths", "Processes of a gateway that ended unasked.", ("reason",)
+        )
         self.connections = Gauge("rtml_gateway_connections", "Open connections.")
         self.refused = Counter(
             "rtml_gateway_refused", "Requests and connections that no route saw, by the error's type.", ("reason",)

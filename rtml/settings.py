@@ -85,6 +85,7 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     drain_timeout: Annotated[
         float, Meta(ge=0, description="seconds that running requests get when the gateway stops")
     ] = 30.0
+    processes: Annotated[int, Meta(ge=1, le=64, description="gateway processes that share the port")] = 1
     linger: Annotated[
         float, Meta(ge=0, description="seconds that idle connections may bring a last request when the gateway stops")
     ] = 1.0

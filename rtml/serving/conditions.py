@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rtml.metrics import GatewayMetrics
 from rtml.serving.access import Access
 from rtml.serving.accesslog import AccessLog
 from rtml.serving.features import Features
 from rtml.serving.front import Checks
+from rtml.serving.member import Member, Peers
 from rtml.serving.protocol import Crowd
 from rtml.serving.quotas import Table
 from rtml.serving.tls import Certificates, TlsFiles
@@ -28,8 +29,8 @@ class Conditions(NamedTuple):
     header_max: int = 8190
     #: Seconds that clients get for a last request before their idle connections end.
     linger: float = 0.0
-    #: Other processes listen on the same port.
-    reuse_port: bool = False
+    #: The other processes that listen on the same port; None: there are none.
+    peers: Peers | None = None
     #: What of the Open Inference Protocol is switched on.
     features: Features = Features()
     #: Ends what was opened.
@@ -55,13 +56,13 @@ class Conditions(NamedTuple):
             self.checks.log.reopen()
 
 
-def open_conditions(http: HttpSettings, metrics: GatewayMetrics, **shared: Any) -> Conditions:
+def open_conditions(http: HttpSettings, metrics: GatewayMetrics, member: Member | None = None) -> Conditions:
     """What the settings ask for.
 
     Args:
         http: The settings.
         metrics: Of the gateway that will serve under these conditions; no target may have been made yet.
-        **shared: With other processes of the gateway: `quotas` (descriptor), `process` (number), `reuse_port`.
+        member: This process, if it is one of several of a gateway.
 
     Raises:
         ValueError: a file cannot be used, or settings contradict each other.
@@ -76,7 +77,7 @@ def open_conditions(http: HttpSettings, metrics: GatewayMetrics, **shared: Any) 
             certificates = Certificates(TlsFiles(http.tls_cert, http.tls_key, http.tls_client_ca))
         access = log = None
         if http.tokens:
-            table = Table(shared.get("quotas", -1), shared.get("process", 0))
+            table = Table() if member is None else Table(member.quotas, member.number)
             opened.callback(table.close)
             access = Access(
                 http.tokens, table, metrics.tenants, open_health=http.open_health, open_metrics=http.open_metrics
@@ -92,7 +93,6 @@ def open_conditions(http: HttpSettings, metrics: GatewayMetrics, **shared: Any) 
             connections_max=math.inf if http.connections_max is None else http.connections_max,
             header_max=http.header_max,
             linger=http.linger,
-            reuse_port=bool(shared.get("reuse_port")),
             features=Features(
                 shared_memory=http.allow_shared_memory,
                 trace=http.allow_trace,
@@ -100,5 +100,6 @@ def open_conditions(http: HttpSettings, metrics: GatewayMetrics, **shared: Any) 
                 logging=http.allow_logging,
                 model_upload=http.allow_model_upload,
             ),
+            peers=member,
             close=opened.pop_all().close,
         )

@@ -29,6 +29,7 @@ from rtml.serving.engine import Engine
 from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
 from rtml.serving.front import Door, Front, Load
 from rtml.serving.inference import Inference
+from rtml.serving.listening import take_no_more
 from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
 from rtml.serving.registry import Registry, of_app
@@ -133,7 +134,7 @@ class Gateway:
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=_GOODBYE)
         await self._runner.setup()
-        listening: dict[str, Any] = {"backlog": 1024, "reuse_address": True, "reuse_port": conditions.reuse_port}
+        listening: dict[str, Any] = {"backlog": 1024, "reuse_address": True, "reuse_port": conditions.peers is not None}
         if conditions.certificates is not None:
             listening["ssl_context"] = conditions.certificates.context
         try:
@@ -187,8 +188,12 @@ class Gateway:
             self._routes.say_goodbye()
         await self._server.wait_until_empty(self._conditions.linger)
         for site in runner.sites:
+            for listener in site._server.sockets if site._server is not None else ():  # type: ignore[attr-defined]
+                take_no_more(listener.fileno())
+        # Those that are under way arrive now, and those that came last have not said anything yet.
+        await asyncio.sleep(min(_LAST_WORDS, self._conditions.linger))
+        for site in runner.sites:
             await site.stop()
-        # Those that were accepted last have not said anything yet.
         await self._server.wait_until_empty(min(_LAST_WORDS, self._conditions.linger))
 
     async def _start_grpc(self, host: str, port: int) -> int:
@@ -280,7 +285,11 @@ class Gateway:
         return http.json_response({"live": True, "ready": self.ready})
 
     async def _readiness(self, request: web.BaseRequest) -> web.Response:
-        return http.json_response({"live": True, "ready": self.ready}, 200 if self.ready else 503)
+        ready: dict[str, Any] = {"live": True, "ready": self.ready}
+        if self._conditions.peers is not None:
+            whole = self._conditions.peers.whole
+            ready["processes"] = {"serving": whole.serving, "wanted": whole.wanted}
+        return http.json_response(ready, 200 if self.ready else 503)
 
     async def _scrape(self, request: web.BaseRequest) -> web.Response:
         try:
@@ -291,8 +300,19 @@ class Gateway:
             _logger.warning("no metrics of the dispatcher: %r", error)
             dispatcher = ""
         self.metrics.dispatcher_up.labels().value = float(bool(dispatcher))
-        text = self.metrics.render() + dispatcher
+        text = await self._own_metrics() + dispatcher
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _own_metrics(self) -> str:
+        """What all processes of the gateway count, in one text."""
+        peers = self._conditions.peers
+        if peers is None:
+            return self.metrics.render()
+        try:
+            return await peers.metrics()
+        except TimeoutError:
+            _logger.warning("the supervisor does not answer: the metrics are those of this process alone")
+            return self.metrics.render()
 
     def _watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Measure how late timers run, until `stop`."""

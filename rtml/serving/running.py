@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
 import uvloop
 
 from rtml.metrics import GatewayMetrics
@@ -20,6 +21,8 @@ from rtml.serving.app import App
 from rtml.serving.conditions import open_conditions
 from rtml.serving.engine import ClientEngine
 from rtml.serving.gateway import Gateway
+from rtml.serving.member import Member, Start
+from rtml.serving.processes import reserved, supervise
 from rtml.settings import HttpSettings
 
 #: The exit code of a process that ended by a signal before it was done.
@@ -74,69 +77,97 @@ def _own_traceback(error: Exception) -> str:
 
 
 def run(
-    apps: Sequence[App], http: HttpSettings, address: str | None, engine: dict[str, Any], say: Callable[[str], None]
+    apps: Sequence[str], http: HttpSettings, address: str | None, engine: dict[str, Any], say: Callable[[str], None]
 ) -> int:
     """Serve until SIGTERM or SIGINT; a second one does not wait for running requests.
 
     Args:
-        apps: What to serve.
-        http: Where and how.
+        apps: What to serve: "module:attribute" each.
+        http: Where and how, and with how many processes.
         address: Of a running dispatcher; None starts an engine.
         engine: Further arguments of `rtml.connect`.
         say: Tells the operator a line.
 
     Returns:
         The process's exit code.
+
+    Raises:
+        ValueError: an app cannot be loaded.
+        AddressError: the port cannot be used.
     """
+    prepare_process()
+    if http.processes > 1:
+        return uvloop.run(_supervise(apps, http, address, engine, say))
+    return uvloop.run(serve(load_apps(apps), http, address, engine, say))
+
+
+def prepare_process() -> None:
+    """What holds for every gateway process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
     # Requests leave cycles behind, but few; the default threshold looks at them too often for a tight p99.
     gc.set_threshold(20_000, 20, 100)
-    return uvloop.run(_run(apps, http, address, engine, say))
 
 
-async def _run(
-    apps: Sequence[App], http: HttpSettings, address: str | None, settings: dict[str, Any], say: Callable[[str], None]
+class _Stop:
+    """What ends a process that serves: a signal, or its engine."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.event = asyncio.Event()
+        self.code = 0
+        self._say = say
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self.event.is_set() and self._task is not None:
+            self._task.cancel()
+        self.event.set()
+
+    def on_engine_end(self) -> None:
+        self.code = _ENGINE_ENDED
+        self._say("the engine has ended by itself, or nobody answers there any more; stopping")
+        self.event.set()
+
+
+async def serve(
+    apps: Sequence[App],
+    http: HttpSettings,
+    address: str | None,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+    member: Member | None = None,
 ) -> int:
-    stop = asyncio.Event()
-    task = asyncio.current_task()
-
-    def on_signal() -> None:
-        if stop.is_set() and task is not None:
-            task.cancel()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    code = 0
-
-    def on_engine_end() -> None:
-        nonlocal code
-        code = _ENGINE_ENDED
-        say("the engine has ended by itself, or nobody answers there any more; stopping")
-        stop.set()
-
+    """Serve in this process; `member` if it is one of several, under a supervisor whose end is its own."""
+    stop = _Stop(say)
     metrics = GatewayMetrics()
-    conditions = open_conditions(http, metrics)
+    if member is not None:
+        member.share(metrics)
+    conditions = open_conditions(http, metrics, member)
     if conditions.reloadable:
-        loop.add_signal_handler(signal.SIGHUP, conditions.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, conditions.reload)
     try:
         engine = ClientEngine.open(address, **settings)
     except BaseException:
         conditions.close()
         raise
-    engine.on_end(on_engine_end)
+    engine.on_end(stop.on_engine_end)
     try:
         gateway = Gateway(
             engine, apps, body_max=http.body_max, read_timeout=http.read_timeout, drain_timeout=http.drain_timeout,
             metrics=metrics, conditions=conditions,
         )  # fmt: skip
         try:
+            if member is not None:
+                member.run_until_gone(stop.event.set)
             port = await gateway.start(http.host, http.port, http.grpc_port or None)
-            for line in _places(apps, f"{'https' if http.tls_cert else 'http'}://{http.host}:{port}", engine.address):
+            if member is not None:
+                member.serving()
+            for line in _places(apps, http, port, engine.address):
                 say(line)
-            await stop.wait()
-            if code == _ENGINE_ENDED:
+            await stop.event.wait()
+            if stop.code == _ENGINE_ENDED:
                 # Nobody will answer what is running, so there is nothing to wait for.
                 engine.close()
             say("stopping: no new requests; a second signal does not wait for those that run")
@@ -147,11 +178,40 @@ async def _run(
     finally:
         engine.close()
         conditions.close()
-    return code
+    return stop.code
 
 
-def _places(apps: Sequence[App], url: str, address: str) -> Iterator[str]:
+async def _supervise(
+    places: Sequence[str],
+    http: HttpSettings,
+    address: str | None,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> int:
+    """Serve in several processes, on an engine of this one's own if there is none at `address`."""
+    apps = load_apps(places)
+    stop = _Stop(say)
+    with reserved(http.host, http.port) as port:
+        engine = None
+        more = {"keys": settings.get("keys", "")} if address else {}
+        try:
+            if address is None:
+                engine = ClientEngine.open(None, **settings)
+                engine.on_end(stop.on_engine_end)
+                address = engine.address
+            start = Start(list(places), msgspec.structs.replace(http, port=port), address, more)
+            lines = list(_places(apps, http, port, address))
+            return await supervise(start, say, lines, stop.event) or stop.code
+        except asyncio.CancelledError:
+            return _INTERRUPTED
+        finally:
+            if engine is not None:
+                engine.close()
+
+
+def _places(apps: Sequence[App], http: HttpSettings, port: int, address: str) -> Iterator[str]:
     """Where everything is."""
+    url = f"{'https' if http.tls_cert else 'http'}://{http.host}:{port}"
     for app in apps:
         yield f"{app.name}: {app.title}" if app.title else app.name
         for model in app.models:

@@ -36,7 +36,7 @@ class Server:
             self.lines.append(line.rstrip())
             if line.startswith("engine: "):
                 self.address = line.split()[1]
-            if found := re.fullmatch(r"serving on http://127\.0\.0\.1:(\d+)\n", line):
+            if found := re.fullmatch(r"serving on https?://127\.0\.0\.1:(\d+)\n", line):
                 self.port = int(found[1])
                 return
         self.stop()
