@@ -245,12 +245,18 @@ def test_two_gateways_do_not_share_a_port_by_mistake() -> None:
         assert "Address already in use" in text
 
 
+def known_deaths(server: Server) -> float:
+    with contextlib.suppress(ConnectionError):  # the kernel may have given this connection to the one that was killed
+        return server.metric(r'rtml_gateway_process_deaths_total\{reason="SIGKILL"\}')
+    return -1
+
+
 def test_a_process_that_dies_again_and_again_is_started_with_pauses() -> None:
     with running("serve", APP, "--processes", "2") as server:
         for deaths in range(1, 4):
             wait_for(lambda: len(processes_of(server)) == 2)
             os.kill(max(processes_of(server)), signal.SIGKILL)
-            wait_for(lambda: server.metric(r'rtml_gateway_process_deaths_total\{reason="SIGKILL"\}') == deaths)  # noqa: B023
-        wait_for(lambda: server.request("GET", "/readyz")[1]["processes"]["serving"] == 2)
+            wait_for(lambda: known_deaths(server) == deaths)  # noqa: B023
+        wait_for(lambda: len(processes_of(server)) == 2)
         pauses = [line.rpartition("in ")[2] for line in stopped(server) if "another starts" in line]
         assert len(pauses) == 3

@@ -349,3 +349,19 @@ def test_raw_tensors_over_a_plain_socket(server: Server) -> None:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.endswith(struct.pack("<f", 3))
+
+
+def test_a_request_is_found_by_its_trace(server: Server) -> None:
+    trace = os.urandom(16).hex()
+    given = {"traceparent": f"00-{trace}-{'1' * 16}-01"}
+    status, _, headers = server.post("/v1/sum", {"numbers": [1, 2, 3]}, **given)
+    assert (status, headers["traceparent"].split("-")[1]) == (200, trace)
+    found: Any = {"tasks": []}
+
+    def whole() -> bool:
+        found.update(json.loads(server.command("trace", trace, "--json")))
+        return len(found["tasks"]) == 4
+
+    wait_for(whole)
+    assert found["trace"] == trace
+    assert server.command("trace", trace).startswith(f"graph {found['graph']}: 4 tasks")
