@@ -212,7 +212,7 @@ class Gateway:
             ready=lambda: self.ready,
             door=self._door,
             certificates=conditions.certificates,
-            reuse_port=conditions.reuse_port,
+            reuse_port=conditions.peers is not None,
         )
         self._grpc = grpc_server.GrpcServer(backend, self._body_max)
         bound: int = await self._grpc.start(host, port)

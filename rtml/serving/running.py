@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import logging
@@ -191,7 +192,10 @@ async def _supervise(
     """Serve in several processes, on an engine of this one's own if there is none at `address`."""
     apps = load_apps(places)
     stop = _Stop(say)
-    with reserved(http.host, http.port) as port:
+    with contextlib.ExitStack() as held:
+        port = held.enter_context(reserved(http.host, http.port))
+        if http.grpc_port:
+            held.enter_context(reserved(http.host, http.grpc_port))
         engine = None
         more = {"keys": settings.get("keys", "")} if address else {}
         try:

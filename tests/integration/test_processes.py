@@ -23,7 +23,7 @@ from rtml.serving import tokens
 from tests.integration.test_serve import APP, Server, running, wait_for
 
 DATA = b"0123456789"
-OK = r'rtml_gateway_requests_total\{app="served",code="200",target="/v1/reverse"\}'
+OK = r'rtml_gateway_requests_total\{app="served",code="200",protocol="http",target="/v1/reverse"\}'
 
 
 def processes_of(server: Server) -> list[int]:
