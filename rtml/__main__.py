@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in ("serve", "gateway"):
             command.add_argument(
-                "apps", nargs="+", metavar="MODULE:APP", help="what to serve, like examples.ocr.app:app"
+                "apps", nargs="*", metavar="MODULE:APP", help="what to serve, like examples.ocr.app:app"
             )
         if name == "trace":
             command.add_argument(
@@ -147,11 +147,14 @@ def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.
     def say(line: str) -> None:
         print(line, flush=True)
 
+    apps = getattr(options, "apps", [])
+    if options.command != "up" and not apps and not http.model_repository:
+        _fail(f"rtml {options.command}: name an app (MODULE:APP) or a model repository (--model-repository)", _USAGE)
     keys = _load(config.KeySettings, options)
     say(f"rtml {options.command}: {config.show(http, engine, keys)}")
     arguments = engine.for_connect() if isinstance(engine, config.EngineSettings) else {}
     arguments["keys"] = keys.keys
-    return run(getattr(options, "apps", []), http, address, arguments, say)
+    return run(apps, http, address, arguments, say)
 
 
 def _ask(options: argparse.Namespace, what: str, argument: str = "") -> str:

