@@ -127,7 +127,7 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     model_control: Annotated[
         typing.Literal["none", "poll", "explicit"],
         Meta(
-            description="none: what is there at the start is loaded; poll: what changes, too; explicit: what requests name"
+            description="none: loaded is what is there at first; poll: what changes, too; explicit: what requests name"
         ),
     ] = "none"
     repository_poll_secs: Annotated[float, Meta(gt=0, description="seconds between two looks in poll mode")] = 5.0
