@@ -52,8 +52,11 @@ log = logging.getLogger("rtml.dispatcher")
 #: Ended tasks that `rtml trace` can look back on.
 TRACE_TASKS_MAX: Final = 50_000
 
-#: Ended tasks are counted into the metrics in bulk, off the path of a request.
+#: Ended tasks and wake-ups are counted into the metrics in bulk, off the path of a request.
 _COUNT_AT: Final = 2_048
+
+#: Ended tasks of which records are made at a time: a fresh task's costs twice as much as the next one's.
+_REMEMBER_AT: Final = 64
 
 #: Bytes of garbage quoted in a log line.
 _QUOTE: Final = 60
@@ -80,6 +83,8 @@ class Dispatcher:
         self.shm_dir = shm_dir
         self.history: deque[Ended] = deque(maxlen=TRACE_TASKS_MAX)
         self._uncounted: list[Ended] = []
+        #: seconds of wake-ups, not yet counted
+        self._turns: list[float] = []
         self._calls = Calls()
         self._garbage: Counter[str] = Counter()
         self._arrived = metrics.frames.labels("in"), metrics.bytes.labels("in")
@@ -95,7 +100,6 @@ class Dispatcher:
         core, hub, uplink = self.core, self.hub, self.uplink
         clock = time.monotonic
         arrived_frames, arrived_bytes = self._arrived
-        turn = self.metrics.turn.labels()
         while not self._stopping:
             wakeup = core.next_wakeup()
             timeout = None if wakeup is None else max(0.0, wakeup - clock())
@@ -121,9 +125,11 @@ class Dispatcher:
             arrived_bytes.value += sum([len(frame) for _, frame in frames if frame is not None])
             while core.notices:
                 log.warning("%s", core.notices.pop(0))
-            if core.tables.ended or core.tables.shed:
-                self._remember(core.take_ended())
-            turn.observe(clock() - now)
+            if len(core.tables.ended) + len(core.tables.shed) >= _REMEMBER_AT:
+                self._remember()
+            self._turns.append(clock() - now)
+            if len(self._turns) >= _COUNT_AT:
+                self._count()
 
     def _above(self, uplink: Dialler, now: float) -> list[tuple[int, bytes | None]]:
         """What came from the dispatcher above; a new connection begins with an introduction."""
@@ -193,14 +199,18 @@ class Dispatcher:
 
     # --- what operators ask
 
-    def _remember(self, ended: list[Ended]) -> None:
+    def _remember(self) -> None:
+        """Make records of the tasks that ended lately."""
+        ended = self.core.take_ended()
         self.history.extend(ended)
         self._uncounted += ended
         if len(self._uncounted) >= _COUNT_AT:
             self._count()
 
     def _count(self) -> None:
-        """Move ended tasks into the metrics."""
+        """Move ended tasks and wake-ups into the metrics."""
+        self.metrics.turn.labels().observe_all(self._turns)
+        self._turns = []
         self._calls.count(self._uncounted)
         by_function: dict[str, list[Ended]] = {}
         for end in self._uncounted:
@@ -214,6 +224,7 @@ class Dispatcher:
             self.metrics.meter(function).count(ended)
 
     def _answer(self, query: Query) -> str:
+        self._remember()
         if query.what == "metrics":
             self._count()
             snapshot = self.core.snapshot()

@@ -378,7 +378,7 @@ class ClientCore:
 
     def _take(self, new: list[TaskResult], results: list[TaskResult]) -> None:
         """Keep account of what lies in shared memory; let go of what came again, or when nobody wanted it any more."""
-        objects = [result.payload.id for result in new if isinstance(result.payload, ObjectRef)]
+        objects = [result.payload.id for result in new if result.payload.__class__ is ObjectRef]
         if objects:
             self._objects.update(objects)
         if len(new) == len(results):

@@ -90,8 +90,8 @@ RESULTS_MAX = 512
 #: Bytes of resolved dependencies in one frame, where several attempts go to one executor.
 FRAME_DEPENDENCIES_MAX = 8 * 1024 * 1024
 
-#: A worker is told that results are safe at the latest after so many messages.
-_SAFE_LAG_MAX = 16
+#: So many messages of an executor are safe before it is told (with its next message) that it may forget them.
+SAFE_LAG_MAX = 8
 
 
 class Core:
@@ -485,7 +485,7 @@ class Core:
                             messages = []
                     messages.append(Assign(last))
                     worker.outgoing = []
-                if worker.safe > worker.safe_sent and (messages or worker.safe - worker.safe_sent >= _SAFE_LAG_MAX):
+                if worker.safe - worker.safe_sent >= SAFE_LAG_MAX:
                     messages.append(Safe(worker.safe))
                     worker.safe_sent = worker.safe
             ended = session.results

@@ -106,8 +106,10 @@ class Keeping:
             self.tables.tasks.pop(task.id, None)
             if task.home is not None and task.home.session is not None:
                 self.tables.tell(task.home.session, Unwatch([task.id]))
-            if task.result is not None and isinstance(task.result.payload, ObjectRef):
+            if task.result is not None and task.result.payload.__class__ is ObjectRef:
                 self.unneeded(task.result.payload.id, task.id)
+            if not task.inner:
+                continue
             for handle in task.inner:
                 inner = self.tables.tasks.get(handle)
                 if inner is not None:

@@ -102,9 +102,10 @@ class WorkerCore:
 
     def receive(self, message: Message, now: float) -> bool:
         """Applies one message. Returns False if it is (also) for the client on the same link."""
+        if message.__class__ is Assign:  # the usual one: `case` costs three times as much
+            self._assign(message.attempts, now)
+            return True
         match message:
-            case Assign():
-                self._assign(message.attempts, now)
             case Define():
                 for function in message.functions:
                     self.functions[function.id] = function
