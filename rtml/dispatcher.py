@@ -110,19 +110,23 @@ class Dispatcher:
             if uplink is not None:
                 frames += self._above(uplink, now)
             arrivals: list[tuple[int, list[Message] | None]] = []
+            size = 0
             for peer, frame in frames:
                 if frame is None:
                     arrivals.append((peer, None))
                     continue
+                size += len(frame)
                 try:
                     arrivals.append((peer, decode(frame)))
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     self._reject(peer, frame, error)
             self._execute(core.handle(arrivals, now))
             # From here on the others work: what they do not wait for costs no latency.
-            self._execute(core.settle())
+            late = core.settle()
+            if late:
+                self._execute(late)
             arrived_frames.value += len(frames)
-            arrived_bytes.value += sum([len(frame) for _, frame in frames if frame is not None])
+            arrived_bytes.value += size
             while core.notices:
                 log.warning("%s", core.notices.pop(0))
             if len(core.tables.ended) + len(core.tables.shed) >= _REMEMBER_AT:

@@ -91,7 +91,8 @@ class Client(concurrent.futures.Executor):
         #: No more calls: shut down, or the connection is lost for good (`_lost`).
         self._closed = False
         self._lost: BaseException | None = None
-        self._sequence = itertools.count(1)
+        #: Ids of tasks and queries, ascending, each used once.
+        self._ids = itertools.count(task_id(core.session, 1))
         #: Unresolved futures by id. Strong: a task whose future was dropped still runs and is still accounted for.
         self._pending: dict[int, Future[Any]] = {}
         #: What unresolved tasks refer to: futures (dependencies, handles), and objects in our shared memory.
@@ -161,7 +162,7 @@ class Client(concurrent.futures.Executor):
         )  # fmt: skip
         failure = None
         with self.lock:
-            number = task.id = task_id(self.core.session, next(self._sequence))
+            number = task.id = next(self._ids)
             future: Future[Any] = Future(self, number)
             if encoded.deps or encoded.handles or encoded.payload.__class__ is not bytes:
                 failure = self._link(task, encoded.deps, encoded.handles)
@@ -227,7 +228,7 @@ class Client(concurrent.futures.Executor):
         self._check_usable()
         encoded = codec.encode_value(value, self.store, Future, "the value")
         with self.lock:
-            future: Future[T] = Future(self, task_id(self.core.session, next(self._sequence)))
+            future: Future[T] = Future(self, next(self._ids))
             future._settle(encoded.payload, None, OK)
         held: list[Any] = list(encoded.handles)
         if isinstance(encoded.payload, ObjectRef):
@@ -293,7 +294,7 @@ class Client(concurrent.futures.Executor):
         self._check_usable()
         waiter, body = Waiter(), []  # type: Waiter, list[str]
         with self.lock:
-            number = next(self._sequence)
+            number = next(self._ids)
             self._queries[number] = (waiter, body)
             self.core.query(number, what, argument)
         if not self.driver.wait(waiter, timeout):

@@ -297,7 +297,7 @@ class ClientCore:
         submits = self._submits(now)
         out += submits
         # The last `Submit` carries the acknowledgement: what was sent before it may have named acknowledged results.
-        ack = self._ackable()
+        ack = self._ackable() if self._holds else self._applied
         if ack > self._acked:
             self._acked = ack
             self._unacked_results = 0
@@ -412,15 +412,15 @@ class ClientCore:
     def _submits(self, now: float) -> list[Submit]:
         if not self._buffer and not self._queue:
             return []
-        room = self._room()
-        if not self._queue and len(self._buffer) <= room:
+        # As `_room` says, for the usual case in fewer words.
+        if not self._queue and len(self._tasks) <= self.window and len(self._buffer) <= self.window:
             tasks, self._buffer = self._buffer, []
             if self._holds:
                 self._holds.clear()
         else:
             self._queue.extend(self._buffer)
             self._buffer = []
-            tasks = list(islice(self._queue, max(0, room)))
+            tasks = list(islice(self._queue, max(0, self._room())))
             for _ in tasks:
                 self._queue.popleft()
             if not tasks:

@@ -40,7 +40,8 @@ class Waiter:
         self.needed -= 1
         if self.needed <= 0:
             self.ready = True
-            self.wake()
+            if self._block is not None:
+                self.wake()
 
     def arm(self) -> None:
         """Prepare `sleep`: from now on `wake` ends it, also before it began."""

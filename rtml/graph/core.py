@@ -72,6 +72,7 @@ from rtml.messages import (
     Returned,
     Safe,
     Submit,
+    TaskResult,
     Unwatch,
     Watch,
     WatchResults,
@@ -469,42 +470,39 @@ class Core:
         tables = self.tables
         effects = tables.effects
         for session in tables.dirty.values():
-            if session.peer is None:
+            peer = session.peer
+            if peer is None:
                 continue
             if session.role == DISPATCHER and session.results:
                 self.remote.answers(session)
             messages, session.outbox = session.outbox, []
             worker = session.worker
             if worker is not None:
-                if worker.outgoing:
-                    last = worker.outgoing
-                    if len(last) > 1:
-                        *earlier, last = _in_frames(last)
-                        for attempts in earlier:
-                            effects.append(Send(session.peer, [*messages, Assign(attempts)]))
-                            messages = []
-                    messages.append(Assign(last))
+                attempts = worker.outgoing
+                if attempts:
                     worker.outgoing = []
+                    if len(attempts) > 1:
+                        *earlier, attempts = _in_frames(attempts)
+                        for part in earlier:
+                            effects.append(Send(peer, [*messages, Assign(part)]))
+                            messages = []
+                    messages.append(Assign(attempts))
                 if worker.safe - worker.safe_sent >= SAFE_LAG_MAX:
                     messages.append(Safe(worker.safe))
                     worker.safe_sent = worker.safe
-            ended = session.results
-            if ended:
+            results = session.results
+            if results:
                 session.results = []
-                for start in range(0, len(ended), RESULTS_MAX):
-                    if start:
-                        effects.append(Send(session.peer, messages))
-                        messages = []
-                    session.serial += 1
-                    part = ended if len(ended) <= RESULTS_MAX else ended[start : start + RESULTS_MAX]
-                    results = Results(session.serial, part)
-                    session.unacked.append(results)
-                    messages.append(results)
+                while len(results) > RESULTS_MAX:
+                    effects.append(Send(peer, [*messages, _numbered(session, results[:RESULTS_MAX])]))
+                    messages = []
+                    results = results[RESULTS_MAX:]
+                messages.append(_numbered(session, results))
             if session.watch_results:
                 messages.append(WatchResults(session.watch_results))
                 session.watch_results = []
             if messages:
-                effects.append(Send(session.peer, messages))
+                effects.append(Send(peer, messages))
         tables.dirty.clear()
         tables.effects = []
         return effects
@@ -556,6 +554,14 @@ class Core:
                 for worker in tables.remotes.values()
             ],
         }
+
+
+def _numbered(session: Session, results: list[TaskResult]) -> Results:
+    """The session's next message of results, kept until it is acknowledged."""
+    session.serial += 1
+    message = Results(session.serial, results)
+    session.unacked.append(message)
+    return message
 
 
 def _in_frames(attempts: list[Attempt]) -> list[list[Attempt]]:

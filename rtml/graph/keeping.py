@@ -43,7 +43,11 @@ class Keeping:
             self.settle(receipt)
         task.acknowledged = True
         if not task.holds:
-            self._forget(task)
+            result = task.result
+            if not task.inner and (result is None or result.payload.__class__ is not ObjectRef):
+                self.tables.tasks.pop(task.id, None)  # the usual one, which keeps nothing else
+            else:
+                self._forget(task)
 
     def settle(self, receipt: Receipt) -> None:
         """One result of the executor's message is safe, or nobody wants it."""
@@ -108,8 +112,6 @@ class Keeping:
                 self.tables.tell(task.home.session, Unwatch([task.id]))
             if task.result is not None and task.result.payload.__class__ is ObjectRef:
                 self.unneeded(task.result.payload.id, task.id)
-            if not task.inner:
-                continue
             for handle in task.inner:
                 inner = self.tables.tasks.get(handle)
                 if inner is not None:

@@ -199,17 +199,18 @@ class Placement:
             return False
         if lane.batch and not self._batch_due(lane, now):
             return False
-        worker = self._pick_idle(lane)
+        first = lane.pop()
+        worker = self._pick_idle(first)
         if worker is None:
+            lane.unpop(first)
             return False
-        tasks = self._take_batch(lane, now) if lane.batch else [lane.pop()]
-        self._assign(worker, tasks, now)
+        self._assign(worker, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
 
-    def _pick_idle(self, lane: Lane) -> WorkerState | None:
+    def _pick_idle(self, task: TaskState) -> WorkerState | None:
         """The executor that became idle last among those that know the function, else the one that became idle last."""
-        shape = lane.profile.shape
-        function = lane.head().function.definition.id
+        shape = task.profile.shape
+        function = task.function.definition.id
         cold = None
         for worker in reversed(self.workforce.idle[EXECUTOR].values()):
             if not worker.ready or not worker.node.fits(shape) or worker.node.name in self._reserved:
@@ -240,7 +241,8 @@ class Placement:
             return False
         if lane.batch and not self._batch_due(lane, now):
             return False
-        self._assign(best, self._take_batch(lane, now) if lane.batch else [lane.pop()], now)
+        first = lane.pop()
+        self._assign(best, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
 
     def _prefetch(self, lane: Lane, now: float) -> None:
@@ -330,9 +332,8 @@ class Placement:
             self.tables.at(due, wake, None)
         return False
 
-    def _take_batch(self, lane: Lane, now: float) -> list[TaskState]:
-        """As many tasks as the limit on items and the tightest deadline allow; at least one."""
-        first = lane.pop()
+    def _take_batch(self, first: TaskState, lane: Lane, now: float) -> list[TaskState]:
+        """The first, and as many tasks after it as the limit on items and the tightest deadline allow."""
         tasks = [first]
         items = first.spec.items
         predict = first.function.cost.predict

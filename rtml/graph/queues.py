@@ -123,7 +123,8 @@ class Lane:
             shares = self._classes[priority]
             share, queue = next(iter(shares.items()))
             task = queue.pop()
-            if task is None or (len(shares) > 1 and self._turn_ends(share)):
+            alone = len(shares) == 1
+            if task is None or (not alone and self._turn_ends(share)):
                 # To the end of the round, or out if it has nothing left.
                 del shares[share]
                 if task is not None and (queue.ordered or queue.heap):
@@ -134,11 +135,11 @@ class Lane:
                 task.lane = None
                 self.count -= 1
                 self.items -= task.spec.items
-                if not self.count:
-                    only = len(self._priorities) == 1 and len(shares) == 1 and share in shares
-                    if not only or queue.ordered or queue.heap:
-                        self._clear()
-                    # Else an empty queue stays for the next task, which mostly is like this one.
+                if not self.count and not (
+                    alone and len(self._priorities) == 1 and not queue.ordered and not queue.heap
+                ):
+                    self._clear()
+                # Else an empty queue stays for the next task, which mostly is like this one.
                 return task
 
     def _turn_ends(self, share: Any) -> bool:
