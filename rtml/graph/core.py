@@ -91,7 +91,8 @@ RESULTS_MAX = 512
 #: Bytes of resolved dependencies in one frame, where several attempts go to one executor.
 FRAME_DEPENDENCIES_MAX = 8 * 1024 * 1024
 
-#: So many messages of an executor are safe before it is told (with its next message) that it may forget them.
+#: So many messages of an executor are safe before it is told (with its next message) that it may forget them. A
+#: dispatcher below, which keeps a record of every task, is told with each.
 SAFE_LAG_MAX = 8
 
 
@@ -487,7 +488,8 @@ class Core:
                             effects.append(Send(peer, [*messages, Assign(part)]))
                             messages = []
                     messages.append(Assign(attempts))
-                if worker.safe - worker.safe_sent >= SAFE_LAG_MAX:
+                lag = worker.safe - worker.safe_sent
+                if lag >= SAFE_LAG_MAX or (lag and messages and worker.role == DISPATCHER):
                     messages.append(Safe(worker.safe))
                     worker.safe_sent = worker.safe
             results = session.results

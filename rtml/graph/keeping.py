@@ -44,10 +44,10 @@ class Keeping:
         task.acknowledged = True
         if not task.holds:
             result = task.result
-            if not task.inner and (result is None or result.payload.__class__ is not ObjectRef):
-                self.tables.tasks.pop(task.id, None)  # the usual one, which keeps nothing else
-            else:
+            if task.inner or task.home is not None or (result is not None and result.payload.__class__ is ObjectRef):
                 self._forget(task)
+            else:
+                self.tables.tasks.pop(task.id, None)  # the usual one, with which nothing else goes
 
     def settle(self, receipt: Receipt) -> None:
         """One result of the executor's message is safe, or nobody wants it."""

@@ -300,7 +300,8 @@ class Remote:
                 continue
             spec = Task(task_id, 0, b"")
             graph = Graph(task_id, self._nobody, 0, "")
-            proxy = TaskState(spec, self._function, self._function.profile, self._nobody, self._nobody, graph, 0.0)
+            function, nobody = self._function, self._nobody
+            proxy = TaskState(task_id, spec, function, function.profile, nobody, nobody, graph, 0.0)
             graph.live = 1
             self._function.users += 1
             proxy.move(State.READY)
