@@ -160,6 +160,32 @@ class Gauge(Family[Cell]):
         return family
 
 
+class Alias(Family[Cell]):
+    """A metric of another server's, under the name that its dashboards know: counters there have no suffix.
+
+    Args:
+        name: The name.
+        help: One line for people.
+        labels: Names of the labels, whose values must not need quoting.
+        kind: "counter" or "gauge".
+    """
+
+    def __init__(self, name: str, help: str, labels: Sequence[str] = (), kind: str = "counter") -> None:
+        super().__init__(name, help, labels)
+        self.kind = kind
+
+    def new_child(self) -> Cell:  # noqa: D102
+        return Cell()
+
+    def text(self) -> str:
+        """In the Prometheus text format."""
+        lines = [f"# HELP {self.name} {self.help}", f"# TYPE {self.name} {self.kind}"]
+        for values, cell in self.children.items():
+            labels = ",".join(f'{name}="{value}"' for name, value in zip(self.label_names, values))
+            lines.append(f"{self.name}{{{labels}}} {cell.value!r}")
+        return "\n".join(lines) + "\n"
+
+
 class Histogram(Family[Buckets]):
     """Distributions."""
 
@@ -190,7 +216,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """For `prometheus_client`'s registry, whose `Collector` this is."""
         for family in vars(self).values():
-            if isinstance(family, Family):
+            if isinstance(family, Family) and not isinstance(family, Alias):
                 yield family.collect()
 
     def render(self) -> str:
@@ -236,6 +262,10 @@ def deadline_outcome(code: int, seconds: float, deadline: float, partial: bool =
     return "partial" if partial else "met"
 
 
+#: Triton's words for why a request failed.
+_REASONS: Final = {429: "REJECTED", 503: "REJECTED", 499: "CANCELED"}
+
+
 class Target:
     """What the gateway counts of one model or endpoint."""
 
@@ -256,6 +286,14 @@ class Target:
     def refused(self, protocol: str = "http") -> None:
         """A request was not let in, as there are `in_flight_max`."""
         self._count(503, protocol)
+
+    def failures(self) -> dict[str, float]:
+        """Requests that were not answered, by Triton's reasons."""
+        found = {"REJECTED": 0.0, "CANCELED": 0.0, "BACKEND": 0.0, "OTHER": 0.0}
+        for (_, code), cell in self._codes.items():
+            if code >= 400:
+                found[_REASONS.get(code, "BACKEND" if code >= 500 else "OTHER")] += cell.value
+        return found
 
     def _count(self, code: int, protocol: str) -> None:
         cell = self._codes.get((protocol, code))
@@ -287,7 +325,7 @@ class GatewayMetrics(Metrics):
     """What a gateway counts."""
 
     def __init__(self) -> None:
-        where = ("app", "target")
+        where = ("app", "model")
         self.requests = Counter(
             "rtml_gateway_requests",
             "Requests answered, by protocol (http, grpc) and HTTP status (499: the client had gone).",
@@ -310,6 +348,8 @@ class GatewayMetrics(Metrics):
         self.process_deaths = Counter(
             "rtml_gateway_process_deaths", "Processes of a gateway that ended unasked.", ("reason",)
         )
+        self.cpu = Counter("rtml_gateway_cpu_seconds", "CPU time of the gateway's processes.")
+        self.memory = Gauge("rtml_gateway_resident_bytes", "Memory of the gateway's processes.")
         self.connections = Gauge("rtml_gateway_connections", "Open connections.")
         self.refused = Counter(
             "rtml_gateway_refused", "Requests and connections that no route saw, by the error's type.", ("reason",)
@@ -323,6 +363,33 @@ class GatewayMetrics(Metrics):
         #: Requests of a target that may be answered at a time: of the named ones, and of all others.
         self.in_flight_limits: Mapping[str, float] = {}
         self.in_flight_max = math.inf
+        #: Triton's names for what models do, shown if an operator wants them.
+        self.aliases_shown = False
+        of = ("model", "version")
+        self.nv_success = Alias("nv_inference_request_success", "Requests that were answered.", of)
+        self.nv_failure = Alias("nv_inference_request_failure", "Requests that were not.", (*of, "reason"))
+        self.nv_count = Alias("nv_inference_count", "Inferences: rows of requests.", of)
+        self.nv_executions = Alias("nv_inference_exec_count", "Runs of the model.", of)
+        self.nv_pending = Alias("nv_inference_pending_request_count", "Requests being answered.", of, "gauge")
+        self.nv_request = Alias("nv_inference_request_duration_us", "Time of requests in all.", of)
+        self.nv_queue = Alias("nv_inference_queue_duration_us", "Time of waiting in all.", of)
+        self.nv_input = Alias("nv_inference_compute_input_duration_us", "Time of transfer in all.", of)
+        self.nv_infer = Alias("nv_inference_compute_infer_duration_us", "Time inside the model in all.", of)
+        self.nv_output = Alias("nv_inference_compute_output_duration_us", "Always 0: input has both ways.", of)
+
+    def observe_process(self) -> None:
+        """Look at what this process uses; now and then."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self.cpu.labels().value = usage.ru_utime + usage.ru_stime
+        with open("/proc/self/statm", "rb") as statm:
+            self.memory.labels().value = float(statm.read().split()[1]) * resource.getpagesize()
+
+    def render(self) -> str:
+        """The text exposition."""
+        text = super().render()
+        if self.aliases_shown:
+            text += "".join(family.text() for family in vars(self).values() if isinstance(family, Alias))
+        return text
 
     def target(self, app: str, name: str) -> Target:
         """The counters of one model or endpoint."""

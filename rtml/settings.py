@@ -103,6 +103,9 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None, Meta(description="connections that a process has at a time; others get 503")
     ] = None
     header_max: Annotated[int, Meta(ge=256, description="longest line of a request's head, in bytes")] = 8190
+    triton_metrics: Annotated[
+        bool, Meta(description="show metrics of models under Triton's names, too (nv_inference_...)")
+    ] = False
     access_log: Annotated[
         str, Meta(description="file to append a JSON line for each request to; - for standard output")
     ] = ""

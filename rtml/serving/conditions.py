@@ -69,6 +69,7 @@ def open_conditions(http: HttpSettings, metrics: GatewayMetrics, member: Member 
     """
     if bool(http.tls_cert) != bool(http.tls_key) or (http.tls_client_ca and not http.tls_cert):
         raise ValueError("--tls-cert and --tls-key belong together, and --tls-client-ca needs both")
+    metrics.aliases_shown = http.triton_metrics
     metrics.in_flight_limits = http.queues
     metrics.in_flight_max = math.inf if http.queue_max is None else http.queue_max
     with contextlib.ExitStack() as opened:

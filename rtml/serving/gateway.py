@@ -37,6 +37,7 @@ from rtml.serving.repository import APP as REPOSITORY_APP
 from rtml.serving.repository import ModelRepository, RepositorySettings
 from rtml.serving.results import served
 from rtml.serving.routes import ProgramRoute, Reading
+from rtml.serving.tritonmetrics import show_aliases
 
 _logger = logging.getLogger("rtml.serving")
 
@@ -324,6 +325,7 @@ class Gateway:
             # What the gateway itself knows is worth more than an error, all the more when the dispatcher is gone.
             _logger.warning("no metrics of the dispatcher: %r", error)
             dispatcher = ""
+        self._look()
         self.metrics.dispatcher_up.labels().value = float(bool(dispatcher))
         text = await self._own_metrics() + dispatcher
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -339,6 +341,15 @@ class Gateway:
             _logger.warning("the supervisor does not answer: the metrics are those of this process alone")
             return self.metrics.render()
 
+    def _look(self) -> None:
+        """Bring those metrics up to date that nobody counts when it happens."""
+        self.metrics.observe_process()
+        if self.metrics.aliases_shown:
+            registry = self.registry
+            for name in registry.names():
+                for number in registry.versions(name):
+                    show_aliases(self.metrics, registry.find(name, number))
+
     def _watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Measure how late timers run, until `stop`."""
         lag = self.metrics.loop_lag.labels()
@@ -349,6 +360,7 @@ class Gateway:
             lag.observe(max(0.0, loop.time() - due))
             if self._grpc is not None:
                 self._grpc.look()
+            self._look()
             due = loop.time() + _LAG_PERIOD
             self._lag_timer = loop.call_at(due, tick)
 

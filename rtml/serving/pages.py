@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rtml.metrics import Buckets, Cell, Family, GatewayMetrics, Gauge, Histogram
+from rtml.metrics import Alias, Buckets, Cell, Family, GatewayMetrics, Gauge, Histogram
 
 #: Bytes of a page. Memory that nothing was counted in is not there; what has no room is counted in private.
 _BYTES: Final = 16 * 1024 * 1024
@@ -127,7 +127,7 @@ class Account:
         families = families_of(metrics)
         for one in self.series:
             family = families.get(one.name)
-            if family is None or (isinstance(family, Gauge) and not gauges):
+            if family is None or (is_gauge(family) and not gauges):
                 continue
             child = family.labels(*one.labels)
             if isinstance(child, Buckets):
@@ -165,6 +165,11 @@ class Ledger:
         for account in accounts:
             account.add_to(total)
         return total
+
+
+def is_gauge(family: Family[Any]) -> bool:
+    """Whether its values end with their process."""
+    return isinstance(family, Gauge) or (isinstance(family, Alias) and family.kind == "gauge")
 
 
 def families_of(metrics: GatewayMetrics) -> dict[str, Family[Any]]:

@@ -220,6 +220,7 @@ class Supervisor:
     def _metrics(self) -> str:
         total = self._ledger.total(child.account for child in self._children.values())
         serving = sum(child.serving for child in self._children.values())
+        total.aliases_shown = self._start.http.triton_metrics
         total.processes.labels("serving").value = serving
         total.processes.labels("missing").value = self._wanted - serving
         for reason, count in self._deaths.items():

@@ -15,7 +15,7 @@ from rtml.client.functions import make_options
 from rtml.graph.state import TRANSITIONS, State
 from rtml.graph.tables import Limits
 from rtml.messages import Options
-from rtml.metrics import Counter, DispatcherMetrics, Family, GatewayMetrics, Metrics
+from rtml.metrics import Alias, Counter, DispatcherMetrics, Family, GatewayMetrics, Metrics
 from tests.integration import docs
 
 GUIDE, SERVING, OPERATIONS, METRICS = (
@@ -98,9 +98,15 @@ def test_metrics(head: str, metrics: Metrics) -> None:
             list(family.label_names),
         )
         for family in vars(metrics).values()
-        if isinstance(family, Family)
+        if isinstance(family, Family) and not isinstance(family, Alias)
     ]
     assert [(docs.code(row[0])[0], row[1], docs.code(row[2])) for row in docs.table(METRICS, head)] == expected
+
+
+def test_aliases_of_metrics() -> None:
+    aliases = [family for family in vars(GatewayMetrics()).values() if isinstance(family, Alias)]
+    expected = [(alias.name, alias.kind, list(alias.label_names)) for alias in aliases]
+    assert [(docs.code(row[0])[0], row[1], docs.code(row[2])) for row in docs.table(METRICS, "alias")] == expected
 
 
 def test_transitions() -> None:

@@ -122,8 +122,8 @@ async def test_the_deadline_travels_with_the_graph_and_ends_in_504() -> None:
         assert 0 < options.deadline <= 0.05
         assert server.engine.cancelled.is_set()
         found = await server.metrics()
-        labels = {"app": "demo", "target": "/v1/wait"}
-        missed = json.dumps({"app": "demo", "outcome": "missed", "target": "/v1/wait"})
+        labels = {"app": "demo", "model": "/v1/wait"}
+        missed = json.dumps({"app": "demo", "model": "/v1/wait", "outcome": "missed"})
         assert found["rtml_gateway_deadlines_total" + missed] == 1
         assert found["rtml_gateway_requests_in_flight" + json.dumps(labels)] == 0
 
@@ -164,7 +164,7 @@ async def test_a_client_that_goes_away_cancels_the_graph() -> None:
         await server.engine.started.wait()
         writer.close()
         await asyncio.wait_for(server.engine.cancelled.wait(), 5)
-        gone = json.dumps({"app": "demo", "code": "499", "protocol": "http", "target": "/v1/wait"})
+        gone = json.dumps({"app": "demo", "code": "499", "model": "/v1/wait", "protocol": "http"})
         while (await server.metrics()).get("rtml_gateway_requests_total" + gone) != 1:
             await asyncio.sleep(0.01)
         await writer.wait_closed()
@@ -297,7 +297,7 @@ async def test_metrics_of_gateway_and_dispatcher_on_one_page() -> None:
         await server.post("/v1/echo", b"x")
         await server.post("/v1/echo", {"data": 1})
         found = await server.metrics()
-        labels = {"app": "demo", "target": "/v1/echo"}
+        labels = {"app": "demo", "model": "/v1/echo"}
         assert (
             found[
                 "rtml_gateway_requests_total"

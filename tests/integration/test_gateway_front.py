@@ -174,10 +174,10 @@ async def test_a_model_or_endpoint_has_a_limit_of_its_own() -> None:
         assert (await server.post("/v1/echo", b"x"))[0] == 200
         found = await server.metrics()
         assert (
-            found['rtml_gateway_requests_total{"app": "demo", "code": "503", "protocol": "http", "target": "/v1/wait"}']
+            found['rtml_gateway_requests_total{"app": "demo", "code": "503", "model": "/v1/wait", "protocol": "http"}']
             == 1
         )
-        assert found['rtml_gateway_requests_in_flight{"app": "demo", "target": "/v1/wait"}'] == 1
+        assert found['rtml_gateway_requests_in_flight{"app": "demo", "model": "/v1/wait"}'] == 1
         await stopped(task)
 
 

@@ -301,7 +301,7 @@ async def test_errors(model: str, array: Any, datatype: str, code: str, text: st
         assert found == code
         assert text in said
         assert "Traceback" not in said
-        assert await served.counted("rtml_gateway_requests_in_flight", target=model) == 0
+        assert await served.counted("rtml_gateway_requests_in_flight", model=model) == 0
 
 
 async def test_clients_are_told_when_to_come_back() -> None:
@@ -352,9 +352,9 @@ async def test_the_calls_deadline_is_the_graphs_budget() -> None:
         (options,) = served.server.engine.options
         assert options.deadline is not None
         assert 0.05 < options.deadline <= 0.205  # clients round it up to what the header can say
-        while await served.counted("rtml_gateway_deadlines_total", target="wait", outcome="missed") != 1:
+        while await served.counted("rtml_gateway_deadlines_total", model="wait", outcome="missed") != 1:
             await asyncio.sleep(0.01)
-        assert await served.counted("rtml_gateway_requests_in_flight", target="wait") == 0
+        assert await served.counted("rtml_gateway_requests_in_flight", model="wait") == 0
 
 
 async def test_the_parameter_timeout_and_the_header_are_budgets_too() -> None:
@@ -381,15 +381,15 @@ async def test_a_client_that_goes_away_cancels_the_graph() -> None:
         await served.server.engine.started.wait()
         asking.cancel()
         await asyncio.wait_for(served.server.engine.cancelled.wait(), 5)
-        while await served.counted("rtml_gateway_requests_total", target="wait", code="499") != 1:
+        while await served.counted("rtml_gateway_requests_total", model="wait", code="499") != 1:
             await asyncio.sleep(0.01)
 
 
 async def test_requests_are_counted_as_those_of_http_are() -> None:
     async with serving_grpc() as served:
         await served.infer("total", [1])
-        assert await served.counted("rtml_gateway_requests_total", target="total", code="200") == 1
-        assert await served.counted("rtml_gateway_request_seconds_count", target="total") == 1
+        assert await served.counted("rtml_gateway_requests_total", model="total", code="200") == 1
+        assert await served.counted("rtml_gateway_request_seconds_count", model="total") == 1
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ async def test_requests_of_a_stream_run_at_once_but_not_too_many() -> None:
         results.cancel()
         with pytest.raises((asyncio.CancelledError, InferenceServerException)):
             await first
-        while await served.counted("rtml_gateway_requests_in_flight", target="wait"):
+        while await served.counted("rtml_gateway_requests_in_flight", model="wait"):
             await asyncio.sleep(0.01)
 
 

@@ -23,7 +23,7 @@ from rtml.serving import tokens
 from tests.integration.test_serve import APP, Server, running, wait_for
 
 DATA = b"0123456789"
-OK = r'rtml_gateway_requests_total\{app="served",code="200",protocol="http",target="/v1/reverse"\}'
+OK = r'rtml_gateway_requests_total\{app="served",code="200",model="/v1/reverse",protocol="http"\}'
 
 
 def processes_of(server: Server) -> list[int]:
@@ -130,7 +130,7 @@ def test_a_process_that_is_killed_takes_only_its_own_requests_with_it_and_its_co
         assert sum(everything.values()) <= counted <= sum(everything.values()) + len(lost)
         assert server.metric(r'rtml_gateway_process_deaths_total\{reason="SIGKILL"\}') == 1
         assert server.metric(r'rtml_gateway_processes\{state="serving"\}') == 2
-        labels = r'\{app="served",target="/v1/reverse"\}'
+        labels = r'\{app="served",model="/v1/reverse"\}'
         assert server.metric("rtml_gateway_request_seconds_count" + labels) == counted
         assert "ended (SIGKILL); another starts in 0.1 s" in "\n".join(stopped(server))
         assert server.process.returncode == 0
@@ -159,7 +159,7 @@ def test_requests_that_run_end_and_a_second_signal_does_not_wait() -> None:
         answers: list[int] = []
         thread = threading.Thread(target=lambda: answers.append(server.post("/v1/nap", {"seconds": 1.5})[0]))
         thread.start()
-        wait_for(lambda: server.metric(r'rtml_gateway_requests_in_flight\{app="served",target="/v1/nap"\}') == 1)
+        wait_for(lambda: server.metric(r'rtml_gateway_requests_in_flight\{app="served",model="/v1/nap"\}') == 1)
         server.process.send_signal(signal.SIGTERM)
         thread.join(20)
         assert answers == [200]
@@ -168,7 +168,7 @@ def test_requests_that_run_end_and_a_second_signal_does_not_wait() -> None:
     with running("serve", APP, "--processes", "2") as server:
         hanging = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         hanging.request("POST", "/v1/nap", '{"seconds": 60}', {"Content-Type": "application/json"})
-        wait_for(lambda: server.metric(r'rtml_gateway_requests_in_flight\{app="served",target="/v1/nap"\}') == 1)
+        wait_for(lambda: server.metric(r'rtml_gateway_requests_in_flight\{app="served",model="/v1/nap"\}') == 1)
         begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)

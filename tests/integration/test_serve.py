@@ -197,9 +197,7 @@ def test_metrics_show_requests_and_tasks(server: Server) -> None:
     before = server.metric(r'rtml_tasks_total\{function="square",outcome="ok"\}')
     server.post("/v1/sum", {"numbers": [1, 2, 3, 4]})
     wait_for(lambda: server.metric(r'rtml_tasks_total\{function="square",outcome="ok"\}') == before + 4)
-    assert (
-        server.metric(r'rtml_gateway_requests_total\{app="served",code="200",protocol="http",target="/v1/sum"\}') >= 1
-    )
+    assert server.metric(r'rtml_gateway_requests_total\{app="served",code="200",model="/v1/sum",protocol="http"\}') >= 1
     assert server.metric(r'rtml_task_run_seconds_count\{function="square"\}') == before + 4
     assert server.metric("rtml_gateway_dispatcher_up") == 1
 

@@ -29,19 +29,19 @@ def test_a_request_is_counted_by_status_and_time() -> None:
     target.ended(503, 0.001, 0.01)
     target.ended(200, 0.001, 0.01, True)
     found = samples(gateway.render())
-    labels = ",app=ocr,target=/v1/read"
-    assert found["rtml_gateway_requests_total,app=ocr,code=200,protocol=http,target=/v1/read"] == 3
+    labels = ",app=ocr,model=/v1/read"
+    assert found["rtml_gateway_requests_total,app=ocr,code=200,model=/v1/read,protocol=http"] == 3
     assert found["rtml_gateway_request_seconds_count" + labels] == 7
-    assert found["rtml_gateway_request_seconds_bucket,app=ocr,le=0.00025,target=/v1/read"] == 1
+    assert found["rtml_gateway_request_seconds_bucket,app=ocr,le=0.00025,model=/v1/read"] == 1
     assert found["rtml_gateway_request_seconds_sum" + labels] == pytest.approx(0.0182)
     deadlines = {
-        outcome: found[f"rtml_gateway_deadlines_total,app=ocr,outcome={outcome},target=/v1/read"]
+        outcome: found[f"rtml_gateway_deadlines_total,app=ocr,model=/v1/read,outcome={outcome}"]
         for outcome in metrics.DEADLINE_OUTCOMES
     }
     assert deadlines == {
         "met": 0, "partial": 1, "missed": 2, "shed_admission": 1, "cancelled": 1, "failed": 1
     }  # fmt: skip
-    assert found["rtml_gateway_deadline_slack_seconds_bucket,app=ocr,le=-0.001,target=/v1/read"] == 1
+    assert found["rtml_gateway_deadline_slack_seconds_bucket,app=ocr,le=-0.001,model=/v1/read"] == 1
 
 
 def ended(**changes: Any) -> Ended:
