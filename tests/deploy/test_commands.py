@@ -77,9 +77,11 @@ def test_commands_parse(helm: Helm, values: str, monkeypatch: pytest.MonkeyPatch
         parse(command)
         parsed.append(command[1])
         (container,) = spec["containers"]
-        for variable in container["env"]:
-            if variable["name"].startswith(settings.PREFIX):
-                assert variable["name"].removeprefix(settings.PREFIX).lower() in settings.KeySettings.__struct_fields__
+        known = set(settings.KeySettings.__struct_fields__)
+        if command[1] == "worker":
+            known |= {"metrics_host", "drain_timeout"}
+        given = {variable["name"] for variable in container["env"] if variable["name"].startswith(settings.PREFIX)}
+        assert {name.removeprefix(settings.PREFIX).lower() for name in given} <= known
         probe = container["livenessProbe"].get("exec")
         if probe:
             parse(probe["command"])
@@ -282,6 +284,33 @@ def test_the_gateways_pod_and_the_test_of_the_release(helm: Helm, tmp_path: Path
         assert pod.stop() == 0
         assert status(port, probes["readinessProbe"]) == 0
         assert engine.stop() == 0
+
+
+def test_the_pods_of_a_release_together(helm: Helm, tmp_path: Path, keys: Path) -> None:
+    if "worker" not in subcommands(command_line._parser()):
+        pytest.skip("there is no `rtml worker` yet")
+    link, port, metrics = free_port(), free_port(), free_port()
+    values = (f"gateway.port={port}", f'gateway.apps=["{APP}"]', f"poolDefaults.metricsPort={metrics}")
+    specs = pod_specs(helm.template("minimal", *values))
+    pods = {}
+    for name in ("r1-rtml-dispatcher", "r1-rtml-pool-cpu", "r1-rtml-gateway"):
+        pods[name] = Pod(specs[name], tmp_path / name, keys, {7411: link})
+        pods[name]._replaced |= {"r1-rtml-dispatcher.ns1.svc": "127.0.0.1", "$(POD_NAME)": "r1-rtml-pool-cpu-x1"}
+    _, flag, script, _, seconds, *_ = specs["r1-rtml-test"]["containers"][0]["args"]
+    with contextlib.ExitStack() as stack:
+        for pod in pods.values():
+            stack.enter_context(stopped(pod))
+            pod.start()
+        for name, where in {"r1-rtml-pool-cpu": metrics, "r1-rtml-gateway": port}.items():
+            for probe in ("readinessProbe", "livenessProbe"):
+                asked = {"scheme": "HTTP", **pods[name].container[probe]["httpGet"]}
+                wait_for(lambda where=where, asked=asked: status(where, asked) == 200)
+        assert status(metrics, {"scheme": "HTTP", "path": "/metrics"}) == 200
+        words = [sys.executable, flag, script, f"http://127.0.0.1:{port}", seconds, "/v1/sum", '{"numbers": [1, 2, 3]}']
+        found = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+        assert (found.returncode, "'total': 14" in found.stdout) == (0, True), found.stderr
+        for name in reversed(pods):
+            assert pods[name].stop() == 0, name
 
 
 def test_the_test_of_the_release_asks_what_it_was_told(helm: Helm) -> None:
