@@ -77,12 +77,12 @@ class Admission:
         if profile.admission and self.live[profile.tenant] >= self.tables.limits.tenant_graphs_max:
             refused = self._over_quota(plan)
         else:
-            under_way = self._under_way(now)
-            plan.worked = self.backlog.worked + under_way
+            worked, under_way = self._under_way(now)
+            plan.worked = self.backlog.worked + worked
             work = _expected(forecast, function, profile, spec)
             latest = self._predict(plan, share, work, under_way)
             if profile.admission and plan.budget is not None and plan.predicted is not None:
-                refused = self._refusal(plan, share, latest, work)
+                refused = self._refusal(plan, share, latest, (work or 0.0, under_way))
         if refused is not None:
             self._record(graph, spec, profile, plan, now)
             return refused
@@ -99,15 +99,21 @@ class Admission:
         """Tasks that run at a time."""
         return max(1.0, sum(node.cpu for node in self.tables.nodes.values()))
 
-    def _under_way(self, now: float) -> float:
-        """Seconds that executors have worked for plans, and that will be charged when they report."""
-        seconds = 0.0
+    def _under_way(self, now: float) -> tuple[float, float]:
+        """Seconds that executors have worked for plans and not reported; and what of them the backlog still counts."""
+        seconds = counted = 0.0
         for worker in self.tables.workers.values():
             if worker.queue and worker.role == EXECUTOR:
                 head = next(iter(worker.queue.values()))
-                if head.graph.plan is not None:
-                    seconds += now - max(worker.head_since, head.assigned_at)
-        return seconds
+                plan = head.graph.plan
+                if plan is not None:
+                    elapsed = now - max(worker.head_since, head.assigned_at)
+                    seconds += elapsed
+                    # What takes longer than expected takes nothing off the others. A batch that has begun will take
+                    # its own time, not that of its calls' parts of a full one.
+                    left = plan.left * head.batch_size
+                    counted += left - max(0.0, (head.cost if head.batch_head else left) - elapsed)
+        return seconds, counted
 
     def _predict(self, plan: Plan, share: Share, work: float | None, under_way: float) -> float:
         """Fill in what is predicted; the moment at which the graph has to begin."""
@@ -129,18 +135,19 @@ class Admission:
             plan.base = 0.0
         return latest
 
-    def _refusal(self, plan: Plan, share: Share, latest: float, work: float | None) -> ErrorInfo | None:
+    def _refusal(self, plan: Plan, share: Share, latest: float, amounts: tuple[float, float]) -> ErrorInfo | None:
+        """The reason not to let it in; `amounts` are its work, and what of the backlog is under way."""
         predicted, budget, now = plan.predicted, plan.budget, plan.began
         assert predicted is not None
         assert budget is not None
-        assert work is not None
+        work, under_way = amounts
         if predicted > FILL * budget:
             if self._is_probe(plan, now):
                 return None
             most = f"of its {budget * 1e3:.1f} ms only {FILL * budget * 1e3:.1f} are planned"
             message = f"it would probably take {predicted * 1e3:.1f} ms; {most}"
             retry = predicted - FILL * budget
-        elif self.backlog.harmed(share, latest, work, now, (self._slots(), plan.worked - self.backlog.worked)):
+        elif self.backlog.harmed(share, latest, work, now, (self._slots(), under_way)):
             message = f"within its {budget * 1e3:.1f} ms there is only time for what was admitted before"
             retry = predicted
         else:
@@ -215,8 +222,10 @@ class Admission:
         Either what was expected when it began is subtracted, or what was really done meanwhile: it may have been
         overtaken by more urgent ones, which `Backlog.harmed` keeps within limits, not its own time.
         """
-        others = self.backlog.worked + self._under_way(now) - plan.worked - plan.done
-        return min(actual - (plan.base or 0.0), self._slots() * actual - others)
+        slots = self._slots()
+        others = self.backlog.worked + self._under_way(now)[0] - plan.worked - plan.done
+        # While it ran itself, the other slots worked for others.
+        return actual - max(plan.base or 0.0, (others - (slots - 1.0) * plan.done) / slots)
 
     def _learn_work(self, forecast: Forecast, seconds: float) -> None:
         forecast.learn_work(seconds)

@@ -18,6 +18,10 @@ _WIDTHS: Final = ((0.5, 1 / 128), (4.0, 1 / 16), (64.0, 1.0))
 _HORIZON: Final = 64.0
 
 
+#: Work that was promised a time is taken for so much longer when others want to come before it.
+PROMISE_MARGIN: Final = 1.15
+
+
 class Bucket:
     """Plans of one share that have to begin at about the same time."""
 
@@ -191,7 +195,7 @@ class Backlog:
             mean = bucket.work / bucket.count
             ahead = max(0.0, done + bucket.work - mean) + work
             done += bucket.work
-            end = now + (ahead + self._others(share, ahead + mean)) / slots
+            end = now + PROMISE_MARGIN * (ahead + self._others(share, ahead + mean)) / slots
             # What is too late already is not made worse.
             if now < bucket.latest / bucket.count < end:
                 return True
