@@ -17,7 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtml.client.anytime import Anytime
     from rtml.client.api import (
+        anytime,
         as_completed,
         cancel,
         connect,
@@ -42,11 +44,13 @@ __version__ = "0.1.0"
 
 _API = "rtml.client.api"
 _NAMES = {
+    "Anytime": "rtml.client.anytime",
     "Client": "rtml.client.client",
     "Future": "rtml.client.future",
     "Ref": "rtml.client.future",
     "RemoteFunction": "rtml.client.functions",
     "TaskInfo": "rtml.client.context",
+    "anytime": "rtml.client.anytime",
     "as_completed": _API,
     "cancel": _API,
     "connect": _API,
@@ -66,8 +70,9 @@ _NAMES = {
 }
 
 __all__ = [
-    "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "as_completed", "cancel", "connect", "current",
-    "current_task", "gather", "get", "map", "model", "put", "ref", "served", "shutdown", "submit", "task", "wait",
+    "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "anytime", "as_completed", "cancel", "connect",
+    "current", "current_task", "gather", "get", "map", "model", "put", "ref", "served", "shutdown", "submit", "task",
+    "wait",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, TypeVar, overload
 
 from rtml.client import context
+from rtml.client.anytime import Anytime, anytime
 from rtml.client.client import Client, as_future
 from rtml.client.embedded import connect as _connect
 from rtml.client.functions import RemoteFunction
@@ -220,6 +221,8 @@ def _drive(group: Group, clients: list[Client], timeout: float | None) -> bool:
 
 
 __all__ = [
+    "Anytime",
+    "anytime",
     "RemoteFunction",
     "as_completed",
     "cancel",

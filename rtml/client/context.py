@@ -39,13 +39,15 @@ class TaskInfo(msgspec.Struct, frozen=True):
 class _Process:
     """What is current in this process. Read without a lock: each slot is replaced as a whole."""
 
-    __slots__ = ("client", "forks", "inside", "installed", "task")
+    __slots__ = ("client", "forks", "inside", "installed", "missed", "task")
 
     def __init__(self) -> None:
         self.client: Client | None = None
         #: Those that were installed and not yet removed, newest last.
         self.installed: list[Client] = []
         self.task: TaskInfo | None = None
+        #: Names of steps that running tasks went on without, by task id.
+        self.missed: dict[int, list[str]] = {}
         #: This process is an executor: `connect()` means the client that is installed.
         self.inside = False
         #: Forks between the first process and this one. A client made at another count belongs to a parent.
@@ -109,3 +111,15 @@ def enter_process_task(task: TaskInfo | None) -> TaskInfo | None:
 def enter_context_task(task: TaskInfo | None) -> None:
     """Async executors, inside the asyncio task (or its own context) that runs `task`."""
     _task.set(task)
+
+
+def note_missing(names: list[str]) -> None:
+    """The running task goes on without these steps."""
+    task = current_task()
+    if names and task is not None:
+        _process.missed.setdefault(task.id, []).extend(names)
+
+
+def take_missing(task: int) -> list[str] | None:
+    """The steps that a task which ends now went on without."""
+    return _process.missed.pop(task, None) if _process.missed else None

@@ -139,6 +139,15 @@ class ClientCore:
         """Whether `define` was called for this function id."""
         return function in self._functions
 
+    def name_of(self, task: int) -> str:
+        """What people call an unresolved task of this session; "task" of others."""
+        spec = self._tasks.get(task)
+        function = None if spec is None else self._functions.get(spec.function)
+        if spec is None or function is None:
+            return "task"
+        own = None if spec.options is None else spec.options.name
+        return own or function.options.name or function.name
+
     def submit(self, task: Task, deadline: float | None = None) -> None:
         """Record and buffer a task whose function is defined and whose id was never used before.
 

@@ -177,7 +177,7 @@ def add_progress(line: Line, visit: Visit) -> None:
         line.queue, line.compute = round(timing.queued, 6), round(timing.run, 6)
     if progress.budget is not None:
         line.deadline = round(progress.budget, 6)
-        line.deadline_outcome = deadline_outcome(line.status, line.duration, progress.budget)
+        line.deadline_outcome = deadline_outcome(line.status, line.duration, progress.budget, bool(progress.missing))
 
 
 def _received(request: web.BaseRequest) -> int:

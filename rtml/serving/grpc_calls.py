@@ -255,7 +255,7 @@ def counted(target: Target, progress: Progress, visit: Visit) -> Iterator[None]:
         raise
     finally:
         target.in_flight.value -= 1
-        target.ended(status, progress.elapsed(), progress.budget, protocol="grpc")
+        target.ended(status, progress.elapsed(), progress.budget, bool(progress.missing), protocol="grpc")
 
 
 def _line(call: Call, visit: Visit, status: int, seconds: float, size: int) -> Line:

@@ -37,6 +37,8 @@ Methods = dict[str, Handler]
 
 #: A request's budget in milliseconds.
 DEADLINE: Final = "x-rtml-deadline-ms"
+#: Names of steps that the answer had to do without, comma-separated, each quoted as in a URL.
+MISSING_STEPS: Final = "x-rtml-missing-steps"
 REQUEST_ID: Final = "x-request-id"
 #: nginx's code for a client that has gone; nobody reads it but the metrics.
 CLIENT_GONE: Final = 499

@@ -17,6 +17,7 @@ import numpy as np
 
 from rtml.errors import DeadlineExceeded, InvalidInput, RtmlError, SerializationError
 from rtml.messages import Timing
+from rtml.metrics import deadline_outcome
 from rtml.serving import oip
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
@@ -52,6 +53,11 @@ class Progress:
     def elapsed(self) -> float:
         """Seconds since it came."""
         return time.perf_counter() - self.started
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of steps that the graph ended without."""
+        return (self.timing.missing if self.timing is not None else None) or []
 
     def tighten(self, budget: float | None) -> None:
         """It has no more than `budget` seconds (from its start)."""
@@ -109,7 +115,8 @@ class Inference:
             self.traces.record(
                 (model.name, model.version), request.id or progress.id, progress.started, progress.timing
             )
-        return oip.Reply(model.name, model.version, outputs, model.outputs, labels=model.labels)
+        told = _outcome(progress)
+        return oip.Reply(model.name, model.version, outputs, model.outputs, told, labels=model.labels)
 
     async def stream(
         self, model: ModelVersion, request: oip.Request, progress: Progress
@@ -207,6 +214,17 @@ class Inference:
             raise DeadlineExceeded("the deadline passed before the graph ended") from None
         finally:
             progress.timing = pending.timing
+
+
+def _outcome(progress: Progress) -> oip.Parameters | None:
+    """What the reply says of the deadline, and of steps that are missing."""
+    told: oip.Parameters = {}
+    missing = progress.missing
+    if progress.budget is not None:
+        told["deadline_outcome"] = deadline_outcome(200, progress.elapsed(), progress.budget, bool(missing))
+    if missing:
+        told["missing_steps"] = ",".join(missing)
+    return told or None
 
 
 def rows_of(model: ModelVersion, inputs: dict[str, Array]) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -68,8 +69,10 @@ class GraphRoute:
         finally:
             seconds = time.perf_counter() - progress.started
             target.in_flight.value -= 1
-            target.ended(status, seconds, progress.budget)
+            target.ended(status, seconds, progress.budget, bool(progress.missing))
         response.headers[http.REQUEST_ID] = progress.id
+        if progress.missing:
+            response.headers[http.MISSING_STEPS] = ",".join([quote(name, safe="") for name in progress.missing])
         response.headers["Server-Timing"] = http.server_timing(progress.timing, seconds)
         return response
 

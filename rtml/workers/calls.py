@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rtml import codec
 from rtml.client.client import Client
-from rtml.client.context import TaskInfo
+from rtml.client.context import TaskInfo, take_missing
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
 from rtml.errors import BatchError, ProtocolError
@@ -128,7 +128,8 @@ class Calls:
                 encoded = codec.encode_value(value, self.store, Future, leaving=True)
         except BaseException as error:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
             return self.failure(attempt, error, run, loaded)
-        if encoded.handles or encoded.batch_key:
+        missing = take_missing(attempt.id)
+        if encoded.handles or encoded.batch_key or missing:
             return TaskResult(
                 attempt.id,
                 attempt.attempt,
@@ -139,6 +140,7 @@ class Calls:
                 handles=list(encoded.handles) or None,
                 batch_key=encoded.batch_key,
                 items=encoded.items,
+                missing=missing,
             )
         return TaskResult(attempt.id, attempt.attempt, OK, encoded.payload, None, run)
 
@@ -146,6 +148,7 @@ class Calls:
         self, attempt: Attempt, error: BaseException, run: float = 0.0, loaded: Loaded | None = None
     ) -> TaskResult:
         """The result of a call that raised."""
+        take_missing(attempt.id)
         if loaded is None:
             definition = self._core.functions.get(attempt.function)
             name = definition.name if definition is not None else f"{attempt.function:x}"
@@ -161,6 +164,7 @@ class Calls:
 
     def cancelled(self, attempt: Attempt, run: float, loaded: Loaded) -> TaskResult:
         """The result of a call that was interrupted because nobody wants it any more."""
+        take_missing(attempt.id)
         chain = [*(attempt.chain or ()), loaded.name]
         info = ErrorInfo("TaskCancelled", "the task was cancelled while it ran", chain=chain)
         return TaskResult(attempt.id, attempt.attempt, CANCELLED, b"", info, run)
