@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil
+from typing import Final
 
 from rtml.graph.state import FunctionState, Session, WorkerState, failure
 from rtml.graph.tables import Tables
-from rtml.messages import ASYNC_EXECUTOR, CLIENT, EXECUTOR, ErrorInfo, Forget, Forgot, Keep, Kept, Prepare, Prepared
+from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, Forget, Forgot, Keep, Kept, Prepare, Prepared
+
+_EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR)
 
 
 class _Kept:
@@ -157,7 +160,7 @@ class Readiness:
             function.definers.discard(session.id)
         sessions = self.tables.sessions
         # Other submitters may call it without defining it again; executors were just told.
-        if not any(one in sessions and sessions[one].role == CLIENT for one in function.definers):
+        if not any(one in sessions and sessions[one].role not in _EXECUTORS for one in function.definers):
             self.tables.functions.pop(number, None)
 
     # --- executors
@@ -244,7 +247,8 @@ class Readiness:
         for node in self.tables.nodes.values():
             most = {EXECUTOR: max(1, ceil(node.cpu)), ASYNC_EXECUTOR: len(node.workers)}
             for _, worker in sorted(node.workers.items()):
-                if worker.leaving or worker.dying or not most[worker.role]:
+                # (A dispatcher below this one prepares nothing beforehand: its executors load what they are given.)
+                if worker.leaving or worker.dying or not most.get(worker.role):
                     continue
                 most[worker.role] -= 1
                 if worker.session is not None and worker.session.peer is not None:
