@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtml.client.actors import Actor, actor, get_actor, kill, method, stop
     from rtml.client.anytime import Anytime
     from rtml.client.api import (
         anytime,
@@ -43,13 +44,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _API = "rtml.client.api"
+_ACTORS = "rtml.client.actors"
 _NAMES = {
+    "Actor": _ACTORS,
     "Anytime": "rtml.client.anytime",
     "Client": "rtml.client.client",
     "Future": "rtml.client.future",
     "Ref": "rtml.client.future",
     "RemoteFunction": "rtml.client.functions",
     "TaskInfo": "rtml.client.context",
+    "actor": _ACTORS,
     "anytime": "rtml.client.anytime",
     "as_completed": _API,
     "cancel": _API,
@@ -58,21 +62,25 @@ _NAMES = {
     "current_task": "rtml.client.context",
     "gather": _API,
     "get": _API,
+    "get_actor": _ACTORS,
+    "kill": _ACTORS,
     "map": _API,
+    "method": _ACTORS,
     "model": "rtml.models",
     "put": _API,
     "ref": _API,
     "served": "rtml.client.served",
     "shutdown": _API,
+    "stop": _ACTORS,
     "submit": _API,
     "task": "rtml.client.functions",
     "wait": _API,
 }
 
 __all__ = [
-    "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "anytime", "as_completed", "cancel", "connect",
-    "current", "current_task", "gather", "get", "map", "model", "put", "ref", "served", "shutdown", "submit", "task",
-    "wait",
+    "Actor", "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "actor", "anytime", "as_completed",
+    "cancel", "connect", "current", "current_task", "gather", "get", "get_actor", "kill", "map", "method", "model",
+    "put", "ref", "served", "shutdown", "stop", "submit", "task", "wait",
 ]  # fmt: skip
 
 

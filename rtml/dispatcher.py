@@ -33,9 +33,8 @@ from rtml.link import AddressError, Hub
 from rtml.link.dial import RESEND, UPLINK, Dialler
 from rtml.link.keys import NODE, hub_keys, peer_keys
 from rtml.messages import (
-    ASYNC_EXECUTOR,
     CLIENT,
-    EXECUTOR,
+    EXECUTORS,
     OUTCOMES,
     SUPERVISOR,
     Message,
@@ -234,7 +233,7 @@ class Dispatcher:
             snapshot = self.core.snapshot()
             for state, count in snapshot["tasks"].items():
                 self.metrics.live.labels(state).value = count
-            for role in (CLIENT, EXECUTOR, ASYNC_EXECUTOR, SUPERVISOR):
+            for role in (CLIENT, *EXECUTORS, SUPERVISOR):
                 self.metrics.peers.labels(role).value = snapshot["peers"].get(role, 0)
             for reason, deaths in self.core.deaths.items():
                 self.metrics.deaths.labels(reason).value = deaths
@@ -246,7 +245,7 @@ class Dispatcher:
                 for worker in node["executors"]:
                     state = "blocked" if worker["blocked"] else "busy" if worker["queued"] else "idle"
                     executors[worker["role"], state] += 1
-            for role in (EXECUTOR, ASYNC_EXECUTOR):
+            for role in EXECUTORS:
                 for state in ("idle", "busy", "blocked"):
                     self.metrics.executors.labels(role, state).value = executors[role, state]
             return self.metrics.render()
@@ -255,12 +254,14 @@ class Dispatcher:
             snapshot["pid"] = os.getpid()
             snapshot["rejected_frames"] = sum(self._garbage.values())
             return _json(snapshot)
+        if query.what == "actor":
+            return _json(self.core.actors.find(query.argument))
         if query.what == "trace":
             return _json(self._trace(query.argument))
         if query.what == "calls":
             self._count()
             return _json(self._calls.describe())
-        return _json({"error": f"unknown question {query.what!r}; ask for status, metrics, trace or calls"})
+        return _json({"error": f"unknown question {query.what!r}; ask for status, metrics, trace, calls or actor"})
 
     def _trace(self, argument: str) -> dict[str, Any]:
         """The ended tasks of one graph (by its id or trace id; the last one if empty), times relative to its start."""

@@ -146,6 +146,10 @@ class BatchError(RtmlError):
     """A batch function did not return what batch functions return: a list with one result per call."""
 
 
+class ActorDied(RtmlError):
+    """The actor has ended, or its process died with this call; the message says why."""
+
+
 class DependencyFailed(RtmlError):
     """A future among the arguments ended without a value. Carries the dependency's own error as its cause."""
 

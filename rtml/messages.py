@@ -15,7 +15,8 @@ Who sends what:
 
     submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query, Keep
     dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply, Kept, Forgot
-    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared; also all of a submitter
+    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared, Hosting, Checkpoint;
+                               also all of a submitter
     dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe, Prepare, Forget, and as a submitter
     supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
     dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
@@ -52,6 +53,14 @@ ASYNC_EXECUTOR: Final = "async"
 SUPERVISOR: Final = "supervisor"
 #: Another dispatcher: a node's as its parent sees it, and the parent as the node sees it.
 DISPATCHER: Final = "dispatcher"
+#: Processes that hold one actor each: sync methods one at a time; coroutines, or sync methods in several threads.
+ACTOR: Final = "actor"
+ASYNC_ACTOR: Final = "async-actor"
+#: All who run user code.
+EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR, ACTOR, ASYNC_ACTOR)
+
+#: `Function.method` of the call that ends an actor after everything else that it was asked for.
+STOP: Final = "__rtml_stop__"
 
 # Outcomes in `TaskResult`: a task ends exactly once, with one of these.
 OK: Final = 0
@@ -141,6 +150,24 @@ class Function(msgspec.Struct, array_like=True):
     rows: bool = False
     #: A definition that is no function but a graph's context (see `Task.context`): the functions that it names.
     members: list[int] = []
+    #: Not a function with code of its own, but the method of this name of whatever actor it is called on.
+    method: str = ""
+
+
+class ActorOptions(msgspec.Struct, array_like=True):
+    """What is asked of an actor, beside the `Options` of its creation (whose `retries` are its restarts)."""
+
+    #: Under which `Query` "actor" finds it; "" for none.
+    name: str = ""
+    #: Calls at a time. With 1, the calls of each submitter run in the order of their submission.
+    concurrency: Count = 1
+    #: A checkpoint is taken after so many calls, and after a call when so many seconds have passed; 0: not for that.
+    checkpoint_calls: Count = 0
+    checkpoint_seconds: Amount = 0.0
+    #: The submitter still has a handle, and will say `Unwatch` when it has none.
+    held: bool = True
+    #: Its methods with the options of their calls, for those who find it by its name.
+    methods: dict[str, Options] = {}
 
 
 class Task(msgspec.Struct, array_like=True):
@@ -166,6 +193,10 @@ class Task(msgspec.Struct, array_like=True):
     #: On a root submission: the definition that every task of the graph can look up where it runs, 0 for none. There
     #: a gateway names its versions of models. As long as the graph lives no member of it is forgotten.
     context: int = 0
+    #: The actor that this is a call on, by the id of the task that created it; that task names itself.
+    actor: int = 0
+    #: In the task that creates an actor: what is asked of it. The task ends when the actor does.
+    hosts: ActorOptions | None = None
 
 
 class Timing(msgspec.Struct, array_like=True):
@@ -226,6 +257,10 @@ class Attempt(msgspec.Struct, array_like=True):
     data_only: bool = False
     #: The graph's, see `Task`; defined before the attempt.
     context: int = 0
+    #: This attempt creates an actor, and goes on until the actor ends. The executor keeps the spec for `Hosting`.
+    creates: Task | None = None
+    #: What the actor's last `Checkpoint` held.
+    checkpoint: bytes | ObjectRef | None = None
 
 
 class Delegated(msgspec.Struct, array_like=True):
@@ -408,6 +443,24 @@ class Prepared(msgspec.Struct, array_like=True, tag=37):
     #: Seconds that it took.
     seconds: Amount = 0.0
     error: ErrorInfo | None = None
+
+
+class Hosting(msgspec.Struct, array_like=True, tag=43):
+    """After a `Hello` on a later connection: the actor that lives here, with all that it takes to make it again."""
+
+    task: Task
+    attempt: int
+    function: Function
+    inputs: list[bytes | ObjectRef] = []
+    checkpoint: bytes | ObjectRef | None = None
+
+
+class Checkpoint(msgspec.Struct, array_like=True, tag=44):
+    """The state of the actor that `task` created, as its user's hook saved it: replaces the one before."""
+
+    task: int
+    attempt: int
+    payload: bytes | ObjectRef
 
 
 # --- dispatcher -> submitter ------------------------------------------------------------------------------------------
@@ -604,7 +657,8 @@ class Interrupt(msgspec.Struct, array_like=True, tag=95):
 
 Message = (
     Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding
-    | Keep | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Welcome | Refused | Rehello
+    | Keep | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Welcome | Refused
+    | Rehello
     | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free | Safe | Prepare | Forget
     | Leave | Delegate | Offer | Node | ExecutorStarted | ExecutorDied | StartExecutor | KillExecutor | Interrupt
 )  # fmt: skip

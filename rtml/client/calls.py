@@ -5,9 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import itertools
+import time
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +18,9 @@ from rtml.client.future import Future, Gathered, remaining
 from rtml.codec import function_name, is_async
 from rtml.errors import SubmitError
 from rtml.messages import Options
+
+if TYPE_CHECKING:
+    from rtml.client.client import Client
 
 #: Callables that are what they are: their definition does not change after the first submission, so it is sent once.
 _CONSTANT = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -103,6 +107,22 @@ def ungather(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)([ungather(child) for child in value])
     return value
+
+
+def mapped(
+    client: Client, fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], timeout: float | None, chunksize: int
+) -> Iterator[Any]:
+    """The results of `Client.map`, in order."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    if chunksize == 1:
+        return ordered([client.submit(fn, *args) for args in zip(*iterables)], deadline, function_name(fn))
+    plain = fn.function if isinstance(fn, RemoteFunction) else fn
+    together = chunked(fn)
+    rows = zip(*iterables)
+    chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
+    return itertools.chain.from_iterable(
+        ordered([client.submit(together, plain, chunk) for chunk in chunks], deadline, function_name(fn))
+    )
 
 
 def ordered(futures: list[Future[Any]], deadline: float | None, name: str) -> Iterator[Any]:

@@ -16,13 +16,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from rtml import codec, messages
 from rtml.client import calls, logs, references
+from rtml.client.actors import ActorRef, address
 from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
-from rtml.client.driver import Driver, Waiter
+from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import PENDING, Future, Gathered, Group, error_of, outcome_of, remaining
 from rtml.client.references import Lease
@@ -31,6 +32,7 @@ from rtml.messages import (
     CANCELLED,
     ERROR,
     OK,
+    ActorOptions,
     ErrorInfo,
     Function,
     Message,
@@ -40,6 +42,7 @@ from rtml.messages import (
     Task,
     TaskResult,
     WatchResults,
+    Welcome,
     session_of,
     task_id,
 )
@@ -49,13 +52,6 @@ T = TypeVar("T")
 
 #: Seconds that the dispatcher may take to answer a question.
 _QUERY_TIMEOUT: Final = 10.0
-
-
-class Resource(Protocol):
-    """What a client closes after itself (the embedded process tree)."""
-
-    def close(self) -> None:
-        """End it, idempotently."""
 
 
 class Client(concurrent.futures.Executor):
@@ -107,6 +103,8 @@ class Client(concurrent.futures.Executor):
         self._described: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
         #: Closures and lambdas that were submitted once.
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        #: What holds actors, by id.
+        self._actors: weakref.WeakValueDictionary[int, ActorRef] = weakref.WeakValueDictionary()
         self._groups: list[Group] = []
         self._queries: dict[int, tuple[Waiter, list[str]]] = {}
 
@@ -146,9 +144,12 @@ class Client(concurrent.futures.Executor):
 
     def call(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None,
-        trace: str = "", context: int = 0,
+        trace: str = "", context: int = 0, actor: ActorRef | ActorOptions | None = None,
     ) -> Future[Any]:  # fmt: skip
-        """Submit one call of a function that `describe` returned, see `Task`; `options` override the function's."""
+        """Submit one call of a function that `describe` returned, see `Task`; `options` override the function's.
+
+        With an `ActorRef` it is a call on that actor; with `ActorOptions` it creates one of the class `function`.
+        """
         if self._closed or self._forks != forks():
             self._check_usable()
         encoded = codec.encode_call(args, kwargs, self.store, Future)
@@ -168,6 +169,8 @@ class Client(concurrent.futures.Executor):
                 failure = self._link(task, encoded.deps, encoded.handles)
             if self._captured and function.id in self._captured:
                 task.handles = [*(task.handles or ()), *(held.id for held in self._captured[function.id])]
+            if actor is not None:
+                address(self, task, actor)
             if failure is None:
                 self._pending[number] = future
                 self.core.submit(task, None if budget is None else time.monotonic() + budget)
@@ -211,17 +214,7 @@ class Client(concurrent.futures.Executor):
         """
         if chunksize < 1:
             raise ValueError("chunksize must be at least 1")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if chunksize == 1:
-            futures = [self.submit(fn, *args) for args in zip(*iterables)]
-            return calls.ordered(futures, deadline, codec.function_name(fn))
-        plain = fn.function if isinstance(fn, RemoteFunction) else fn
-        chunked = calls.chunked(fn)
-        rows = zip(*iterables)
-        chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
-        return itertools.chain.from_iterable(
-            calls.ordered([self.submit(chunked, plain, chunk) for chunk in chunks], deadline, codec.function_name(fn))
-        )
+        return calls.mapped(self, fn, iterables, timeout, chunksize)
 
     def put(self, value: T) -> Future[T]:
         """Store `value` once, for use in many tasks: returns a future that has ended already."""
@@ -323,6 +316,10 @@ class Client(concurrent.futures.Executor):
             return True
         with self.lock:
             self.core.receive(message, time.monotonic())
+            # A new dispatcher will not confirm what was cancelled before.
+            welcome = isinstance(message, Welcome)
+            forgotten = [self._kept.pop(task) for task in list(self._kept) if welcome and self.core.settled(task)]
+        del forgotten
         return False
 
     def collect(self) -> list[Message]:
@@ -340,11 +337,7 @@ class Client(concurrent.futures.Executor):
         with self.lock:
             self._drain_dropped()
             self._refresh_dependencies()
-            # A new dispatcher will not confirm what was cancelled before.
-            forgotten = [self._kept.pop(task) for task in list(self._kept) if self.core.settled(task)]
-            messages = self.core.resume(now)
-        del forgotten
-        return messages
+            return self.core.resume(now)
 
     def fail_all(self, error: BaseException) -> None:
         """The connection is lost for good: all futures end with `error`."""
@@ -446,9 +439,9 @@ class Client(concurrent.futures.Executor):
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._pending:
+        while self._pending.keys() - self.core.lasting:
             with self.lock:
-                futures = set(self._pending.values())
+                futures = {future for task, future in self._pending.items() if task not in self.core.lasting}
             group = Group(futures, len(futures))
             self.register(group)
             try:

@@ -62,6 +62,9 @@ ACK_EVERY: Final = 512
 #: Bytes of arguments in one `Submit`, so that a frame stays far below `FRAME_MAX`.
 SUBMIT_BYTES_MAX: Final = 4 * 1024 * 1024
 
+#: Orders to end somebody's task that are repeated on a new connection.
+_ENDS_MAX: Final = 1024
+
 
 class ClientCore:
     """What one submitter session has asked for and not yet got.
@@ -86,6 +89,10 @@ class ClientCore:
         self._holds: deque[tuple[int, int]] = deque()
         #: Cancelled here, end not yet confirmed by the dispatcher.
         self._cancelled: set[int] = set()
+        #: Anybody's tasks that were ended here, and whose end has not been seen.
+        self._ends: dict[int, None] = {}
+        #: Unresolved tasks that created actors: these go on until the actors end.
+        self.lasting: set[int] = set()
         self._functions: dict[int, Function] = {}
         self._define: list[Function] = []
         #: What is to be ready in executors, and what was once and is not forgotten yet.
@@ -157,6 +164,8 @@ class ClientCore:
         """
         self._tasks[task.id] = task
         self._buffer.append(task)
+        if task.hosts is not None:
+            self.lasting.add(task.id)
         if deadline is not None:
             self._deadlines[task.id] = deadline
         if task.deps is not None or task.handles is not None:
@@ -169,7 +178,15 @@ class ClientCore:
             self._deadlines.pop(task, None)
         self._cancelled.update(known)
         self._cancel.extend(known)
+        self.lasting.difference_update(known)
         return known
+
+    def end(self, task: int) -> None:
+        """Have anybody's task end as cancelled; if it is one of ours, its result is still waited for."""
+        self._cancel.append(task)
+        while len(self._ends) >= _ENDS_MAX:
+            del self._ends[next(iter(self._ends))]
+        self._ends[task] = None
 
     def watch(self, task: int) -> None:
         """Ask for the result of a task that somebody else submitted."""
@@ -193,6 +210,10 @@ class ClientCore:
     def unwatch(self, task: int) -> None:
         """No handle of this foreign (or kept) task is left here."""
         if task in self._watched:
+            if task in self.lasting:
+                hosts = self._tasks[task].hosts
+                assert hosts is not None
+                hosts.held = False
             self._watched.discard(task)
             self._awaited.discard(task)
             self._unwatch[task] = None
@@ -222,7 +243,7 @@ class ClientCore:
     @property
     def idle(self) -> bool:
         """Nothing is on its way, so nothing can be gained by waiting for more to send."""
-        return len(self._buffer) == len(self._tasks)
+        return len(self._buffer) + len(self.lasting) >= len(self._tasks)
 
     @property
     def urgent(self) -> bool:
@@ -353,7 +374,7 @@ class ClientCore:
         self._queue = deque(self._tasks.values())
         self._buffer = []
         # What was cancelled is not submitted again; telling it again reaches a dispatcher that does remember.
-        self._cancel = list(self._cancelled)
+        self._cancel = [*self._cancelled, *self._ends]
         self._acked = 0
         self._sent = 0
         # All unsent again: hold back acknowledgements until those with dependencies have gone out (rule 2).
@@ -372,6 +393,10 @@ class ClientCore:
         self._unacked_results += len(message.results)
         pop = self._tasks.pop
         new = [result for result in message.results if pop(result.id, None) is not None]
+        for result in message.results if self._ends else ():
+            self._ends.pop(result.id, None)
+        if self.lasting:
+            self.lasting.difference_update([result.id for result in new])
         if self._deadlines:
             for result in new:
                 self._deadlines.pop(result.id, None)

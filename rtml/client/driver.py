@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from rtml.client.client import Client
 
 
+class Resource(Protocol):
+    """What a client closes after itself (the embedded process tree)."""
+
+    def close(self) -> None:
+        """End it, idempotently."""
+
+
 class Waiter:
     """One blocked caller: becomes ready once, from any thread.
 

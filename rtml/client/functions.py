@@ -90,7 +90,7 @@ class RemoteFunction(Generic[P, R]):
         return self if instance is None else BoundRemoteFunction(self, instance)
 
     def __reduce__(self) -> Any:
-        if self.overrides is None and _importable(self):
+        if self.overrides is None and importable(self):
             return self.function.__qualname__
         return _rebuild, (self.function, self.defaults, self.overrides)
 
@@ -200,17 +200,27 @@ def _decorate(function: Callable[..., Any], options: dict[str, Any]) -> RemoteFu
     if not callable(function):
         raise SubmitError(f"@rtml.task decorates functions, not {type(function).__name__}")
     options = dict(options)
-    retry_on = options.pop("retry_on", ())
+    retry_on = retry_types(options.pop("retry_on", ()))
+    if retry_on:
+        setattr(function, RETRY_ON, retry_on)
+    return RemoteFunction(function, make_options(options))
+
+
+def retry_types(retry_on: Any) -> tuple[type[BaseException], ...]:
+    """The exception types of an option `retry_on`.
+
+    Raises:
+        SubmitError: it is something else.
+    """
     if isinstance(retry_on, type):
         retry_on = (retry_on,)
     if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
         raise SubmitError("retry_on is a tuple of exception types")
-    if retry_on:
-        setattr(function, RETRY_ON, tuple(retry_on))
-    return RemoteFunction(function, make_options(options))
+    return tuple(retry_on)
 
 
-def _importable(remote: RemoteFunction[Any, Any]) -> bool:
+def importable(remote: Any) -> bool:
+    """Whether another process finds this very object by its module and name."""
     import sys
 
     module = getattr(remote.function, "__module__", None)

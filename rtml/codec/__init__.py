@@ -7,7 +7,14 @@ this: to it payloads are opaque.
 """
 
 from rtml.codec.failures import RemoteTraceback, decode_error, encode_error, raise_remote
-from rtml.codec.functions import describe_function, function_id, function_name, is_async, load_function
+from rtml.codec.functions import (
+    describe_function,
+    describe_method,
+    function_id,
+    function_name,
+    is_async,
+    load_function,
+)
 from rtml.codec.values import (
     EncodedCall,
     EncodedValue,
@@ -28,6 +35,7 @@ __all__ = [
     "decode_error",
     "decode_value",
     "describe_function",
+    "describe_method",
     "encode_call",
     "encode_data",
     "encode_error",

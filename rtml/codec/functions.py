@@ -62,9 +62,18 @@ def describe_function(
 def function_id(function: Function) -> int:
     """63 bits that name the definition: a hash of all of it but its id. Never 0."""
     parts = (function.name, function.ref, function.pickled, function.asynchronous, function.options, function.rows)
+    if function.method:
+        parts += (function.method,)  # type: ignore[assignment]
     content = repr(parts)
     digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 1) or 1
+
+
+def describe_method(name: str, method: str, options: Options) -> Function:
+    """The definition of the method `method` of any actor."""
+    described = Function(0, name, options=options, method=method)
+    described.id = function_id(described)
+    return described
 
 
 def load_function(function: Function, store: Store | None, make_handle: MakeHandle | None = None) -> Callable[..., Any]:

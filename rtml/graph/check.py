@@ -10,10 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from rtml.graph.actors import ActorState
 from rtml.graph.core import Core
 from rtml.graph.queues import Lane
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState
-from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ObjectRef
+from rtml.messages import ACTOR, ASYNC_ACTOR, EXECUTOR, STOP, ObjectRef
 
 #: Resources are sums of floats.
 _TOLERANCE: Final = 1e-6
@@ -60,14 +61,26 @@ def _done_has_result(core: Core) -> Iterable[object]:
     yield from (task.id for task in _all_tasks(core) if (task.result is not None) != (task.state is State.DONE))
 
 
+def _waiting_calls(core: Core) -> Iterable[tuple[ActorState, int, TaskState]]:
+    for task in _live(core):
+        for session, queue in task.hosted.queues.items() if task.hosted is not None else ():
+            for entry in (*queue.ordered, *queue.heap):
+                if entry[4].entry == entry[3]:
+                    yield task.hosted, session, entry[4]  # type: ignore[misc]
+
+
 def _ready_is_queued(core: Core) -> Iterable[object]:
-    """A task is in exactly one lane when it is ready, else in none."""
+    """A task is in exactly one lane when it is ready, else in none; actors and calls on them have their own queues."""
     found: Counter[int] = Counter()
     for lane in _lanes(core):
         for task in _queued(lane):
             found[id(task)] += 1
             if task.lane is not lane or task.state is not State.READY:
                 yield task.id, "in a lane, but", State.NAMES[task.state]
+    for _, _, task in _waiting_calls(core):
+        found[id(task)] += task.state is State.READY
+    for actor in core.actors._pending.values():
+        found[id(actor.task)] += 1
     for task in _all_tasks(core):
         if found[id(task)] != (task.state is State.READY):
             yield task.id, State.NAMES[task.state], "in lanes:", found[id(task)]
@@ -124,14 +137,14 @@ def _owned(core: Core) -> Iterable[object]:
         if isinstance(owner, TaskState):
             if owner.state is State.DONE:
                 yield task.id, "belongs to", owner.id, "which is done"
-        elif core.tables.sessions.get(owner.id) is not owner:
+        elif owner is not core.tables.detached and core.tables.sessions.get(owner.id) is not owner:
             yield task.id, "belongs to a session that is gone"
 
 
 def _children(core: Core) -> Iterable[object]:
     """The children of a task or session are unfinished, known, and name it as their owner."""
     tables = core.tables
-    parents: list[TaskState | Session] = [*tables.tasks.values(), *tables.sessions.values()]
+    parents: list[TaskState | Session] = [*tables.tasks.values(), *tables.sessions.values(), tables.detached]
     for parent in parents:
         for child in (parent.children or {}).values():
             if child.owner is not parent or child.state is State.DONE or tables.tasks.get(child.id) is not child:
@@ -198,7 +211,7 @@ def _used(node: NodeState) -> dict[str, float]:
             used[name] += amount
 
     for worker in node.workers.values():
-        if worker.role == ASYNC_EXECUTOR:
+        if worker.role != EXECUTOR:
             for task in worker.queue.values():
                 add(task.profile.shape.cpu, task.profile.shape.extra)
         elif worker.shape is not None:
@@ -418,6 +431,65 @@ def _plans(core: Core) -> Iterable[object]:
             yield share.key, "order", share.order
 
 
+def _actors(core: Core) -> Iterable[object]:
+    """An actor is known until its task ends, knows its unfinished calls, and has a process of its own while alive."""
+    calls: Counter[int] = Counter()
+    for task in _all_tasks(core):
+        actor = task.hosted
+        if actor is not None:
+            if task.state is State.DONE or actor.task is not task:
+                yield task.id, "is done and still an actor"
+            name = actor.options.name
+            if name and not actor.killed and core.actors.by_name.get(name) is not actor:
+                yield task.id, "is not found by its name"
+            if task.state is State.ASSIGNED and (task.worker is None or task.worker.actor is not actor):
+                yield task.id, "is alive without a process of its own"
+        if task.actor is not None and task.state is not State.DONE:
+            calls[id(task.actor)] += 1
+            if task.actor.calls.get(task.id) is not task or task.actor.task.state is State.DONE:
+                yield task.id, "is a call that its actor does not know of"
+    for task in _live(core):
+        if task.hosted is not None and len(task.hosted.calls) != calls[id(task.hosted)]:
+            yield task.id, "has calls", len(task.hosted.calls), calls[id(task.hosted)]
+    for worker in core.tables.workers.values():
+        for task in worker.queue.values():
+            ours = worker.role in (ACTOR, ASYNC_ACTOR)
+            if task.state is not State.DONE and ours != (task.actor is not None or task.hosted is not None):
+                yield worker.id, "has", task.id
+    if any(actor.task.state is State.DONE for actor in core.actors.by_name.values()):
+        yield "a name belongs to an actor that has ended"
+
+
+def _calls_in_order(core: Core) -> Iterable[object]:
+    """Of an ordered actor, no call of a submitter is with the process while an earlier one of his is not."""
+    first: dict[tuple[int, int], int] = {}
+    for actor, session, task in _waiting_calls(core):
+        key = (actor.task.id, session)
+        if actor.ordered:
+            first[key] = min(first.get(key, task.id), task.id)
+    for worker in core.tables.workers.values():
+        for task in worker.queue.values():
+            if task.actor is not None and task.state is State.ASSIGNED and not core.recovery.active:
+                earlier = first.get((task.actor.task.id, task.session.id))
+                if earlier is not None and earlier < task.id and not task.actor.retried:
+                    yield worker.id, "has", task.id, "before", earlier
+
+
+def _actors_served(core: Core) -> Iterable[object]:
+    """No call that may run now waits while its actor's process has nothing to do."""
+    if core.recovery.waiting:
+        return
+    for actor, session, task in _waiting_calls(core):
+        worker = actor.task.worker
+        head = actor.queues[session].head()
+        assert head is not None
+        if worker is None or not worker.ready or len(worker.queue) > 1 or head[4] is not task:
+            continue
+        last = task.function.definition.method != STOP or len(actor.calls) == 1
+        if task.state is State.READY and last:
+            yield worker.id, "is idle while", task.id, "waits"
+
+
 #: I1, I2, ... in this order.
 INVARIANTS: Final[tuple[Check, ...]] = (
     _tasks_by_id,
@@ -449,6 +521,9 @@ INVARIANTS: Final[tuple[Check, ...]] = (
     _settled,
     _work_conserving,
     _plans,
+    _actors,
+    _calls_in_order,
+    _actors_served,
 )
 
 

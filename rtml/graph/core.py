@@ -11,6 +11,7 @@ with everything known), then each peer gets one frame. Eight parts share the tab
     Lifecycle    a task from submission to its one result
     Admission    which graphs are let in, and what was learned of them
     Keeping      what is kept for whom, and when it is forgotten
+    Actors       tasks that go on until their actor ends, and the calls on them
     Placement    which ready task runs where, and in which batch
     Workforce    what each executor has and occupies
     Recovery     what is known again after a restart
@@ -27,6 +28,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rtml.graph.actors import Actors
 from rtml.graph.admission import Admission
 from rtml.graph.keeping import Keeping
 from rtml.graph.lifecycle import Lifecycle
@@ -37,6 +39,7 @@ from rtml.graph.pools import Pools
 from rtml.graph.readiness import Readiness
 from rtml.graph.recovery import Recovery
 from rtml.graph.remote import Remote
+from rtml.graph.snapshot import snapshot
 from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.graph.workforce import Workforce
@@ -49,6 +52,7 @@ from rtml.messages import (
     Attempt,
     Blocked,
     Cancel,
+    Checkpoint,
     Define,
     ExecutorDied,
     ExecutorStarted,
@@ -56,6 +60,7 @@ from rtml.messages import (
     Heartbeat,
     Hello,
     Holding,
+    Hosting,
     Interrupt,
     Keep,
     Logs,
@@ -117,8 +122,9 @@ class Core:
         self.keeping = Keeping(self.tables)
         self.readiness = Readiness(self.tables)
         self.admission = Admission(self.tables, scheduling)
+        self.actors = Actors(self.tables, self.workforce, self.placement, self.pools)
         self.lifecycle = Lifecycle(
-            self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission
+            self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission, self.actors
         )
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
         self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
@@ -156,6 +162,8 @@ class Core:
             Resumed: self._resumed,
             Returned: self._returned,
             LoopLag: self._loop_lag,
+            Hosting: self._hosting,
+            Checkpoint: self._checkpoint,
             Node: self._node,
             ExecutorStarted: self._started,
             ExecutorDied: self._died,
@@ -186,6 +194,8 @@ class Core:
         tables.run_timers(now)
         if not self.recovery.waiting:
             self.placement.schedule(now)
+            self.actors.schedule(now)
+            self.lifecycle.drain(now)
             while self.pools.doomed or tables.withdrawn:
                 doomed, self.pools.doomed = self.pools.doomed, []
                 for task, error in doomed:
@@ -349,6 +359,8 @@ class Core:
             return
         self._take_back(worker, message.returned, now)
         task = worker.queue.get(message.task)
+        if worker.role != EXECUTOR:
+            return  # it holds nothing that could be lent out
         if task is not None and task.attempt == message.attempt:
             if task.graph.plan is not None and worker.role == EXECUTOR:
                 task.graph.plan.charge(now - worker.head_since)
@@ -385,6 +397,17 @@ class Core:
             worker.lagging = message.lag > 0
             if worker.lagging:
                 self.lags.append(message.lag)
+
+    def _hosting(self, session: Session, message: Hosting, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is not None:
+            self.recovery.hosting(worker, message, now)
+
+    def _checkpoint(self, session: Session, message: Checkpoint, now: float) -> None:
+        worker = self._worker_of(session)
+        task = self.tables.tasks.get(message.task)
+        if worker is not None and task is not None and task.worker is worker and task.attempt == message.attempt:
+            self.keeping.checkpoint(task, worker, message.payload)
 
     # --- messages of other dispatchers
 
@@ -511,51 +534,7 @@ class Core:
 
     def snapshot(self) -> dict[str, Any]:
         """Numbers for `rtml status` and metrics; costs time in proportion to the tasks."""
-        tables = self.tables
-        states = [0, 0, 0, 0]
-        for task in tables.tasks.values():
-            states[task.state] += 1
-        return {
-            "tasks": dict(zip(State.NAMES, states, strict=True)),
-            "sessions": len(tables.sessions),
-            "peers": dict(Counter(session.role for session in tables.peers.values())),
-            "functions": len(tables.functions),
-            "objects": len(tables.objects),
-            "dropped_messages": self.dropped,
-            "nodes": [
-                {
-                    "name": node.name,
-                    "cpu": node.cpu,
-                    "free_cpu": node.free_cpu,
-                    "resources": node.extra,
-                    "free": node.free_extra,
-                    "executors": [
-                        {
-                            "id": worker.id,
-                            "role": worker.role,
-                            "queued": len(worker.queue),
-                            "blocked": len(worker.stack),
-                            "lagging": worker.lagging,
-                        }
-                        for worker in node.workers.values()
-                    ],
-                }
-                for node in tables.nodes.values()
-            ],
-            "dispatchers": [
-                {
-                    "name": worker.node.name,
-                    "above": worker.upward,
-                    "cpu": worker.node.cpu,
-                    "free_cpu": worker.node.free_cpu,
-                    "resources": worker.node.extra,
-                    "given": len(worker.queue),
-                    "taken": 0 if worker.session is None else len(worker.session.delegations),
-                    "connected": worker.session is not None and worker.session.peer is not None,
-                }
-                for worker in tables.remotes.values()
-            ],
-        }
+        return snapshot(self)
 
 
 def _numbered(session: Session, results: list[TaskResult]) -> Results:

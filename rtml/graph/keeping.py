@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
 from rtml.graph.tables import Sweep, Tables, Unlink
 from rtml.messages import ERROR, Free, ObjectRef, Results, TaskResult, Unwatch
@@ -19,6 +21,8 @@ class Keeping:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        #: set by the core: nobody has a handle of this unfinished task any more
+        self.on_unheld: Callable[[TaskState], None] = _nothing
 
     # --- results
 
@@ -98,9 +102,15 @@ class Keeping:
         """One holder less."""
         task = self.tables.tasks.get(task_id)
         if task is not None:
-            task.holds -= 1
-            if not task.holds and task.acknowledged:
+            self._unhold(task)
+
+    def _unhold(self, task: TaskState) -> None:
+        task.holds -= 1
+        if not task.holds:
+            if task.acknowledged:
                 self._forget(task)
+            elif task.hosted is not None:
+                self.on_unheld(task)
 
     def _forget(self, task: TaskState) -> None:
         """Nobody can ask for this result any more; nor, by way of it, for what it alone kept."""
@@ -118,6 +128,8 @@ class Keeping:
                     inner.holds -= 1
                     if not inner.holds and inner.acknowledged:
                         pending.append(inner)
+                    elif not inner.holds and inner.hosted is not None:
+                        self.on_unheld(inner)
             task.inner = ()
 
     # --- objects
@@ -135,6 +147,18 @@ class Keeping:
             self.tables.objects[ref.id] = stored
         else:
             self._free(owner, ref)
+
+    def checkpoint(self, task: TaskState, worker: WorkerState, payload: bytes | ObjectRef) -> None:
+        """An actor's state as of now, kept in the place of the one before."""
+        actor = task.hosted
+        if actor is None:
+            return
+        before, actor.checkpoint = actor.checkpoint, payload
+        if isinstance(payload, ObjectRef):
+            stored = self.tables.objects.setdefault(payload.id, StoredObject(payload, worker))
+            stored.holders.add(task.id)
+        if isinstance(before, ObjectRef) and before != payload:
+            self.unneeded(before.id, task.id)
 
     def need(self, holder: int, object_id: int) -> bool:
         """Keep an object for a task or session; False if it is not known (any more)."""
@@ -223,3 +247,7 @@ class Keeping:
         session.results = []
         self.unwatch(session, sorted(session.held))
         self.release(session, sorted(session.objects))
+
+
+def _nothing(task: TaskState) -> None:
+    pass

@@ -16,7 +16,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from rtml.graph.actors import Actors
 from rtml.graph.admission import MISSING_MAX, Admission, missing_steps
+from rtml.graph.facts import completed_key, timing
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
 from rtml.graph.readiness import Readiness
@@ -47,7 +49,6 @@ from rtml.messages import (
     Revoke,
     Task,
     TaskResult,
-    Timing,
 )
 
 #: Seconds that an interrupted task has after its `timeout` before its process is killed.
@@ -65,6 +66,7 @@ class Lifecycle:
         keeping: Keeping,
         readiness: Readiness,
         admission: Admission,
+        actors: Actors,
     ) -> None:
         self.tables = tables
         self.readiness = readiness
@@ -73,6 +75,10 @@ class Lifecycle:
         self.keeping = keeping
         self.admission = admission
         self.policy = admission.policy
+        self.actors = actors
+        actors.fail = self.fail
+        actors.unneeded = keeping.unneeded
+        keeping.on_unheld = actors.unheld
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
 
     # --- submission
@@ -86,6 +92,8 @@ class Lifecycle:
                 if known.session is session and known.result is not None:
                     session.results.append(known.result)
                     tables.dirty[session.id] = session
+                elif known.session is tables.detached and known.result is None:
+                    self._reclaim(known, session)
                 continue
             function = tables.functions.get(spec.function)
             if function is None:
@@ -112,7 +120,11 @@ class Lifecycle:
                 return None
             owner = parent
             graph = parent.graph
-        else:
+        error = self.actors.refusal(spec) if spec.actor else None
+        if error is not None:
+            self._refuse(session, spec, error)
+            return None
+        if parent is None:
             context = None
             if spec.context:
                 context = tables.functions.get(spec.context)
@@ -139,7 +151,8 @@ class Lifecycle:
         function.users += 1
         if parent is not None:
             task.depth = parent.depth + 1
-            task.deadline = parent.deadline
+            if spec.hosts is None:
+                task.deadline = parent.deadline  # an actor outlives the call that made it
             task.due = parent.due
             if graph.live > tables.limits.graph_tasks_max or task.depth > tables.limits.depth_max:
                 self._over_limit(task)
@@ -155,6 +168,8 @@ class Lifecycle:
                 tables.tasks[handle].holds += 1
         if spec.batch_key:
             task.batch_key = spec.batch_key
+        if spec.actor:
+            self.actors.admit(task, session)
         if spec.deps and not self._link(task, spec.deps):
             return task
         if not task.waiting:
@@ -252,7 +267,7 @@ class Lifecycle:
             for handle in inner:
                 self.tables.tasks[handle].holds += 1
         if result.batch_key and task.profile.batch:
-            task.batch_key = _completed_key(task, position, result.batch_key)
+            task.batch_key = completed_key(task, position, result.batch_key)
         if task.function.definition.rows:
             task.spec.items = max(task.spec.items, result.items)
         return True
@@ -266,10 +281,20 @@ class Lifecycle:
             run = function.cost.predict(1) if task.profile.batch else function.estimate
             task.due = min(task.due, self.policy.due(task.deadline, run or 0.0))
         error = self._too_large(task) if task.inputs else None
-        if error is None:
+        if error is None and task.actor is None and task.hosted is None:
             error = self.placement.push(task, now)
+        elif error is None:
+            error = self.actors.ready(task)
         if error is not None:
             self.fail(task, error)
+
+    def _reclaim(self, task: TaskState, session: Session) -> None:
+        """A detached actor that survived both its submitter's connection and a dispatcher: the submitter is back."""
+        self.tables.detached.children.pop(task.id)
+        task.session = task.graph.session = task.owner = session
+        session.children[task.id] = task
+        if task.spec.hosts is not None and task.spec.hosts.held:
+            self.keeping.hold(session, [task.id])
 
     def _too_large(self, task: TaskState) -> ErrorInfo | None:
         """Resolved dependencies travel in one frame, unless they are large enough to lie in shared memory."""
@@ -298,6 +323,8 @@ class Lifecycle:
                 self.keeping.discard(worker, result)
             else:
                 self.conclude(task, receipt, result, now)
+        if worker.actor is not None:
+            self.actors.touch(worker)
         if self._ending:
             self.drain(now)
         if not receipt.remaining:
@@ -332,6 +359,8 @@ class Lifecycle:
             self.placement.remove(task)
         else:
             task.move(State.READY)
+        if task.actor is not None or task.hosted is not None:
+            self.actors.taken(task)
 
     # --- ends
 
@@ -347,8 +376,14 @@ class Lifecycle:
         """A submitter does not want these any more."""
         for task_id in ids:
             task = self.tables.tasks.get(task_id)
-            if task is not None and task.state is not State.DONE:
+            if task is not None and task.hosted is not None and task.state is State.ASSIGNED:
+                self.actors.kill(task)
+            elif task is not None and task.state is not State.DONE:
                 self.cancel_tree(task, "cancelled by its submitter")
+            elif task is None and session.returned:
+                # It never came, or has ended when nobody could be told: the submitter is not to wait for its end.
+                session.results.append(TaskResult(task_id, 0, CANCELLED))
+                self.tables.dirty[session.id] = session
         self.drain(now)
 
     def _expire(self, task_id: int, now: float) -> None:
@@ -395,7 +430,7 @@ class Lifecycle:
         tables = self.tables
         before = task.state
         if before is State.ASSIGNED:
-            if task.receipt is None:
+            if task.receipt is None and task.hosted is None:
                 self._revoke(task, now)
         elif before is State.READY:
             self.placement.remove(task)
@@ -412,6 +447,8 @@ class Lifecycle:
         function.users -= 1
         if function.managed and not function.users:
             self.readiness.forget_unused(function)
+        if task.actor is not None or task.hosted is not None:
+            self.actors.ended(task)
         if task.children:
             self._leave_children(task, result)
         spec = task.spec
@@ -427,7 +464,7 @@ class Lifecycle:
         if graph.plan is not None and graph.id == task.id:
             self.admission.ended(task, result.outcome, before, now)
         if session.timings:
-            result.timing = _timing(task, result, now)
+            result.timing = timing(task, result, now)
         if session.id in tables.sessions:
             session.results.append(result)
             tables.dirty[session.id] = session
@@ -517,41 +554,6 @@ class Lifecycle:
                 if not dependent.waiting and dependent.state is State.WAITING:
                     self._make_ready(dependent, now)
         task.dependents = None
-
-
-def _completed_key(task: TaskState, position: int, facts: str) -> str:
-    """The batch key of a task, with what is now known of its dependency at `position`.
-
-    The submitter wrote "?" wherever an argument is a future: one for each dependency, in their order, unless some lie
-    inside containers or stand there twice. Then nothing can be said about which is which.
-    """
-    asked = task.spec.batch_key
-    if not asked:
-        return facts if position == 0 else task.batch_key
-    marks = [index for index, part in enumerate(asked.split("|")) if part == "?" or part.endswith("=?")]
-    if len(marks) != len(task.spec.deps or ()):
-        return task.batch_key
-    if len(marks) == 1:
-        return asked.replace("?", facts)
-    parts = task.batch_key.split("|")
-    # The separator may stand in the facts too (numpy writes |u1), and the places of the others are counted by it.
-    parts[marks[position]] = parts[marks[position]][:-1] + facts.replace("|", "")
-    return "|".join(parts)
-
-
-def _timing(task: TaskState, result: TaskResult, now: float) -> Timing:
-    ready = task.ready_at or now
-    assigned = task.assigned_at or now
-    return Timing(
-        waiting=ready - task.submitted,
-        queued=max(0.0, assigned - ready),
-        transfer=max(0.0, now - assigned - result.run),
-        run=result.run,
-        batch=task.batch_size,
-        attempts=max(1, task.attempt),
-        slack=None if task.deadline is None else task.deadline - now,
-        missing=None if task.spec.parent else task.graph.missing,
-    )
 
 
 def _joined(known: list[str] | None, more: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from rtml.graph.workforce import Workforce
 from rtml.messages import (
     ASYNC_EXECUTOR,
     DISPATCHER,
-    EXECUTOR,
+    EXECUTORS,
     SUPERVISOR,
     WIRE_VERSION,
     ExecutorDied,
@@ -79,6 +79,7 @@ class Membership:
             tables.effects.append(Close(session.peer))
         session.peer = peer
         session.gone_at = None
+        session.returned = hello.epoch == tables.epoch
         session.timings = hello.timings
         session.grace = min(hello.grace, GRACE_MAX) or tables.limits.session_grace
         session.data_only = hello.data_only
@@ -91,7 +92,7 @@ class Membership:
         cpus = sum(node.cpu for node in tables.nodes.values())
         session.outbox[:0] = [Welcome(tables.epoch, cpus=cpus), *tables.resend(session)]
         tables.dirty[session.id] = session
-        if hello.role in (EXECUTOR, ASYNC_EXECUTOR):
+        if hello.role in EXECUTORS:
             self._executor(session, hello, now)
         elif hello.role == DISPATCHER:
             self._dispatcher(session, hello, now)
@@ -163,6 +164,7 @@ class Membership:
             while worker.stack:
                 self.workforce.resumed(worker, worker.stack[-1][0], now)
         self.workforce.joined(worker, now)
+        self.lifecycle.actors.touch(worker)
         self.recovery.spoke(worker.id)
 
     def reconcile(self, worker: WorkerState, hello: Hello, now: float) -> None:
@@ -275,7 +277,12 @@ class Membership:
         self.tables.sessions.pop(session.id, None)
         self.tables.dirty.pop(session.id, None)
         for task in list(session.children.values()):
-            self.lifecycle.cancel_tree(task, "its submitter is gone")
+            if task.hosted is not None and task.profile.detached:
+                del session.children[task.id]
+                task.session = task.owner = self.tables.detached
+                task.owner.children[task.id] = task
+            else:
+                self.lifecycle.cancel_tree(task, "its submitter is gone")
         self.lifecycle.drain(now)
         self.lifecycle.keeping.forget_session(session)
         self.lifecycle.readiness.end_session(session)
@@ -305,6 +312,10 @@ class Membership:
             task.worker = None if task.state is not State.DONE else task.worker
         for task in blocked:
             task.apart = True
+        if worker.actor is not None:
+            for task in self.lifecycle.actors.died(worker, lost, message):
+                self.lifecycle.again(task, now)
+            lost = []
         for task in lost:
             if task.state is State.DONE:
                 continue

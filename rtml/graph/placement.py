@@ -204,7 +204,7 @@ class Placement:
         if worker is None:
             lane.unpop(first)
             return False
-        self._assign(worker, self._take_batch(first, lane, now) if lane.batch else [first], now)
+        self.assign(worker, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
 
     def _pick_idle(self, task: TaskState) -> WorkerState | None:
@@ -242,7 +242,7 @@ class Placement:
         if lane.batch and not self._batch_due(lane, now):
             return False
         first = lane.pop()
-        self._assign(best, self._take_batch(first, lane, now) if lane.batch else [first], now)
+        self.assign(best, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
 
     def _prefetch(self, lane: Lane, now: float) -> None:
@@ -278,7 +278,7 @@ class Placement:
             load += estimate
             tasks.append(task)
         if tasks:
-            self._assign(worker, tasks, now)
+            self.assign(worker, tasks, now)
 
     def _feed(self, worker: WorkerState, now: float) -> None:
         """Run ready children of a blocked task on top of it."""
@@ -310,7 +310,7 @@ class Placement:
         if tasks:
             for task in tasks:
                 task.lane.remove(task)
-            self._assign(worker, tasks, now)
+            self.assign(worker, tasks, now)
 
     # --- batches
 
@@ -355,7 +355,8 @@ class Placement:
 
     # --- handing over
 
-    def _assign(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
+    def assign(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
+        """Hand these tasks, which are interchangeable for placement or one batch, to this executor."""
         workforce = self.workforce
         first = tasks[0]
         batch = 0

@@ -12,7 +12,7 @@ from typing import Final
 from rtml.graph.queues import Lane
 from rtml.graph.state import NodeState, TaskState, WorkerState, amounts, failure
 from rtml.graph.tables import Tables, wake
-from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, KillExecutor, StartExecutor
+from rtml.messages import ACTOR, ASYNC_ACTOR, ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, KillExecutor, StartExecutor
 
 #: Longest wait in seconds before another executor is started after several died at their start.
 START_BACKOFF_MAX: Final = 5.0
@@ -111,6 +111,36 @@ class Pools:
             self._start(node, role)
             return
 
+    def start_actor(self, task: TaskState, role: str, needed: int, now: float) -> ErrorInfo | None:
+        """An actor needs a process of its own: have one started, unless `needed` of its role are on their way already.
+
+        Returns an error if there are too many on every node.
+        """
+        if sum(starting == role for starting in self.starting.values()) >= needed:
+            return None
+        full = False
+        for node in self.tables.nodes.values():
+            supervisor = node.supervisor
+            if supervisor is None or supervisor.peer is None or not node.could_fit(task.profile.shape):
+                continue
+            if (
+                sum(worker.role in (ACTOR, ASYNC_ACTOR) for worker in node.workers.values())
+                >= self.tables.limits.actors_max
+            ):
+                full = True
+                continue
+            full = False
+            if now >= node.start_after and node.fits(task.profile.shape):
+                self._start(node, role)
+                return None
+        if not full:
+            return None
+        message = (
+            f"there is no room for actor {task.profile.name!r}: each node has actors_max actors already; end some "
+            "(rtml.stop, rtml.kill, or drop their handles), or raise actors_max"
+        )
+        return failure("LimitExceeded", message, task)
+
     def seen(self, worker_id: int) -> None:
         """This id is taken, for ever: a process that was believed dead may still live."""
         self._last_worker_id = max(self._last_worker_id, worker_id)
@@ -139,9 +169,10 @@ class Pools:
     def kill(self, worker: WorkerState, reason: str) -> None:
         """End a process that does not react; its tasks are dealt with when its death is reported."""
         supervisor = worker.node.supervisor
-        if supervisor is not None and not worker.dying and worker.id in self.tables.workers:
+        if not worker.dying and worker.id in self.tables.workers:
             worker.dying = True
-            self.tables.tell(supervisor, KillExecutor(worker.id, reason))
+            if supervisor is not None:  # else it is told when it is back
+                self.tables.tell(supervisor, KillExecutor(worker.id, reason))
 
     def _nesting_limit(self, lane: Lane, executors: int) -> None:
         head = lane.head()

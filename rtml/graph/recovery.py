@@ -18,7 +18,7 @@ from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.state import Receipt, Session, State, TaskState, WorkerState
 from rtml.graph.tables import Tables
 from rtml.graph.workforce import Workforce
-from rtml.messages import Blocked, Finished, ObjectRef, Revoke, Task, TaskResult, session_of
+from rtml.messages import Blocked, Finished, Hosting, ObjectRef, Revoke, Task, TaskResult, session_of
 
 
 class Recovery:
@@ -47,6 +47,10 @@ class Recovery:
         self._handles: set[int] = set()
         #: tasks that were cancelled before they came
         self._cancelled: set[int] = set()
+        #: actors that executors have, which nobody has claimed yet: (where, what)
+        self._hosted: dict[int, tuple[WorkerState, Hosting]] = {}
+        #: the last call on an actor that was parked, by submitter and actor: later ones come after it
+        self._parked_calls: dict[tuple[int, int], int] = {}
         #: nothing that is missing will come any more
         self._closing = False
         #: last in, first out: tasks to submit, and tasks to end with their early result
@@ -91,6 +95,36 @@ class Recovery:
                 self._held[task_id] = (worker, attempt)
                 worker.unclaimed.add(task_id)
         self._run(now)
+
+    def hosting(self, worker: WorkerState, message: Hosting, now: float) -> None:
+        """An executor that comes back has an actor, which it can describe by itself."""
+        number = message.task.id
+        task = self.tables.tasks.get(number)
+        if task is not None and task.worker is worker:
+            self._restore(task, worker, message)
+        elif self.lifecycle.actors.has_ended(number):
+            self._revoke(number, worker, message.attempt)
+        elif number in self._held:
+            self._hosted[number] = (worker, message)
+            options = message.task.options
+            if options is not None and options.detached:
+                self._adopt_hosted(number, now)
+
+    def _restore(self, task: TaskState, worker: WorkerState, message: Hosting) -> None:
+        if message.checkpoint is not None:
+            self.lifecycle.keeping.checkpoint(task, worker, message.checkpoint)
+
+    def _adopt_hosted(self, number: int, now: float) -> None:
+        """Nobody else will tell of this actor: it goes on, with nobody as its submitter."""
+        message = self._hosted[number][1]
+        spec = message.task
+        self.tables.define(message.function)
+        spec.parent, spec.handles = 0, None
+        if spec.deps:
+            spec.deps = [(dep, payload) for (dep, _), payload in zip(spec.deps, message.inputs, strict=True)]
+        if spec.hosts is not None:
+            spec.hosts.held = False
+        self._submit(self.tables.detached, spec, now)
 
     def blocked(self, worker: WorkerState, message: Blocked) -> None:
         """A held attempt waits for others."""
@@ -189,13 +223,18 @@ class Recovery:
         self._cancelled.update(task for task in tasks if task not in self.tables.tasks)
 
     def _submit(self, session: Session, spec: Task, now: float) -> None:
-        missing = self._missing(spec)
+        missing = self._missing(session, spec)
         if missing:
             self._parked.setdefault(missing, []).append((session, spec))
+            if spec.actor:
+                self._parked_calls[session.id, spec.actor] = spec.id
             return
+        if self._parked_calls.get((session.id, spec.actor)) == spec.id:
+            del self._parked_calls[session.id, spec.actor]
         self.lifecycle.submit(session, [spec], now)
         task = self.tables.tasks.get(spec.id)
         if task is None:
+            self._release(spec.id)
             return
         for watcher in self._watches.pop(spec.id, ()):
             if self.tables.sessions.get(watcher.id) is watcher:
@@ -205,10 +244,12 @@ class Recovery:
         held = self._held.pop(spec.id, None)
         if held is not None and not self._adopt(task, *held, now):
             self._held[spec.id] = held
+        if spec.id in self._hosted:
+            self._restore(task, *self._hosted.pop(spec.id))
         self._claim(task)
         self._release(spec.id)
 
-    def _missing(self, spec: Task) -> int:
+    def _missing(self, session: Session, spec: Task) -> int:
         """A task that has to be here before this one; 0 if there is none."""
         tasks = self.tables.tasks
         if spec.id in tasks or self._closing:
@@ -219,6 +260,12 @@ class Recovery:
                 return spec.parent
         if not self.active:
             return 0
+        if spec.actor and spec.hosts is None:
+            if spec.actor not in tasks:
+                return spec.actor
+            before = self._parked_calls.get((session.id, spec.actor), spec.id)
+            if before < spec.id:
+                return before  # calls of one submitter stay in their order
         for dep, payload in spec.deps or ():
             if payload is None and dep not in tasks:
                 return dep
@@ -237,6 +284,8 @@ class Recovery:
         self.lifecycle.dequeue(task)
         worker.unclaimed.discard(task.id)
         self.workforce.adopt(worker, task, attempt, now)
+        if task.hosted is not None:
+            self.lifecycle.actors.adopted(task, worker)
         message = self._blocked.pop(task.id, None)
         if message is not None:
             self.workforce.blocked(worker, task, message.inline)
@@ -283,6 +332,7 @@ class Recovery:
             return
         self._until = None
         self._expected.clear()
+        self._keep_hosted(now)
         self._submit_parked(now)
         self._blocked.clear()
         self._cancelled.clear()
@@ -295,6 +345,14 @@ class Recovery:
             for session in watchers:
                 if self.tables.sessions.get(session.id) is session:
                     self.lifecycle.keeping.watch(session, [task_id])
+
+    def _keep_hosted(self, now: float) -> None:
+        """Actors whose submitters are gone, but that somebody else has a handle of, or calls."""
+        self._parked_calls.clear()
+        for number in list(self._hosted):
+            if number in self._handles or number in self._parked or number in self._watches:
+                self._adopt_hosted(number, now)
+        self._hosted.clear()
 
     def _submit_parked(self, now: float) -> None:
         """What they waited for does not come any more; whoever is let in lets his children in."""

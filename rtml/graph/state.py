@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -37,6 +37,9 @@ from rtml.messages import (
     Task,
     TaskResult,
 )
+
+if TYPE_CHECKING:
+    from rtml.graph.actors import ActorState
 
 
 class State:
@@ -149,6 +152,8 @@ class Session:
         #: seconds that it may be gone before it is given up
         self.grace = 0.0
         self.data_only = False
+        #: it came back on another connection: it may ask about what never arrived here, or is forgotten
+        self.returned = False
         #: the dispatcher incarnation that it had spoken to before its last Hello
         self.epoch = 0
         #: unfinished root tasks, in order of submission
@@ -239,6 +244,9 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     #: whoever wants the result over there unpickles nothing
     data_only: bool = False
     ancestors: Sequence[str] = ()
+    #: the actor that it is a call on; the actor that it created
+    actor: ActorState | None = None
+    hosted: ActorState | None = None
 
     def move(self, state: int) -> None:
         """Change the state: the only place that does."""
@@ -382,6 +390,8 @@ class WorkerState:
         self.batch_number = 0
         #: it is the dispatcher above this one
         self.upward = False
+        #: the one it was started for
+        self.actor: ActorState | None = None
 
     @property
     def ready(self) -> bool:

@@ -38,6 +38,7 @@ class Limits(NamedTuple):
     dependencies_max: int = 100_000
     inputs_max: int = 48 * 1024 * 1024
     functions_max: int = 100_000
+    actors_max: int = 500
     session_grace: float = 2.0
     worker_grace: float = 10.0
     cancel_grace: float = 10.0
@@ -52,6 +53,7 @@ LIMITS_HELP: Final[dict[str, str]] = {
     "dependencies_max": "futures among the arguments of one task",
     "inputs_max": "bytes of their values, but for those in shared memory",
     "functions_max": "function definitions known at a time",
+    "actors_max": "actors at a time on each node, each of which has a process",
     "session_grace": "seconds a vanished submitter may take to come back before its graphs are cancelled",
     "worker_grace": "seconds a vanished executor, whose death nobody reported, may take to come back",
     "cancel_grace": "seconds unwanted code may ignore its cancellation before its process is ended",
@@ -141,6 +143,8 @@ class Tables:
         self.objects: dict[int, StoredObject] = {}
         #: tasks of other dispatchers that go back to them
         self.withdrawn: list[TaskState] = []
+        #: owns detached actors whose submitters are gone; not among the sessions, as nobody speaks for it
+        self.detached = Session(-1, "detached", "")
         self.effects: list[Effect] = []
         #: tasks that ended lately, how and when; `take_ended` makes records of them, when there is time
         self.ended: list[tuple[TaskState, TaskResult, float]] = []

@@ -17,7 +17,7 @@ from rtml.graph.estimate import high_estimate
 from rtml.graph.pools import Pools
 from rtml.graph.state import Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables
-from rtml.messages import ASYNC_EXECUTOR, DISPATCHER, EXECUTOR, OK, Leave, TaskResult
+from rtml.messages import DISPATCHER, EXECUTOR, EXECUTORS, OK, Leave, TaskResult
 
 #: Seconds of a task that was never seen to run, as far as an executor's load is concerned.
 UNKNOWN_COST: Final = 1e-3
@@ -33,7 +33,7 @@ class Workforce:
         self.tables = tables
         self.pools = pools
         #: executors without work by role; the last one became idle last (it is the warm one)
-        self.idle: dict[str, dict[int, WorkerState]] = {EXECUTOR: {}, ASYNC_EXECUTOR: {}, DISPATCHER: {}}
+        self.idle: dict[str, dict[int, WorkerState]] = {role: {} for role in (*EXECUTORS, DISPATCHER)}
         #: sync executors that may have more than one task (`Placement` takes out those that have not)
         self.crowded: dict[int, WorkerState] = {}
         #: executors with a blocked task on top

@@ -16,9 +16,11 @@ import contextvars
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from rtml.client.client import Client
 from rtml.client.context import enter_context_task
 from rtml.messages import ASYNC_EXECUTOR, Attempt
 from rtml.workers import setup
@@ -76,10 +78,14 @@ class AsyncExecutor:
             self._begin(group)
             self._watch.leave()
         self._cancel_revoked()
+        self._settle()
         if core.dirty:
             self.driver.transmit_soon()
         if core.leaving and not core.running:
             self._done.set()
+
+    def _settle(self) -> None:
+        """All messages were acted on."""
 
     def _cancel_revoked(self) -> None:
         revoked = self.core.revoked
@@ -232,12 +238,16 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def run_async_executor(settings: ExecutorSettings) -> int:
+#: Makes the executor of a process out of its core, driver and client.
+Make = Callable[[WorkerCore, LoopDriver, Client], AsyncExecutor]
+
+
+def run_async_executor(settings: ExecutorSettings, role: str = ASYNC_EXECUTOR, make: Make | None = None) -> int:
     """Body of the async executor's process. Returns its exit code."""
     setup.settle_process()
     loop = _new_loop()
     asyncio.set_event_loop(loop)
-    core = WorkerCore(settings.worker, setup.new_session(), ASYNC_EXECUTOR, os.getpid())
+    core = WorkerCore(settings.worker, setup.new_session(), role, os.getpid())
     driver = LoopDriver(core, settings.address, loop)
 
     def logs_soon() -> None:
@@ -248,7 +258,10 @@ def run_async_executor(settings: ExecutorSettings) -> int:
     else:
         setup.discard_output()
     client = setup.make_client(core, driver, settings.shm_dir)
-    executor = AsyncExecutor(settings, core, driver, Calls(core, client))
+    if make is None:
+        executor = AsyncExecutor(settings, core, driver, Calls(core, client))
+    else:
+        executor = make(core, driver, client)
     driver.applied = executor.applied
     driver.look = Preparer(core, executor.calls, driver.send).look
     executor.child.watch()

@@ -80,15 +80,19 @@ class Calls:
         with self._loading.setdefault(definition.id, threading.Lock()):
             loaded = self._loaded.get(definition.id)
             if loaded is None:
-                call: Any = codec.load_function(definition, self.store, self._handle)
-                if isinstance(call, RemoteFunction):
-                    call = call.function
-                load = getattr(call, "__rtml_load__", None)
-                if load is not None:
-                    load()
-                loaded = self._loaded[definition.id] = Loaded(definition, call)
+                loaded = self._loaded[definition.id] = Loaded(definition, self.resolve(definition))
         self._loading.pop(definition.id, None)
         return loaded
+
+    def resolve(self, definition: Function) -> Callable[..., Any]:
+        """What a definition describes, ready to be called."""
+        call: Any = codec.load_function(definition, self.store, self._handle)
+        if isinstance(call, RemoteFunction):
+            call = call.function
+        load = getattr(call, "__rtml_load__", None)
+        if load is not None:
+            load()
+        return call  # type: ignore[no-any-return]
 
     def forget(self, functions: list[int]) -> None:
         """Let go of functions, and of the models that they hold."""

@@ -27,6 +27,7 @@ from rtml.messages import (
     Assign,
     Attempt,
     Blocked,
+    Checkpoint,
     Define,
     ErrorInfo,
     Finished,
@@ -34,8 +35,10 @@ from rtml.messages import (
     Free,
     Function,
     Hello,
+    Hosting,
     Leave,
     Message,
+    ObjectRef,
     Prepare,
     Recall,
     Rehello,
@@ -60,7 +63,7 @@ class WorkerCore:
     Args:
         worker: the id that the supervisor gave the process.
         session: the process's submitter session, for its `Hello`.
-        role: `messages.EXECUTOR` or `messages.ASYNC_EXECUTOR`.
+        role: one of `messages.EXECUTORS`.
         pid: process id for the `Hello`.
     """
 
@@ -95,6 +98,9 @@ class WorkerCore:
         #: Sent `Finished` that no `Safe` has covered, by rising serial.
         self._unsafe: deque[Finished] = deque()
         self._serial = 0
+        #: The attempt that created the actor which lives here, its inputs as they were, and its last state.
+        self.hosted: Attempt | None = None
+        self.checkpoint: Checkpoint | None = None
         #: Objects to hand to the store's `free`; the shell empties it.
         self.freed: list[int] = []
 
@@ -240,6 +246,22 @@ class WorkerCore:
         self._answer(attempt, EXPIRED, "DeadlineExceeded", "the deadline passed before the task started")
         return True
 
+    def host(self, attempt: Attempt) -> None:
+        """The actor that this running attempt was to create lives."""
+        self.hosted = attempt
+
+    def save(self, payload: bytes | ObjectRef) -> None:
+        """The actor's state after everything that has finished so far."""
+        assert self.hosted is not None, "an actor was created"
+        self.checkpoint = Checkpoint(self.hosted.id, self.hosted.attempt, payload)
+        self.relay([self.checkpoint])
+
+    @property
+    def dismissed(self) -> bool:
+        """Whether the actor that lives here is not wanted any more."""
+        hosted = self.hosted
+        return hosted is not None and (self.leaving or (hosted.id, hosted.attempt) in self.revoked)
+
     def deadline(self, attempt: Attempt) -> float | None:
         """Absolute end of the attempt's budget on the caller's clock, or None. Only while it is queued or running."""
         return self._deadlines.get((attempt.id, attempt.attempt)) if self._deadlines else None
@@ -346,7 +368,13 @@ class WorkerCore:
         if self._results:
             self._seal()
         self._outbox = []
-        again: list[Message] = list(self._unsafe)
+        again: list[Message] = []
+        hosted = self.hosted
+        if hosted is not None and hosted.creates is not None:
+            state = self.checkpoint.payload if self.checkpoint is not None else hosted.checkpoint
+            function = self.functions[hosted.function]
+            again.append(Hosting(hosted.creates, hosted.attempt, function, hosted.deps or [], state))
+        again += self._unsafe
         again.extend(Blocked(task=task, attempt=number, inline=inline) for (task, number), inline in self._blocked)
         if self.leaving:
             again.append(Returned(attempts=[], leaving=True))

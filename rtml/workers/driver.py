@@ -92,6 +92,8 @@ class ExecutorDriver:
         self.main_drives = True
         #: User code has used the client since this was last reset.
         self.touched = False
+        #: Whether the dispatcher is told when a task waits beside the main thread: an actor's has nothing to lend out.
+        self.lends = True
         #: The running attempt while the main thread is inside user code.
         self.current: Attempt | None = None
         self._client: Client
@@ -361,6 +363,8 @@ class ExecutorDriver:
 
         It waits in another way than by `get` in the main thread, so nothing can run on top of it.
         """
+        if not self.lends:
+            return
         with contextlib.suppress(LinkClosed, OSError), self._sending:
             attempt, reported = self.current, self.blocked_beside
             blocked = (self._waiting > 0 or self._awaiting) and attempt is not None and not self.main_drives

@@ -19,9 +19,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
+from rtml.client.client import Client
 from rtml.client.context import enter_process_task
 from rtml.client.driver import Waiter
 from rtml.client.future import Group
@@ -99,6 +101,7 @@ class Executor:
                     continue
                 if self._ending:
                     core.leave()
+                self._settle()
                 driver.transmit()
                 if core.leaving and not core.running:
                     return
@@ -107,6 +110,9 @@ class Executor:
             except Interrupted:
                 # Raised in the last moment of a task, caught between two lines of ours.
                 self._settle_interrupted()
+
+    def _settle(self) -> None:
+        """Nothing is to be run now."""
 
     def _wait(self) -> None:
         """Blocks until there are messages; when that takes long, shared memory is tidied meanwhile, once."""
@@ -371,18 +377,22 @@ class Executor:
         raise Interrupted
 
 
-def run_executor(settings: ExecutorSettings) -> int:
+#: Makes the executor of a process out of its core, driver and client.
+Make = Callable[[WorkerCore, ExecutorDriver, Client], Executor]
+
+
+def run_executor(settings: ExecutorSettings, role: str = EXECUTOR, make: Make | None = None) -> int:
     """Body of a sync executor's process. Returns its exit code."""
     setup.settle_process()
     session = setup.new_session()
-    core = WorkerCore(settings.worker, session, EXECUTOR, os.getpid())
+    core = WorkerCore(settings.worker, session, role, os.getpid())
     driver = ExecutorDriver(core, settings.address)
     if settings.logs:
         driver.logs, _, _ = setup.capture_output(driver.logs_soon)
     else:
         setup.discard_output()
     client = setup.make_client(core, driver, settings.shm_dir)
-    executor = Executor(settings, core, driver, Calls(core, client))
+    executor = Executor(settings, core, driver, Calls(core, client)) if make is None else make(core, driver, client)
     driver.blocker = executor.block
     driver.look = Preparer(core, executor.calls, driver.send_beside).look
     executor.child.watch()

@@ -33,6 +33,8 @@ from typing import Final
 
 from rtml.link import Link, LinkClosed, connect
 from rtml.messages import (
+    ACTOR,
+    ASYNC_ACTOR,
     ASYNC_EXECUTOR,
     EXECUTOR,
     SUPERVISOR,
@@ -66,8 +68,9 @@ _ONE_THREAD: Final = (
     "ORT_DISABLE_TELEMETRY",
 )
 #: Executors share these imports; together about 100 ms and 20 MiB that are paid once.
-_PREIMPORTS: Final = ("numpy", "rtml.workers.executor", "cloudpickle")
-_NICE: Final = {EXECUTOR: 19, ASYNC_EXECUTOR: 5}
+_PREIMPORTS: Final = ("numpy", "rtml.workers.actors", "cloudpickle")
+_NICE: Final = {EXECUTOR: 19, ASYNC_EXECUTOR: 5, ACTOR: 19, ASYNC_ACTOR: 19}
+_SHORT: Final = {EXECUTOR: "exec", ASYNC_EXECUTOR: "async", ACTOR: "actor", ASYNC_ACTOR: "actor"}
 #: A dispatcher that dies within this many seconds of its start did not come up.
 _DISPATCHER_UP_S: Final = 2.0
 _DISPATCHER_FAILURES_MAX: Final = 5
@@ -368,7 +371,7 @@ class Supervisor:
             return self._run_executor(worker, role, slot)
 
         try:
-            pid = self._fork(run, f"rtml-{'async' if role == ASYNC_EXECUTOR else 'exec'}-{worker}")
+            pid = self._fork(run, f"rtml-{_SHORT.get(role, role)}-{worker}")
         except OSError as error:  # the machine has no room for another process
             self._slots.append(slot)
             self._send([ExecutorDied(worker=worker, reason=f"not started: {error}")])
@@ -392,6 +395,14 @@ class Supervisor:
             logs=self.settings.logs,
             nice=_NICE.get(role, 0),
         )
+        if role == ACTOR:
+            from rtml.workers.actors import run_actor
+
+            return run_actor(settings)
+        if role == ASYNC_ACTOR:
+            from rtml.workers.async_actors import run_async_actor
+
+            return run_async_actor(settings)
         if role == ASYNC_EXECUTOR:
             from rtml.workers.async_executor import run_async_executor
 

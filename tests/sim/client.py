@@ -60,7 +60,8 @@ class Client(Process):
         plan = self.roots[len(self.futures)]
         deps = [self.futures[position] for position in plan.deps]
         handle = None if plan.handle is None else self.futures[plan.handle]
-        future = self.submitter.submit(plan, deps, handle)
+        actor = None if plan.on is None else self.futures[plan.on]
+        future = self.submitter.submit(plan, deps, handle, actor=actor)
         self.world.log(self.name, "submits", future.id, "plan", plan.number)
         self.futures.append(future)
         if plan.cancel_after is not None:
@@ -89,7 +90,8 @@ class Client(Process):
         """Whether it has all it asked for, or is gone."""
         if not self.alive:
             return True
-        return len(self.futures) == len(self.roots) and all(self._ended(future) for future in self.futures)
+        waited = [future for future in self.futures if not _lasts(future)]
+        return len(self.futures) == len(self.roots) and all(self._ended(future) for future in waited)
 
     def _ended(self, future: Future) -> bool:
         return future.done and all(self._ended(inner) for inner in future.inner)
@@ -98,6 +100,8 @@ class Client(Process):
         """Compare all results with the plans."""
         for future in self.futures:
             assert future.plan is not None
+            if _lasts(future):
+                continue
             problem = self._problem(future, future.plan)
             if problem:
                 raise Violation(f"{self.name}, task {future.id}: {problem}\n{future.plan}")
@@ -109,6 +113,8 @@ class Client(Process):
                 return f"ended with a value, but cannot: {outcome}"
             return "" if outcome == plan.expected() else f"is {outcome}, expected {plan.expected()}"
         allowed = plan.errors() | self.world.excuses()
+        if plan.on is not None and (self.world.settings.machines_fail or self.world.settings.program_faults):
+            allowed |= {"ActorDied"}
         if self.world.disturbed and any(self.roots[position].errors() for position in plan.deps):
             # A new connection tells nothing of dependencies that had ended without a value.
             allowed |= {"ObjectLost"}
@@ -133,6 +139,9 @@ class Client(Process):
     def let_go(self) -> None:
         """Drop all futures."""
         for future in self.futures:
+            assert future.plan is not None
+            if future.plan.hosts is not None and future.plan.options is not None and future.plan.options.detached:
+                self.submitter.core.end(future.id)
             self.submitter.drop(future)
         self.futures.clear()
         self._flush_soon()
@@ -141,3 +150,8 @@ class Client(Process):
         """The program ends."""
         self.world.log(self.name, "leaves")
         self.die()
+
+
+def _lasts(future: Future) -> bool:
+    """Whether it ends only with its actor."""
+    return future.plan is not None and future.plan.hosts is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rtml.graph.check import check
 from rtml.graph.core import Core
 from rtml.graph.tables import Answer, Close, Effect, Limits, Send, Sweep, Unlink
-from rtml.messages import OK, Assign, Message, Reply, Results, TaskResult, session_of
+from rtml.messages import CANCELLED, OK, Assign, Message, Reply, Results, TaskResult, session_of
 from tests.sim.network import Link, Peer
 from tests.sim.world import Violation, World
 
@@ -152,6 +152,8 @@ class Dispatcher:
         handed_out = self._attempts.get(result.id)
         if result.outcome == OK and handed_out not in {None, result.attempt}:
             raise Violation(f"task {result.id}: result of attempt {result.attempt}, not of {handed_out}")
+        if result.outcome == CANCELLED and result.error is None:
+            return  # somebody who came back cancelled what is not known
         content = (result.outcome, result.attempt, result.payload)
         if self._results.setdefault(result.id, content) != content and not self.world.sessions_end:
             raise Violation(f"task {result.id} has two results: {self._results[result.id]} and {content}")

@@ -117,6 +117,13 @@ class Executor(Process):
 
     # --- calls
 
+    def settle(self) -> None:
+        """Nothing is to be begun now."""
+
+    def launch(self, group: list[Attempt]) -> None:
+        """Start what was taken."""
+        raise NotImplementedError
+
     def begin(self, group: list[Attempt]) -> Level:
         """Start a call."""
         plans = [self.world.plans[int(bytes(attempt.args))] for attempt in group]  # type: ignore[arg-type]
@@ -126,7 +133,8 @@ class Executor(Process):
                 raise Violation(f"task {attempt.id} was started after its deadline")
             if attempt.function not in self.core.functions:
                 raise Violation(f"task {attempt.id}: function {attempt.function} is not defined here")
-            if self.core.functions[attempt.function].asynchronous != (self.role == ASYNC_EXECUTOR):
+            plain = self.role in (EXECUTOR, ASYNC_EXECUTOR)
+            if plain and self.core.functions[attempt.function].asynchronous != (self.role == ASYNC_EXECUTOR):
                 raise Violation(f"task {attempt.id} is on an executor of the wrong role")
         frames = [Frame(self.world, a, plan, self.submitter) for a, plan in zip(group, plans, strict=True)]
         level = Level(frames, [frame.run() for frame in frames], self.world.now)
@@ -251,27 +259,33 @@ class SyncExecutor(Executor):
                 self._go_on(top)
                 continue
             if top is not None and not top.blocked:
-                self._block(top)
+                if not self._block(top):
+                    return
                 continue
             group = self.core.take(self.world.now)
             if group:
-                level = self.begin(group)
-                self._run(level)
+                self.launch(group)
                 continue
+            self.settle()
             self.transmit()
             if self.core.leaving and not self.core.running:
                 self.node.kill(self, "left")
             return
+
+    def launch(self, group: list[Attempt]) -> None:
+        self._run(self.begin(group))
 
     def _run(self, level: Level, error: BaseException | None = None) -> None:
         if not self.step(level, error) and self.alive and level.waiting is None:
             # What is behind a call that takes time must not wait for it.
             self.transmit()
 
-    def _block(self, level: Level) -> None:
+    def _block(self, level: Level) -> bool:
+        """It waits; False if nothing may be run on top of it."""
         self.transmit()
         level.blocked = True
         self.core.block(level.attempts[0], inline=len(self.levels) < _NESTED_MAX)
+        return True
 
     def _go_on(self, level: Level) -> None:
         if level.blocked:
@@ -330,6 +344,9 @@ class AsyncExecutor(Executor):
     def interrupt(self) -> None:
         """It looks at its messages anyway."""
 
+    def launch(self, group: list[Attempt]) -> None:
+        self.step(self.begin(group))
+
     def woken(self, level: Level) -> None:
         self.step(level)
         self.advance()
@@ -339,7 +356,7 @@ class AsyncExecutor(Executor):
         while self.alive:
             group = self.core.take(self.world.now)
             if group:
-                self.step(self.begin(group))
+                self.launch(group)
                 continue
             due = next((level for level in self.levels if self._due(level)), None)
             if due is None:
@@ -347,6 +364,7 @@ class AsyncExecutor(Executor):
             due.waiting = None
             self.step(due, self._interruption(due))
         if self.alive:
+            self.settle()
             self.transmit()
             if self.core.leaving and not self.core.running:
                 self.node.kill(self, "left")

@@ -6,6 +6,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rtml.messages import (
+    ACTOR,
+    ASYNC_ACTOR,
     ASYNC_EXECUTOR,
     EXECUTOR,
     SUPERVISOR,
@@ -20,6 +22,7 @@ from rtml.messages import (
     Welcome,
 )
 from rtml.messages import Node as NodeMessage
+from tests.sim.actors import ActorProcess, AsyncActorProcess
 from tests.sim.executor import AsyncExecutor, Executor, SyncExecutor
 from tests.sim.plans import FUNCTIONS
 from tests.sim.process import Process
@@ -27,6 +30,13 @@ from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:
     from tests.sim.dispatcher import Dispatcher
+
+_KINDS: dict[str, type[Executor]] = {
+    EXECUTOR: SyncExecutor,
+    ASYNC_EXECUTOR: AsyncExecutor,
+    ACTOR: ActorProcess,
+    ASYNC_ACTOR: AsyncActorProcess,
+}
 
 #: Labels and fractions of the node.
 EXTRA = {"gpu": 1.0, "disk": 1.0}
@@ -92,8 +102,7 @@ class Node(Process):
     def _fork(self, worker: int, role: str) -> None:
         if worker in self.executors:
             raise Violation(f"executor id {worker} is given twice")
-        kind = AsyncExecutor if role == ASYNC_EXECUTOR else SyncExecutor
-        executor = self.executors[worker] = kind(self.world, worker, self.dispatcher, self)
+        executor = self.executors[worker] = _KINDS[role](self.world, worker, self.dispatcher, self)
         self.world.log(self.name, "forks", executor.name)
         executor.after(self.world.random.uniform(0.0, 0.02), executor.connect)
 

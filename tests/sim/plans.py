@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from rtml.messages import Function, Options
+from rtml.messages import ActorOptions, Function, Options
 
 PLAIN, QUICK, HALF, GPU, DISK, BATCH, DELAYED, ASYNC, LIMITED, WHOLE_GPU = range(100, 110)
+CLASS, LOOPING, ADD = range(110, 113)
 
 #: The functions of all programs. Labels and fractions are only taken by leaves: two parents that wait for what the
 #: other holds would be the program's own deadlock.
@@ -28,6 +29,9 @@ FUNCTIONS: dict[int, Function] = {
         Function(ASYNC, "async", "m:async", asynchronous=True),
         Function(LIMITED, "limited", "m:limited", options=Options(timeout=0.3)),
         Function(WHOLE_GPU, "whole_gpu", "m:whole_gpu", options=Options(gpu=1.0)),
+        Function(CLASS, "class", "m:class"),
+        Function(LOOPING, "looping", "m:looping", asynchronous=True),
+        Function(ADD, "add", method="add"),
     )
 }
 _LEAVES = (PLAIN, PLAIN, QUICK, QUICK, QUICK, HALF, GPU, DISK, BATCH, BATCH, DELAYED, ASYNC, LIMITED)
@@ -66,6 +70,10 @@ class Plan:
     siblings: list[Plan] = field(default_factory=list, repr=False)
     #: the program cancels it after so many seconds (roots only)
     cancel_after: float | None = None
+    #: it creates an actor (roots only)
+    hosts: ActorOptions | None = None
+    #: it is a call on the actor that this sibling creates
+    on: int | None = None
 
     @property
     def retries(self) -> int:

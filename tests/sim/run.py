@@ -7,6 +7,7 @@ import traceback
 from dataclasses import dataclass
 
 from rtml.graph.check import check
+from tests.sim import actors
 from tests.sim.client import Client
 from tests.sim.dispatcher import Dispatcher
 from tests.sim.faults import DURATION, Faults
@@ -46,6 +47,8 @@ class Simulation:
         drawer = Drawer(world.random, world.plans, world.settings.program_faults)
         count = world.settings.clients
         programs = [drawer.roots(world.random.choice((1, 3, 10)), world.settings.tasks // count) for _ in range(count)]
+        for roots in programs:
+            actors.draw(seed, world.plans, roots, world.settings.program_faults, world.settings.cpus)
         self.clients = [Client(world, n, self.dispatcher, roots) for n, roots in enumerate(programs, 1)]
         self.faults = Faults(world, self.dispatcher, self.node, self.clients)
 
@@ -64,6 +67,7 @@ class Simulation:
             if client.alive:
                 client.judge()
                 client.let_go()
+        self._end_detached()
         # Until the faults are over too.
         world.run(max(world.now, 100.0 + DURATION) + SETTLE, lambda: False)
         self._check_quiet()
@@ -72,6 +76,16 @@ class Simulation:
                 client.leave()
         world.run(world.now + SETTLE, lambda: False)
         self._check_empty()
+
+    def _end_detached(self) -> None:
+        """Somebody else ends the actors that were to outlive their programs."""
+        survivor = next(client for client in self.clients if client.alive)
+        for client in self.clients:
+            if not client.alive:
+                for future in client.futures:
+                    if future.plan is not None and future.plan.hosts is not None:
+                        survivor.submitter.core.end(future.id)
+        survivor._flush_soon()
 
     def _done(self) -> bool:
         return all(client.done for client in self.clients)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from rtml.client.core import WINDOW, ClientCore
-from rtml.messages import OK, ErrorInfo, Message, ObjectRef, Results, Task, TaskResult, task_id
+from rtml.messages import OK, ErrorInfo, Message, ObjectRef, Results, Task, TaskResult, Welcome, task_id
 from tests.sim.plans import FUNCTIONS, Plan
 from tests.sim.world import Violation, World
 
@@ -89,7 +91,9 @@ class Submitter:
 
     # --- the program's side
 
-    def submit(self, plan: Plan, deps: list[Future], handle: Future | None, parent: int = 0) -> Future:
+    def submit(
+        self, plan: Plan, deps: list[Future], handle: Future | None, parent: int = 0, actor: Future | None = None
+    ) -> Future:
         """Submit a call; the caller holds the future."""
         self._sequence += 1
         number = task_id(self.session, self._sequence)
@@ -102,6 +106,12 @@ class Submitter:
             return self.hold(future)
         if plan.function in {104, 105, 106}:
             task.batch_key = f"k{plan.value % 2}"
+        if plan.hosts is not None:
+            task.actor, task.hosts, future.kept = number, replace(plan.hosts), True
+            self.core.keep(number)
+        if actor is not None:
+            task.actor = actor.id
+            kept.append(actor)
         if deps:
             task.deps = [(dep.id, dep.payload) for dep in deps]
         if handle is not None:
@@ -146,6 +156,8 @@ class Submitter:
         future.refs -= 1
         if not future.refs and (future.done or future.foreign):
             self._forget(future)
+        elif not future.refs and future.plan is not None and future.plan.hosts is not None:
+            self.core.unwatch(future.id)
 
     def _forget(self, future: Future) -> None:
         if self.known.get(future.id) is future:
@@ -164,6 +176,11 @@ class Submitter:
         """Apply a message of the dispatcher."""
         for result in self.core.receive(message, self.world.now):
             self._resolve(result)
+        if isinstance(message, Welcome):
+            # A new dispatcher will not confirm what was cancelled before.
+            for task in [task for task in self._kept if self.core.settled(task)]:
+                for kept in self._kept.pop(task):
+                    self.drop(kept)
         if isinstance(message, Results):
             # Cancelled ones too.
             for result in message.results:

@@ -120,6 +120,10 @@ class World:
         self.died_inside: dict[int, int] = {}
         #: plan number -> times that an attempt of it returned a value
         self.completed: dict[int, int] = {}
+        #: task id of an actor -> where it lives
+        self.alive_in: dict[int, object] = {}
+        #: task id of a call on an actor -> times that it was begun
+        self.begun: dict[int, int] = {}
         #: the dispatcher may believe somebody dead who is not
         self.disturbed = False
         self.dispatcher_deaths = 0

@@ -1,0 +1,450 @@
+"""Actors: tasks that go on until their actor ends, each in a process of its own, and the calls on them.
+
+An actor *is* the task that created it: its id, its owner and its submitter are that task's, its restarts are that
+task's further attempts, and its end is that task's result. So ownership, dependencies, cancellation, and the way back
+after a restart of the dispatcher are those of any task. What is added here:
+
+    PENDING      the task waits for arguments, resources or a process     (waiting, ready; attempt 0)
+    ALIVE        a process has it; calls are handed to that process       (assigned)
+    RESTARTING   its process died and its restarts are not used up        (ready; attempt > 0)
+    DEAD         it has its result; calls end with `ActorDied`            (done)
+
+Rules:
+
+* A call is a task that only its actor's process can run. The calls of one submitter wait in a queue in the order of
+  their submission, with those whose arguments are not there yet: of an ordered actor (`concurrency` 1) none overtakes
+  another. Submitters take turns.
+* As calls cannot run anywhere else, they are handed over ahead of time, up to `AHEAD_MAX`; but those that may still be
+  joined to a batch, may be superseded or are timed leave only when nothing is before them.
+* When the process dies, the calls that it may have begun are charged with it: they run again if their `retries` say so,
+  else they end with `ActorDied`. Calls that it certainly had not begun wait for the restart. (Who a dead process had
+  begun to work for is known to one dispatcher only: when both die together such a call may be begun again.)
+* An actor that nobody has a handle of, and that is not detached, ends when its calls have.
+* What an actor asks for (`gpu`, `memory`, labels; `cpu` is 0 unless given) is its own for life; calls take nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from rtml.graph.placement import Placement
+from rtml.graph.pools import Pools
+from rtml.graph.queues import ReadyQueue
+from rtml.graph.state import Session, State, TaskState, WorkerState, failure
+from rtml.graph.tables import Tables
+from rtml.graph.workforce import Workforce
+from rtml.messages import (
+    ACTOR,
+    ASYNC_ACTOR,
+    STOP,
+    ActorOptions,
+    ErrorInfo,
+    ExecutorDied,
+    Leave,
+    ObjectRef,
+    Revoke,
+    Task,
+)
+
+#: Calls that an ordered actor's process may have before it needs them.
+AHEAD_MAX: Final = 256
+
+#: Ended actors whose reason is remembered for late calls.
+_ENDED_KEPT: Final = 4096
+
+
+class ActorState:
+    """An actor that has not ended."""
+
+    __slots__ = (
+        "calls", "checkpoint", "killed", "leaving", "options", "ordered", "queues", "retried", "role", "stopping",
+        "task",
+    )  # fmt: skip
+
+    def __init__(self, task: TaskState, options: ActorOptions) -> None:
+        #: that created it
+        self.task = task
+        self.options = options
+        several = task.function.definition.asynchronous or options.concurrency > 1
+        self.role = ASYNC_ACTOR if several else ACTOR
+        self.ordered = options.concurrency <= 1
+        #: unfinished calls, by id
+        self.calls: dict[int, TaskState] = {}
+        #: those that no process has, by submitter; the next one to be served comes first
+        self.queues: dict[int, ReadyQueue] = {}
+        self.checkpoint: bytes | ObjectRef | None = None
+        #: accepts no more calls, and ends after those it has
+        self.stopping = False
+        #: a call was tried again after it had begun: those handed over behind it come before its next attempt
+        self.retried = False
+        #: its process was told so
+        self.leaving = False
+        #: its process was ordered to be ended
+        self.killed = False
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.task.profile.name
+
+
+class Actors:
+    """Decides what becomes of actors and calls on them."""
+
+    def __init__(self, tables: Tables, workforce: Workforce, placement: Placement, pools: Pools) -> None:
+        self.tables = tables
+        self.workforce = workforce
+        self.placement = placement
+        self.pools = pools
+        self.by_name: dict[str, ActorState] = {}
+        #: set by `Lifecycle`: ends a task with an error, at its next drain
+        self.fail: Callable[[TaskState, ErrorInfo], None]
+        #: set by `Keeping`'s owner: an object is needed no more
+        self.unneeded: Callable[[int, int], None]
+        #: to be looked at in this wake-up
+        self._touched: dict[int, ActorState] = {}
+        #: without a process, in the order in which they became ready
+        self._pending: dict[int, ActorState] = {}
+        #: why actors ended
+        self._ended: dict[int, ErrorInfo] = {}
+
+    # --- submission
+
+    def refusal(self, spec: Task) -> ErrorInfo | None:
+        """Why this task, which creates an actor or is a call on one, cannot be accepted."""
+        if spec.hosts is not None:
+            taken = self.by_name.get(spec.hosts.name) if spec.hosts.name else None
+            if taken is None:
+                return None
+            return failure("SubmitError", f"an actor named {spec.hosts.name!r} exists already; see rtml.get_actor")
+        task = self.tables.tasks.get(spec.actor)
+        actor = None if task is None else task.hosted
+        if actor is None:
+            gone = "the actor is not known (any more): it has ended, or its creator is gone"
+            return self._ended.get(spec.actor) or failure("ActorDied", gone)
+        if actor.killed:
+            return self._ended.get(spec.actor)
+        if actor.stopping:
+            return failure("ActorDied", f"actor {actor.name!r} was stopped")
+        return None
+
+    def admit(self, task: TaskState, session: Session) -> None:
+        """A task that was accepted creates an actor, or is a call on one."""
+        spec = task.spec
+        if spec.hosts is not None:
+            actor = task.hosted = ActorState(task, spec.hosts)
+            if spec.hosts.name:
+                self.by_name[spec.hosts.name] = actor
+            if spec.hosts.held and session.id in self.tables.sessions:
+                session.held.add(task.id)
+                task.holds += 1
+            self._touched[task.id] = actor
+            return
+        hosted = self.tables.tasks[spec.actor].hosted
+        assert hosted is not None
+        task.actor = hosted
+        hosted.calls[task.id] = task
+        if task.function.definition.method == STOP:
+            hosted.stopping = True
+        if hosted.ordered:
+            self._enqueue(hosted, task)
+
+    def ready(self, task: TaskState) -> ErrorInfo | None:
+        """The arguments are there; an error if no node can ever hold the actor."""
+        actor = task.actor
+        if actor is not None:
+            actor.retried = actor.retried or task.failures > 0
+            if not task.entry:
+                self._enqueue(actor, task)
+            self._touched[actor.task.id] = actor
+            return None
+        hosted = task.hosted
+        assert hosted is not None
+        error = self.pools.infeasible(task)
+        if error is None:
+            self._pending[task.id] = hosted
+        return error
+
+    def taken(self, task: TaskState) -> None:
+        """A waiting or ready task turns out to be with a process."""
+        task.entry = 0
+        self._pending.pop(task.id, None)
+
+    def adopted(self, task: TaskState, worker: WorkerState) -> None:
+        """This process holds the actor since before this dispatcher."""
+        worker.actor = task.hosted
+        self.touch(worker)
+
+    def _enqueue(self, actor: ActorState, task: TaskState) -> None:
+        queue = actor.queues.get(task.session.id)
+        if queue is None:
+            queue = actor.queues[task.session.id] = ReadyQueue()
+        task.entry = self.tables.next_sequence()
+        queue.push((task.id, 0, 0, task.entry, task))
+
+    def touch(self, worker: WorkerState) -> None:
+        """Something came from this actor's process."""
+        if worker.actor is not None:
+            self._touched[worker.actor.task.id] = worker.actor
+
+    def unheld(self, task: TaskState) -> None:
+        """Nobody has a handle of this actor any more."""
+        if task.hosted is not None:
+            self._touched[task.id] = task.hosted
+
+    # --- the pass over all actors, once per wake-up
+
+    def schedule(self, now: float) -> None:
+        """Give actors processes, and processes calls."""
+        if self._pending or self.workforce.idle[ACTOR] or self.workforce.idle[ASYNC_ACTOR]:
+            self._find_processes(now)
+        if self._touched:
+            touched, self._touched = self._touched, {}
+            for actor in touched.values():
+                if actor.task.state is not State.DONE:
+                    self._serve(actor, now)
+
+    def _find_processes(self, now: float) -> None:
+        wanted: dict[str, int] = {}
+        for actor in list(self._pending.values()):
+            task = actor.task
+            worker = self._idle(actor)
+            if worker is None:
+                wanted[actor.role] = wanted.get(actor.role, 0) + 1
+                error = self.pools.start_actor(task, actor.role, wanted[actor.role], now)
+                if error is not None:
+                    self.fail(task, error)
+                continue
+            del self._pending[task.id]
+            worker.actor = actor
+            self.placement.assign(worker, [task], now)
+            attempt = worker.outgoing[-1]
+            attempt.creates, attempt.checkpoint = task.spec, actor.checkpoint
+            self._touched[task.id] = actor
+        for role in (ACTOR, ASYNC_ACTOR):
+            for worker in list(self.workforce.idle[role].values()):
+                if worker.ready and role not in wanted and worker.session is not None:
+                    # Its actor has ended, or was not waited for so long. Processes are not used again.
+                    del self.workforce.idle[role][worker.id]
+                    worker.leaving = True
+                    self.tables.tell(worker.session, Leave())
+
+    def _idle(self, actor: ActorState) -> WorkerState | None:
+        for worker in self.workforce.idle[actor.role].values():
+            # One that came back without the actor that was sent to it is as good as new.
+            free = worker.actor is None or worker.actor.task.worker is not worker
+            if worker.ready and free and worker.node.fits(actor.task.profile.shape):
+                return worker
+        return None
+
+    def _serve(self, actor: ActorState, now: float) -> None:
+        """Hand over calls, or end an actor that is not wanted any more."""
+        task = actor.task
+        if not task.holds and not task.profile.detached:
+            actor.stopping = True
+        worker = task.worker
+        if worker is None or task.state is not State.ASSIGNED:
+            if actor.stopping and not actor.calls and task.state is not State.DONE:
+                self.fail(task, failure("ActorDied", f"nobody has a handle of actor {actor.name!r} any more", task))
+            return
+        if not worker.ready:
+            if actor.calls or actor.stopping:
+                self._touched[task.id] = actor  # it has to be looked at when it is back
+            return
+        if actor.stopping and not actor.calls and not actor.leaving and worker.session is not None:
+            actor.leaving = True
+            self.tables.tell(worker.session, Leave())
+        most = AHEAD_MAX if actor.role == ACTOR else max(1, actor.options.concurrency)
+        while actor.queues:
+            calls = self._next_calls(actor, most - len(worker.queue) + 1, len(worker.queue) == 1, now)
+            if not calls:
+                return
+            self.placement.assign(worker, calls, now)
+
+    def _next_calls(self, actor: ActorState, room: int, idle: bool, now: float) -> list[TaskState]:
+        """Calls to be handed over together: a batch, or some that run one after the other; at most `room`."""
+        calls: list[TaskState] = []
+        for session in list(actor.queues):
+            while len(calls) < room:
+                task = self._head(actor, session)
+                if task is None or task.state is not State.READY:
+                    break
+                if task.function.definition.method == STOP and len(actor.calls) > 1:
+                    break
+                if _waits(task):
+                    if actor.ordered and (calls or not idle):
+                        break
+                    return self._apart(actor, session, task, room)
+                self._pop(actor, session)
+                calls.append(task)
+            if len(actor.queues) > 1 and session in actor.queues:
+                actor.queues[session] = actor.queues.pop(session)  # its turn is over
+            if len(calls) >= room:
+                break
+        return calls
+
+    def _apart(self, actor: ActorState, session: int, first: TaskState, room: int) -> list[TaskState]:
+        """The head of this queue, with all that can be joined to it if it is of a batch method."""
+        if room <= 0:
+            return []
+        most = first.profile.batch
+        if not most:
+            return [self._pop(actor, session)]
+        calls: list[TaskState] = []
+        items = 0
+        for key in [session, *(other for other in actor.queues if other != session)]:
+            while (task := self._head(actor, key)) is not None and task.state is State.READY:
+                same = task.function is first.function and task.batch_key == first.batch_key
+                if not same or task.profile.batch != most or (calls and items + task.spec.items > most):
+                    break
+                items += task.spec.items
+                calls.append(self._pop(actor, key))
+        return calls
+
+    def _head(self, actor: ActorState, session: int) -> TaskState | None:
+        entry = actor.queues[session].head()
+        if entry is None:
+            del actor.queues[session]
+            return None
+        return entry[4]
+
+    def _pop(self, actor: ActorState, session: int) -> TaskState:
+        task = actor.queues[session].pop()
+        assert task is not None
+        task.entry = 0
+        return task
+
+    # --- ends
+
+    def kill(self, task: TaskState) -> None:
+        """Somebody wants this actor's process to end. The actor has ended when the process has."""
+        actor = task.hosted
+        assert actor is not None
+        assert task.worker is not None
+        actor.stopping = actor.leaving = actor.killed = True
+        self._forget_name(actor)
+        info = self._ended[task.id] = failure("ActorDied", f"actor {actor.name!r} was killed")
+        for call in list(actor.calls.values()):
+            self.fail(call, info)
+        self.pools.kill(task.worker, "its actor was ended")
+
+    def _forget_name(self, actor: ActorState) -> None:
+        name = actor.options.name
+        if name and self.by_name.get(name) is actor:
+            del self.by_name[name]
+
+    def ended(self, task: TaskState) -> None:
+        """A call, or the task that created an actor, has its result (`Lifecycle.end` says so)."""
+        task.entry = 0
+        actor = task.actor
+        if actor is not None:
+            actor.calls.pop(task.id, None)
+            self._touched[actor.task.id] = actor
+            return
+        hosted = task.hosted
+        assert hosted is not None
+        self._pending.pop(task.id, None)
+        self._touched.pop(task.id, None)
+        self._forget_name(hosted)
+        if isinstance(hosted.checkpoint, ObjectRef):
+            self.unneeded(hosted.checkpoint.id, task.id)
+        assert task.result is not None
+        error = task.result.error
+        why = "it was stopped" if error is None else error.message
+        info = error if error is not None and error.type == "ActorDied" else None
+        if info is None:
+            info = failure("ActorDied", f"actor {hosted.name!r} has ended: {why}")
+            if error is not None:
+                info.traceback = error.traceback
+        if len(self._ended) >= _ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+        self._ended[task.id] = info
+        for call in list(hosted.calls.values()):
+            self.fail(call, info)
+        if task.worker is not None and task.receipt is None:
+            self.pools.kill(task.worker, "its actor was ended")
+            if task.worker.session is not None:  # the supervisor may be away
+                self.tables.tell(task.worker.session, Revoke([(task.id, task.attempt)]))
+        task.hosted = None
+
+    def has_ended(self, number: int) -> bool:
+        """Whether an actor is known to have ended: its process may not have heard of it."""
+        return number in self._ended
+
+    def died(self, worker: WorkerState, lost: list[TaskState], message: ExecutorDied) -> list[TaskState]:
+        """An actor's process ended. Returns the tasks that are to be made ready again; others have failed."""
+        actor = worker.actor
+        assert actor is not None
+        task = actor.task
+        if task.state is State.DONE or task not in lost:
+            return []
+        task.failures += 1
+        what = f"the process of actor {actor.name!r} died ({message.reason})"
+        if actor.killed:
+            what = f"actor {actor.name!r} was killed"
+        if actor.leaving or task.failures > task.profile.retries:
+            times = f", {task.failures} times in all" if task.failures > 1 else ""
+            self.fail(task, failure("ActorDied", what + times, task))
+            return []
+        again = [task]
+        calls = [call for call in lost if call is not task and call.state is not State.DONE]
+        begun = _begun(calls, message.running) if actor.role == ACTOR else len(calls)
+        for position, call in enumerate(calls):
+            if position < begun:
+                call.failures += 1
+                if call.failures > call.profile.retries:
+                    text = f"{what} before the call of {call.profile.name!r} had ended; the actor is being restarted"
+                    self.fail(call, failure("ActorDied", text, call))
+                    continue
+            again.append(call)
+        return again
+
+    # --- what others ask
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """What makes a handle of the actor of this name."""
+        actor = self.by_name.get(name)
+        if actor is None:
+            return None
+        return {"id": actor.task.id, "name": actor.name, "methods": actor.options.methods}
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """For `rtml status`."""
+        found = []
+        for task in self.tables.tasks.values():
+            actor = task.hosted
+            if actor is not None:
+                alive = task.state is State.ASSIGNED
+                state = "alive" if alive else "restarting" if task.attempt else "pending"
+                found.append(
+                    {
+                        "id": task.id,
+                        "class": actor.name,
+                        "name": actor.options.name,
+                        "state": "stopping" if actor.stopping else state,
+                        "calls": len(actor.calls),
+                        "restarts": max(0, task.attempt - 1),
+                        "executor": task.worker.id if alive and task.worker is not None else None,
+                    }
+                )
+        return found
+
+
+def _waits(task: TaskState) -> bool:
+    """Whether the call is handed over only when nothing is before it."""
+    return bool(task.profile.batch) or task.profile.timeout is not None
+
+
+def _begun(calls: list[TaskState], running: list[int]) -> int:
+    """How many of the calls, which the process had in this order, it may have begun.
+
+    It runs them one after the other and shows the last one that it began until the next. If that one is not among
+    them, its result has come, and with it all before. If nothing is shown, nobody saw how it died.
+    """
+    if not running:
+        return len(calls)
+    for position in range(len(calls) - 1, -1, -1):
+        if calls[position].id in running:
+            return position + 1
+    return 0
