@@ -44,6 +44,7 @@ from rtml.graph.state import Session, State, WorkerState, inline_bytes
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
+    CANCELLED,
     DISPATCHER,
     EXECUTOR,
     SUPERVISOR,
@@ -280,9 +281,14 @@ class Core:
             self.tables.define(function).definers.add(session.id)
 
     def _cancel(self, session: Session, message: Cancel, now: float) -> None:
+        unknown = [task for task in message.tasks if task not in self.tables.tasks]
         self.lifecycle.cancel(session, message.tasks, now)
         if self.recovery.active:
-            self.recovery.cancelled(message.tasks)
+            self.recovery.cancelled(unknown)
+        elif session.returned and unknown:
+            # They never came, or ended when nobody could be told: the submitter is not to wait for their ends.
+            session.results += [TaskResult(task, 0, CANCELLED) for task in unknown]
+            self.tables.dirty[session.id] = session
 
     def _watch(self, session: Session, message: Watch, now: float) -> None:
         if self.recovery.active:

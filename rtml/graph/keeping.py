@@ -36,7 +36,7 @@ class Keeping:
         tasks = self.tables.tasks
         for result in sent.results:
             task = tasks.get(result.id)
-            if task is not None:
+            if task is not None and task.result is not None:  # one may come after it was cancelled as unknown
                 self.safe(task)
 
     def safe(self, task: TaskState) -> None:

@@ -380,10 +380,6 @@ class Lifecycle:
                 self.actors.kill(task)
             elif task is not None and task.state is not State.DONE:
                 self.cancel_tree(task, "cancelled by its submitter")
-            elif task is None and session.returned:
-                # It never came, or has ended when nobody could be told: the submitter is not to wait for its end.
-                session.results.append(TaskResult(task_id, 0, CANCELLED))
-                self.tables.dirty[session.id] = session
         self.drain(now)
 
     def _expire(self, task_id: int, now: float) -> None:
