@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Attribute of a method with the options of its calls, set by `method`.
 _METHOD: Final = "__rtml_method__"
@@ -189,7 +190,7 @@ class ActorMethod:
 
     def options(self, **changes: Any) -> ActorMethod:
         """The same method with other options for its calls: retries, timeout, deadline."""
-        _known(changes, _CALL_OPTIONS, "call on an actor")
+        _known(changes, _CALL_OPTIONS, "a call on an actor")
         base = {} if self._overrides is None else msgspec.structs.asdict(self._overrides)
         return ActorMethod(self._ref, self._shown, self._name, self._options, make_options({**base, **changes}))
 
@@ -221,6 +222,10 @@ def actor(cls: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     return _decorate(cls, options)
 
 
+@overload
+def method(function: F, /) -> F: ...
+@overload
+def method(**options: Any) -> Callable[[F], F]: ...
 def method(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Options of a method's calls: `@rtml.method(batch=16)`, `retries`, `retry_on`, `timeout`, `batch_delay`.
 
@@ -232,7 +237,7 @@ def method(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     if function is None:
         return lambda decorated: method(decorated, **options)
     retry_on = retry_types(options.pop("retry_on", ()))
-    _known(options, _METHOD_OPTIONS, "method of an actor")
+    _known(options, _METHOD_OPTIONS, "a method of an actor")
     make_options(options)
     setattr(function, _METHOD, options)
     if retry_on:
@@ -333,12 +338,12 @@ def _decorate(cls: Any, options: dict[str, Any]) -> ActorClass[..., Any]:
 def _known(options: dict[str, Any], known: frozenset[str], what: str) -> None:
     unknown = sorted(set(options) - known)
     if unknown:
-        raise SubmitError(f"unknown option {unknown[0]!r} of a {what}; there are {', '.join(sorted(known))}")
+        raise SubmitError(f"unknown option {unknown[0]!r} of {what}; there are {', '.join(sorted(known))}")
 
 
 def _split(cls: Any, values: dict[str, Any]) -> tuple[Options, ActorOptions]:
     """The options of the task that creates the actor, and those of the actor."""
-    _known(values, _CLASS_OPTIONS | _ACTOR_OPTIONS, "actor class")
+    _known(values, _CLASS_OPTIONS | _ACTOR_OPTIONS, "an actor class")
     if values.get("lifetime") not in {None, "detached"}:
         raise SubmitError(f"lifetime is 'detached' or nothing, not {values['lifetime']!r}")
     restarts = _amount(values, "max_restarts", 0, least=-1)

@@ -117,7 +117,9 @@ class Actors:
             taken = self.by_name.get(spec.hosts.name) if spec.hosts.name else None
             if taken is None:
                 return None
-            return failure("SubmitError", f"an actor named {spec.hosts.name!r} exists already; see rtml.get_actor")
+            error = failure("SubmitError", f"an actor named {spec.hosts.name!r} exists already; see rtml.get_actor")
+            self._remember(spec.id, failure("ActorDied", error.message))
+            return error
         task = self.tables.tasks.get(spec.actor)
         actor = None if task is None else task.hosted
         if actor is None:
@@ -324,10 +326,17 @@ class Actors:
         assert task.worker is not None
         actor.stopping = actor.leaving = actor.killed = True
         self._forget_name(actor)
-        info = self._ended[task.id] = failure("ActorDied", f"actor {actor.name!r} was killed")
+        info = failure("ActorDied", f"actor {actor.name!r} was killed")
+        self._remember(task.id, info)
         for call in list(actor.calls.values()):
             self.fail(call, info)
         self.pools.kill(task.worker, "its actor was ended")
+
+    def _remember(self, number: int, info: ErrorInfo) -> None:
+        """Why calls on this actor fail from now on."""
+        if len(self._ended) >= _ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+        self._ended[number] = info
 
     def _forget_name(self, actor: ActorState) -> None:
         name = actor.options.name
@@ -357,9 +366,7 @@ class Actors:
             info = failure("ActorDied", f"actor {hosted.name!r} has ended: {why}")
             if error is not None:
                 info.traceback = error.traceback
-        if len(self._ended) >= _ENDED_KEPT:
-            del self._ended[next(iter(self._ended))]
-        self._ended[task.id] = info
+        self._remember(task.id, info)
         for call in list(hosted.calls.values()):
             self.fail(call, info)
         if task.worker is not None and task.receipt is None:

@@ -30,6 +30,7 @@ from rtml.messages import (
     OUTCOMES,
     SUPERVISOR,
     Ack,
+    ActorOptions,
     Assign,
     Attempt,
     Blocked,
@@ -192,7 +193,7 @@ class Engine:
             elif isinstance(message, WatchResults):
                 self.watched.update({self.name_of(result.id): result for result in message.results})
             elif isinstance(message, StartExecutor):
-                letter = "w" if message.role == EXECUTOR else "l"
+                letter = {EXECUTOR: "w", ASYNC_EXECUTOR: "l"}.get(message.role, "a")
                 self._add(f"{letter}{message.worker}", message.role, message.worker)
 
     def stray(self, *messages: Message) -> None:
@@ -260,18 +261,22 @@ class Engine:
 
     # --- submitters
 
-    def define(self, name: str, /, *, asynchronous: bool = False, rows: bool = False, **options: Any) -> None:
+    def define(
+        self, name: str, /, *, asynchronous: bool = False, rows: bool = False, method: str = "", **options: Any
+    ) -> None:
         """A function; submitters send its definition before its first use."""
         number = len(self.functions) + 1
         chosen = Options(**options)
-        self.functions[name] = Function(number, name, f"m:{name}", asynchronous=asynchronous, options=chosen, rows=rows)
+        self.functions[name] = Function(
+            number, name, f"m:{name}", asynchronous=asynchronous, options=chosen, rows=rows, method=method
+        )
 
     def submit(
         self, *names: str, of: str = "f", by: str = "", parent: str = "", deps: Iterable[Dep] = (),
         handles: Sequence[str] = (), args: bytes | ObjectRef = b"", batch_key: str = "", items: int = 1,
-        trace: str = "", context: int = 0, **options: Any,
+        trace: str = "", context: int = 0, actor: str = "", hosts: ActorOptions | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        """Calls of the function `of`, by its parent's executor or by "ann"."""
+        """Calls of the function `of`, by its parent's executor or by "ann"; on an `actor`, or to create one."""
         by = by or (self.holder(parent) if parent else "ann")
         peer = self.peers[by]
         tasks = []
@@ -291,6 +296,8 @@ class Engine:
                 items=items,
                 trace=trace,
                 context=context,
+                actor=self.ids[actor or name] if actor or hosts else 0,
+                hosts=hosts,
             )
             tasks.append(task)
         define = [] if of in peer.defined else [Define([self.functions[of]])]
