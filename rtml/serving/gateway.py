@@ -262,9 +262,9 @@ class Gateway:
         self._hands = Hands.open(self.features, self._body_max)
         self.inference.traces = self._hands.traces
         admin = AdminRoutes(self.registry, self._hands, self.features, reading)
-        admin.add_to(routes)
         models = ModelRoutes(self.registry, self.inference, self.ensembles, admin, reading, lambda: self._engine.ready)
-        models.add_to(routes)
+        models.add_to(routes)  # first: most requests are for these
+        admin.add_to(routes)
         routes.add("GET", "/v2", self._describe)
         routes.add("GET", "/v2/health/live", self._health)
         routes.add("GET", "/v2/health/ready", self._readiness)

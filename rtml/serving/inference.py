@@ -133,10 +133,13 @@ class Inference:
         yield reply
 
     async def _outputs(self, model: ModelVersion, request: oip.Request, progress: Progress) -> dict[str, Array]:
-        if request.sequence is not None:
-            message = f"model {model.name!r} keeps no state: it takes no sequence_id; send the request without it"
-            raise HttpError(501, message, "NotSupported")
-        progress.tighten(oip.budget_of(request.parameters))
+        priority = None
+        if request.parameters:
+            if request.sequence is not None:
+                message = f"model {model.name!r} keeps no state: it takes no sequence_id; send the request without it"
+                raise HttpError(501, message, "NotSupported")
+            progress.tighten(oip.budget_of(request.parameters))
+            priority = oip.priority_of(request.parameters)
         arrays = request.inputs
         args: tuple[Any, ...]
         kwargs: dict[str, Any]
@@ -144,7 +147,7 @@ class Inference:
             args, kwargs = model.program.call(arrays)
         else:
             args, kwargs = ((), arrays) if len(arrays) != 1 else (tuple(arrays.values()), {})
-        value = await self.call(model.prepared, args, kwargs, progress, oip.priority_of(request.parameters))
+        value = await self.call(model.prepared, args, kwargs, progress, priority)
         return _named(model, value) if model.program is None else model.program.results(value)
 
     async def run_program(

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from rtml.serving import generate, http, oip
 from rtml.serving.adminroutes import AdminRoutes
-from rtml.serving.bodies import Buffer
+from rtml.serving.bodies import COMPRESS_MIN, Buffer
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.registry import ModelVersion, Registry
@@ -70,6 +70,8 @@ class InferRoute(VersionRoute):
         reply = await self._inference.run(model, inference, progress)
         head, data = oip.encode_reply(reply, inference, self._regions)
         if not data:
+            if len(head) < COMPRESS_MIN:
+                return web.Response(body=head, content_type="application/json")
             return await respond(request, (head,), "application/json")
         headers = {oip.HEADER_LENGTH: str(len(head))}
         return await respond(request, (head, *data), "application/octet-stream", headers)

@@ -167,10 +167,12 @@ def decode_request(
         raise InvalidInput(f"the request is not an inference request: {error}") from None
     inputs = _decode_inputs(head.inputs, view[end:], specs, regions)
     parameters = head.parameters or {}
-    binary = parameters.get("binary_data_output", False)
-    if not isinstance(binary, bool):
-        raise InvalidInput(f"parameter binary_data_output must be true or false, not {binary!r}")
-    check_parameters(parameters)
+    binary = False
+    if parameters:
+        binary = parameters.get("binary_data_output", False)
+        if not isinstance(binary, bool):
+            raise InvalidInput(f"parameter binary_data_output must be true or false, not {binary!r}")
+        check_parameters(parameters)
     datatypes = {tensor.name: tensor.datatype for tensor in head.inputs}
     return Request(head.id or "", fit(inputs, datatypes, specs), parameters, head.outputs or None, binary)
 

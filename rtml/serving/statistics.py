@@ -30,6 +30,8 @@ STEPS: Final = (
 )
 #: Different batch sizes of which a model keeps count; larger ones count as the last that was new.
 _SIZES_MAX: Final = 4096
+#: Requests that are counted at a time.
+_RECENT_MAX: Final = 256
 
 
 class Duration:
@@ -79,7 +81,7 @@ class BatchStatistics:
 class ModelStatistics:
     """What is counted of one version of a model."""
 
-    __slots__ = ("batches", "executions", "infer", "last", "queue", "responses", "rows", "steps", "transfer")
+    __slots__ = ("_recent", "batches", "executions", "last", "responses", "rows", "steps")
 
     def __init__(self) -> None:
         #: When the last request came, in milliseconds since 1970; 0: never.
@@ -88,10 +90,8 @@ class ModelStatistics:
         self.rows = 0
         self.executions = 0.0
         self.steps = {step: Duration() for step in STEPS}
-        # The same objects as in `steps`, for the path of a request.
-        self.queue = self.steps["queue"]
-        self.transfer = self.steps["compute_input"]
-        self.infer = self.steps["compute_infer"]
+        #: Requests that were answered but are not counted yet: many at once cost less than each alone.
+        self._recent: list[tuple[float, int, Timing | None]] = []
         #: By rows of a run.
         self.batches: dict[int, BatchStatistics] = {}
         #: Of streams, by the place of the response in its stream: success, fail.
@@ -107,18 +107,26 @@ class ModelStatistics:
             at: Milliseconds since 1970.
         """
         self.last = at
-        self.rows += rows
-        self.steps["success"].add(seconds)
-        self.steps["compute_output"].count += 1
-        if timing is None:
-            self.executions += 1
-            return
-        self.queue.add(timing.waiting + timing.queued)
-        self.transfer.add(timing.transfer)
-        self.infer.add(timing.run)
-        self.ran(rows, timing.batch, timing.transfer, timing.run)
+        self._recent.append((seconds, rows, timing))
+        if len(self._recent) >= _RECENT_MAX:
+            self._settle()
 
-    def ran(self, rows: int, calls: int, transfer: float, run: float) -> None:
+    def _settle(self) -> None:
+        """Count the recent requests."""
+        recent, self._recent = self._recent, []
+        self.rows += sum([rows for _, rows, _ in recent])
+        self.steps["success"].merge(Duration(len(recent), sum([seconds for seconds, _, _ in recent])))
+        self.steps["compute_output"].count += len(recent)
+        timed = [(rows, timing) for _, rows, timing in recent if timing is not None]
+        self.executions += len(recent) - len(timed)
+        queued = sum([timing.waiting + timing.queued for _, timing in timed])
+        self.steps["queue"].merge(Duration(len(timed), queued))
+        self.steps["compute_input"].merge(Duration(len(timed), sum([timing.transfer for _, timing in timed])))
+        self.steps["compute_infer"].merge(Duration(len(timed), sum([timing.run for _, timing in timed])))
+        for rows, timing in timed:
+            self._ran(rows, timing.batch, timing.transfer, timing.run)
+
+    def _ran(self, rows: int, calls: int, transfer: float, run: float) -> None:
         """One of `calls` calls that shared a run, which took `run` seconds for all of them.
 
         The rows of the others are not known here; they are taken to be as many as this one's.
@@ -150,6 +158,8 @@ class ModelStatistics:
 
     def merge(self, other: ModelStatistics) -> None:
         """Count what `other` counted, too: of another process, or of calls that did not come from clients."""
+        self._settle()
+        other._settle()
         self.last = max(self.last, other.last)
         self.rows += other.rows
         self.executions += other.executions
@@ -167,6 +177,7 @@ class ModelStatistics:
 
     def describe(self, name: str, version: str) -> dict[str, Any]:
         """An entry of `model_stats`."""
+        self._settle()
         return {
             "name": name,
             "version": version,
