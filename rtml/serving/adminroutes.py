@@ -5,6 +5,7 @@ What an operator has not allowed answers 501 and says how to allow it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ from rtml.serving.registry import Registry, Repository
 from rtml.serving.requesttraces import RequestTraces
 from rtml.serving.routes import Reading
 from rtml.serving.sharedmemory import SharedMemory
+from rtml.serving.together import Together
 
 #: What a handler here does: the request's fields -> the answer.
 Action = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -40,19 +42,20 @@ class Hands(NamedTuple):
     log: LogSettings | None = None
 
     @classmethod
-    def open(cls, features: Features, region_max: int) -> Hands:
+    def open(cls, features: Features, region_max: int, *, alone: bool = True) -> Hands:
         """What is allowed.
 
         Args:
             features: By whom it is allowed.
             region_max: Largest region of shared memory, in bytes.
+            alone: There are no other processes, which would write to the same file of traces.
         """
         log = LogSettings() if features.logging else None
         if log is not None:
             log.open()
         return cls(
             SharedMemory(region_max) if features.shared_memory else None,
-            RequestTraces(features.trace_file) if features.trace else None,
+            RequestTraces(features.trace_file, "" if alone else f"-{os.getpid()}") if features.trace else None,
             log,
         )
 
@@ -71,13 +74,18 @@ class AdminRoutes:
         hands: What is allowed.
         features: The same, as settings.
         reading: How requests are read.
+        together: The gateway's processes.
     """
 
-    def __init__(self, registry: Registry, hands: Hands, features: Features, reading: Reading) -> None:
+    def __init__(
+        self, registry: Registry, hands: Hands, features: Features, reading: Reading, together: Together
+    ) -> None:
         self._registry = registry
         self.hands = hands
         self._features = features
         self._timeout = reading.timeout
+        self._together = together
+        together.on("admin", self._apply)
 
     def add_to(self, routes: http.Routes) -> None:
         """Serve these paths."""
@@ -105,6 +113,25 @@ class AdminRoutes:
             return http.json_response(await action(fields))
 
         return handler
+
+    async def _apply(self, key: str, fields: dict[str, Any]) -> None:
+        """Do here what all processes do."""
+        verb, subject, wanted = fields["verb"], fields["subject"], fields["wanted"]
+        if verb == "register":
+            self._memory().register(subject, wanted.get("key"), wanted.get("offset", 0), wanted.get("byte_size"))
+        elif verb == "unregister":
+            self._memory().unregister(subject)
+        elif verb == "trace":
+            self._traces().change(subject, wanted)
+        else:
+            self._log().change(wanted)
+
+    async def _everywhere(self, verb: str, subject: str | None, wanted: dict[str, Any]) -> None:
+        """Have all processes do something about a region or model (None: all)."""
+        # Settings that were changed are changed in processes that start later, too, one after the other.
+        about = "region" if verb.endswith("register") else f"{verb} {','.join(sorted(wanted))}"
+        fields = {"verb": verb, "subject": subject, "wanted": wanted}
+        await self._together.do("admin", f"{about} {subject}", fields)
 
     # --- the repository -----------------------------------------------------------------------------------------------
 
@@ -158,12 +185,13 @@ class AdminRoutes:
             return self._memory().status(region)
 
         async def register(fields: dict[str, Any]) -> Any:
-            memory = self._memory()
-            memory.register(str(region), fields.get("key"), fields.get("offset", 0), fields.get("byte_size"))
+            self._memory()  # or say that it is off
+            await self._everywhere("register", region, fields)
             return {}
 
         async def unregister(fields: dict[str, Any]) -> Any:
-            self._memory().unregister(region)
+            self._memory()
+            await self._everywhere("unregister", region, {})
             return {}
 
         return self._region_methods(
@@ -191,19 +219,20 @@ class AdminRoutes:
     def trace_settings(self, model: str | None) -> http.Methods:
         """The handlers of the trace settings, of a model or (None) of all."""
 
-        def traces() -> RequestTraces:
-            if self.hands.traces is None:
-                raise NotEnabled("traces of requests are off here; --allow-trace of the gateway lets clients use them")
-            return self.hands.traces
-
         async def show(fields: dict[str, Any]) -> Any:
-            return traces().settings(model)
+            return self._traces().settings(model)
 
         async def change(fields: dict[str, Any]) -> Any:
-            traces().change(model, fields)
-            return traces().settings(model)
+            self._traces()
+            await self._everywhere("trace", model, fields)
+            return self._traces().settings(model)
 
         return {"GET": self._on(show), "POST": self._on(change)}
+
+    def _traces(self) -> RequestTraces:
+        if self.hands.traces is None:
+            raise NotEnabled("traces of requests are off here; --allow-trace of the gateway lets clients use them")
+        return self.hands.traces
 
     def _log(self) -> LogSettings:
         if self.hands.log is None:
@@ -214,7 +243,8 @@ class AdminRoutes:
         return self._log().settings()
 
     async def _change_logging(self, fields: dict[str, Any]) -> Any:
-        self._log().change(fields)
+        self._log()
+        await self._everywhere("log", None, fields)
         return self._log().settings()
 
 

@@ -25,6 +25,7 @@ from rtml.serving.engine import Engine
 from rtml.serving.programs import ProgramTensors
 from rtml.serving.registry import ModelVersion, Registry
 from rtml.serving.statistics import BatchStatistics, Duration, ModelStatistics
+from rtml.serving.together import Together
 
 _logger = logging.getLogger("rtml.serving")
 
@@ -134,11 +135,14 @@ class Ensembles:
     Args:
         engine: Whose dispatcher learns.
         registry: Knows the models.
+        together: The gateway's processes.
     """
 
-    def __init__(self, engine: Engine, registry: Registry) -> None:
+    def __init__(self, engine: Engine, registry: Registry, together: Together) -> None:
         self._engine = engine
         self._registry = registry
+        self._together = together
+        together.answer("statistics", self._own)
 
     async def learned(self) -> Learned:
         """What is known now; nothing, while the dispatcher does not answer."""
@@ -185,12 +189,20 @@ class Ensembles:
         for function, step in models.items():
             if function in learned.called:
                 called.setdefault(step, ModelStatistics()).merge(learned.called[function].statistics())
-        rows = []
-        for model in wanted:
-            whole = called.get(Step(model.name, model.version), ModelStatistics())
-            whole.merge(model.statistics)
-            rows.append(whole.describe(model.name, model.version))
-        return rows
+        for own in await self._together.ask("statistics"):
+            for row in own:
+                counted = called.setdefault(Step(row["name"], row["version"]), ModelStatistics())
+                counted.merge(ModelStatistics.of(row))
+        nothing = ModelStatistics()
+        return [
+            called.get(Step(model.name, model.version), nothing).describe(model.name, model.version) for model in wanted
+        ]
+
+    def _own(self) -> list[dict[str, Any]]:
+        """What this process has counted."""
+        registry = self._registry
+        found = [registry.find(name, version) for name in registry.names() for version in registry.versions(name)]
+        return [model.statistics.describe(model.name, model.version) for model in found]
 
     def is_function(self, learned: Learned, name: str, version: str | None) -> bool:
         """Whether this is no model, but a function that graphs have called."""

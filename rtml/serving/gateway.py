@@ -37,6 +37,7 @@ from rtml.serving.repository import APP as REPOSITORY_APP
 from rtml.serving.repository import ModelRepository, RepositorySettings
 from rtml.serving.results import served
 from rtml.serving.routes import ProgramRoute, Reading
+from rtml.serving.together import EverywhereRepository, Together
 from rtml.serving.tritonmetrics import show_aliases
 
 _logger = logging.getLogger("rtml.serving")
@@ -81,7 +82,8 @@ class Gateway:
         self._conditions = conditions
         self.registry = Registry()
         self.inference = Inference(engine)
-        self.ensembles = Ensembles(engine, self.registry)
+        self.together = Together(conditions.peers)
+        self.ensembles = Ensembles(engine, self.registry, self.together)
         self.features = conditions.features
         self._engine = engine
         self._apps = apps
@@ -118,6 +120,8 @@ class Gateway:
         targets: dict[str, Target] = {}
         self._repository = ModelRepository(self._engine, self.registry, target, settings)
         self.registry.repository = self._repository
+        if self._conditions.peers is not None:
+            self.registry.repository = EverywhereRepository(self._repository, self.together)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -259,9 +263,9 @@ class Gateway:
         self._add_programs(routes, reading)
         self.registry.on_change = self._publish
         self._publish()
-        self._hands = Hands.open(self.features, self._body_max)
+        self._hands = Hands.open(self.features, self._body_max, alone=self._conditions.peers is None)
         self.inference.traces = self._hands.traces
-        admin = AdminRoutes(self.registry, self._hands, self.features, reading)
+        admin = AdminRoutes(self.registry, self._hands, self.features, reading, self.together)
         models = ModelRoutes(self.registry, self.inference, self.ensembles, admin, reading, lambda: self._engine.ready)
         models.add_to(routes)  # first: most requests are for these
         admin.add_to(routes)

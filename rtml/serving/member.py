@@ -72,6 +72,8 @@ class Command(msgspec.Struct, tag="command", array_like=True):
     #: What it is about, like the name of a model.
     key: str
     payload: bytes = b""
+    #: It is a question: nothing is done by processes that start later, and all answers are told.
+    ask: bool = False
 
 
 class Answer(msgspec.Struct, tag="answer", array_like=True):
@@ -81,7 +83,12 @@ class Answer(msgspec.Struct, tag="answer", array_like=True):
     text: str = ""
     error: str = ""
     status: int = 500
+    #: Of all processes, to a `Command` that is a question.
+    texts: list[str] = []
 
+
+#: What a process does at a command: its key and payload -> its answer, if the command is a question.
+Do = Callable[[str, bytes], Awaitable[str | None]]
 
 Message = Start | Whole | Serving | Counted | Ask | Command | Answer
 _encode = msgspec.msgpack.Encoder().encode
@@ -141,6 +148,15 @@ class Peers(Protocol):
     async def metrics(self) -> str:
         """The metrics of all of them, as text. Raises `OSError` or `TimeoutError` without a supervisor."""
 
+    def on_command(self, kind: str, do: Do) -> None:
+        """Have `do(key, payload)` called for each command of this kind."""
+
+    async def broadcast(self, kind: str, key: str, payload: bytes = b"") -> None:
+        """Have every process do something. Raises `CommandFailed` or `TimeoutError`."""
+
+    async def collect(self, kind: str) -> list[str]:
+        """What every process answers. Raises `CommandFailed` or `TimeoutError`."""
+
     @property
     def whole(self) -> Whole:
         """How many there are."""
@@ -164,7 +180,7 @@ class Member:
         os.close(page)
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._commands: dict[str, Callable[[str, bytes], Awaitable[None]]] = {}
+        self._commands: dict[str, Do] = {}
         self._doing: set[asyncio.Task[None]] = set()
         self._hearing: asyncio.Task[None] | None = None
         self.whole = Whole(0, 0)
@@ -173,7 +189,7 @@ class Member:
         """Let the supervisor see what is counted."""
         self._page.share(metrics)
 
-    def on_command(self, kind: str, do: Callable[[str, bytes], Awaitable[None]]) -> None:
+    def on_command(self, kind: str, do: Do) -> None:
         """Have `do(key, payload)` called for each command of this kind, wherever it came from.
 
         What it raises is told to who gave the command; an attribute `status` is taken as the HTTP status.
@@ -207,13 +223,12 @@ class Member:
     async def _do(self, command: Command) -> None:
         try:
             do = self._commands.get(command.kind)
-            if do is not None:
-                await do(command.key, command.payload)
+            text = None if do is None else await do(command.key, command.payload)
         except Exception as error:  # noqa: BLE001 - whatever it was, who asked is told
             status = getattr(error, "status", 500)
             self._pipe.send(Answer(command.id, error=str(error) or type(error).__name__, status=status))
         else:
-            self._pipe.send(Answer(command.id))
+            self._pipe.send(Answer(command.id, text or ""))
 
     async def metrics(self) -> str:
         """The metrics of all processes.
@@ -235,6 +250,19 @@ class Member:
         answer = await self._ask(number, Command(number, kind, key, payload), _COMMAND_TIMEOUT)
         if answer.error:
             raise CommandFailed(answer.error, answer.status)
+
+    async def collect(self, kind: str) -> list[str]:
+        """What every process answers; of those that end meanwhile nothing.
+
+        Raises:
+            CommandFailed: one of them could not.
+            TimeoutError: it takes too long.
+        """
+        number = next(self._ids)
+        answer = await self._ask(number, Command(number, kind, "", ask=True), _SCRAPE_TIMEOUT)
+        if answer.error:
+            raise CommandFailed(answer.error, answer.status)
+        return answer.texts
 
     async def _ask(self, number: int, message: Message, timeout: float) -> Answer:
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

@@ -230,7 +230,7 @@ class Supervisor:
     async def _command(self, origin: Child, command: Command) -> None:
         """Have all processes do what one of them was asked for; the first error is the answer."""
         number = next(self._ids)
-        told = Command(number, command.kind, command.key, command.payload)
+        told = Command(number, command.kind, command.key, command.payload, command.ask)
         loop = asyncio.get_running_loop()
         waiters = []
         for child in self._children.values():
@@ -238,7 +238,9 @@ class Supervisor:
             child.pipe.send(told)
         answers = await asyncio.gather(*waiters)
         error = next((answer for answer in answers if answer.error), None)
-        if error is None:
+        if error is None and command.ask:
+            origin.pipe.send(Answer(command.id, texts=[answer.text for answer in answers if answer.text]))
+        elif error is None:
             self._commands.pop(command.key, None)  # the order of keys is that of their last commands
             self._commands[command.key] = told
             origin.pipe.send(Answer(command.id))

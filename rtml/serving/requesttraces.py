@@ -34,10 +34,13 @@ class RequestTraces:
 
     Args:
         file: What they are written to; with `log_frequency` also FILE.0, FILE.1, ...
+        suffix: Of this process's files.
     """
 
-    def __init__(self, file: str) -> None:
-        self._file = file
+    def __init__(self, file: str, suffix: str = "") -> None:
+        #: As clients are told.
+        self._name = file
+        self._file = file + suffix
         self._settings: dict[str, Any] = dict(_DEFAULTS)
         self._of_models: dict[str, dict[str, Any]] = {}
         #: Requests seen since the settings were changed, by model; "" where no model has settings of its own.
@@ -55,7 +58,7 @@ class RequestTraces:
         """What holds now, for a model or (None) for those without settings of their own; numbers as text."""
         found = self._holding(model or "")
         shown = {name: value if isinstance(value, list) else str(value) for name, value in found.items()}
-        return {"trace_file": self._file, "trace_mode": "triton", **shown}
+        return {"trace_file": self._name, "trace_mode": "triton", **shown}
 
     def change(self, model: str | None, wanted: dict[str, Any]) -> None:
         """Change settings.
@@ -67,7 +70,7 @@ class RequestTraces:
         Raises:
             InvalidInput: a setting is unknown or impossible; nothing is changed then.
         """
-        changes = {name: _checked(name, value, self._file) for name, value in wanted.items()}
+        changes = {name: _checked(name, value, self._name) for name, value in wanted.items()}
         settings = self._of_models.get(model, {}) if model else self._settings
         settings = dict(settings)
         for name, value in changes.items():

@@ -43,6 +43,11 @@ class Duration:
         self.count = count
         self.seconds = seconds
 
+    @classmethod
+    def of(cls, said: dict[str, int]) -> Duration:
+        """What `describe` said."""
+        return cls(said["count"], said["ns"] / _NANO)
+
     def add(self, seconds: float, part: float = 1) -> None:
         """Once more; or, of what several shared, a part of it."""
         self.count += part
@@ -174,6 +179,21 @@ class ModelStatistics:
             found = self.responses.setdefault(index, (Duration(), Duration()))
             found[0].merge(success)
             found[1].merge(fail)
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> ModelStatistics:
+        """What `describe` said."""
+        found = cls()
+        found.last, found.rows, found.executions = row["last_inference"], row["inference_count"], row["execution_count"]
+        found.steps = {step: Duration.of(row["inference_stats"][step]) for step in STEPS}
+        for said in row["batch_stats"]:
+            batch = found.batches[said["batch_size"]] = BatchStatistics()
+            batch.input = Duration.of(said["compute_input"])
+            batch.infer = Duration.of(said["compute_infer"])
+            batch.output = Duration.of(said["compute_output"])
+        for index, said in row["response_stats"].items():
+            found.responses[int(index)] = (Duration.of(said["success"]), Duration.of(said["fail"]))
+        return found
 
     def describe(self, name: str, version: str) -> dict[str, Any]:
         """An entry of `model_stats`."""

@@ -78,6 +78,15 @@ def test_counts_of_several_processes_add_up() -> None:
     }
 
 
+def test_what_was_described_can_be_counted_again() -> None:
+    statistics = ModelStatistics()
+    statistics.succeeded(0.01, 2, timing(), at=5)
+    statistics.failed(0.1)
+    statistics.responded(0, 0.2, ok=True)
+    row = statistics.describe("m", "1")
+    assert ModelStatistics.of(row).describe("m", "1") == row
+
+
 def test_the_sizes_that_are_remembered_are_bounded() -> None:
     statistics = ModelStatistics()
     for rows in range(1, 5000):
