@@ -170,7 +170,7 @@ class ActorOptions(msgspec.Struct, array_like=True):
     methods: dict[str, Options] = {}
 
 
-class Task(msgspec.Struct, array_like=True):
+class Task(msgspec.Struct, array_like=True, gc=False):
     """One submitted call."""
 
     id: int
@@ -214,7 +214,7 @@ class Timing(msgspec.Struct, array_like=True):
     missing: list[str] | None = None
 
 
-class TaskResult(msgspec.Struct, array_like=True):
+class TaskResult(msgspec.Struct, array_like=True, gc=False):
     """How one attempt (from an executor) or the task (to its submitter) ended."""
 
     id: int
@@ -236,7 +236,7 @@ class TaskResult(msgspec.Struct, array_like=True):
     missing: list[str] | None = None
 
 
-class Attempt(msgspec.Struct, array_like=True):
+class Attempt(msgspec.Struct, array_like=True, gc=False):
     """One try at a task, as an executor is told to run it."""
 
     id: int
@@ -316,14 +316,14 @@ class Hello(msgspec.Struct, array_like=True, tag=10):
     grace: Amount = 0.0
 
 
-class Submit(msgspec.Struct, array_like=True, tag=11):
+class Submit(msgspec.Struct, array_like=True, gc=False, tag=11):
     """Tasks in the order of submission, then an acknowledgement as in `Ack` (0: nothing new)."""
 
     tasks: list[Task]
     ack: int = 0
 
 
-class Ack(msgspec.Struct, array_like=True, tag=12):
+class Ack(msgspec.Struct, array_like=True, gc=False, tag=12):
     """All `Results` up to `serial` are safe with the submitter.
 
     It covers no result that was applied after the last `Submit` was built.
@@ -395,7 +395,7 @@ class Keep(msgspec.Struct, array_like=True, tag=25):
 # --- executor -> dispatcher -------------------------------------------------------------------------------------------
 
 
-class Finished(msgspec.Struct, array_like=True, tag=30):
+class Finished(msgspec.Struct, array_like=True, gc=False, tag=30):
     """Results of attempts, numbered per executor; kept there until `Safe` covers the number."""
 
     serial: int
@@ -487,7 +487,7 @@ class Rehello(msgspec.Struct, array_like=True, tag=52):
     epoch: int
 
 
-class Results(msgspec.Struct, array_like=True, tag=53):
+class Results(msgspec.Struct, array_like=True, gc=False, tag=53):
     """Final results of the submitter's tasks, numbered per session; kept by the dispatcher until acknowledged."""
 
     serial: int
@@ -524,7 +524,7 @@ class Forgot(msgspec.Struct, array_like=True, tag=59):
 # --- dispatcher -> executor -------------------------------------------------------------------------------------------
 
 
-class Assign(msgspec.Struct, array_like=True, tag=70):
+class Assign(msgspec.Struct, array_like=True, gc=False, tag=70):
     """Attempts to run, in this order."""
 
     attempts: list[Attempt]
@@ -549,7 +549,7 @@ class Free(msgspec.Struct, array_like=True, tag=73):
     objects: list[int]
 
 
-class Safe(msgspec.Struct, array_like=True, tag=74):
+class Safe(msgspec.Struct, array_like=True, gc=False, tag=74):
     """All `Finished` up to `serial` are safe: forget them."""
 
     serial: int

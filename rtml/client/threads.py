@@ -156,16 +156,16 @@ class ThreadDriver:
         if timeout is not None and timeout <= 0:
             self._turn()
         try:
-            while not waiter.ready and not _passed(deadline):
+            while not waiter.ready and (deadline is None or not _passed(deadline)):
                 if self._link is not None and self._lead.acquire(blocking=False):
                     try:
                         self._receive_until(waiter, deadline)
                     finally:
-                        self._resign()
+                        self._lead.release()
                 else:
                     self._follow(waiter, deadline)
         finally:
-            # A leaving leader may have chosen this thread to lead, just when that had its result or gave up.
+            # This thread has led, or was chosen to lead by one that left, just when it had its result or gave up.
             if (self._followers or self._tell_helper) and not self._is_led():
                 self._promote()
         return waiter.ready
