@@ -37,6 +37,9 @@ _NUMBER_MAX: Final = 1 << 64
 #: The engine's least urgent priority.
 _PRIORITY_MIN: Final = -(1 << 31)
 
+#: Classes that one output may be answered with: each is text that is made for it.
+_CLASSES_MAX: Final = 100_000
+
 _REGION: Final = "shared_memory_region"
 
 #: The name of the header that ends the JSON part of a body.
@@ -396,7 +399,11 @@ def requested(reply: Reply, request: Request) -> Iterator[tuple[RequestOutput, s
         ValueError: an array is not of its datatype.
     """
     datatypes = {spec.name: spec.datatype for spec in reply.specs}
+    seen: set[str] = set()
     for output in request.outputs or [RequestOutput(name) for name in (datatypes or reply.outputs)]:
+        if output.name in seen:  # a small request must not have an answer of any size
+            raise InvalidInput(f"output {output.name!r} is asked for twice")
+        seen.add(output.name)
         array = reply.outputs.get(output.name)
         if array is None:
             raise InvalidInput(
@@ -415,6 +422,8 @@ def _classify(name: str, array: Array, classes: object, names: abc.Sequence[str]
         raise InvalidInput(f"output {name!r}: classification takes a number of classes, on numeric outputs")
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 and array.shape[0] else array.reshape(1, -1)
     count = min(classes, rows.shape[1])
+    if count * len(rows) > _CLASSES_MAX:
+        raise InvalidInput(f"output {name!r}: at most {_CLASSES_MAX} classes can be named, not {count * len(rows)}")
     best = np.argsort(-rows.astype("f8"), axis=1, kind="stable")[:, :count]
     labels = np.empty(best.shape, object)
     for row, indices in enumerate(best):

@@ -161,3 +161,62 @@ async def test_arguments_that_are_no_data_stay_the_programs_errors() -> None:
     async with serving(odd) as server:
         status, answer, _ = await server.post("/v1/odd")
         assert (status, answer["type"]) == (500, "SerializationError")
+
+
+async def test_small_requests_do_not_make_large_answers() -> None:
+    async with serving() as server:
+        tensor = {"name": "x", "shape": [100_001, 2], "datatype": "FP32", "data": [0] * 200_002}
+        twice = {"inputs": [tensor], "outputs": [{"name": "y"}, {"name": "y", "parameters": {"binary_data": True}}]}
+        status, answer, _ = await server.post("/v2/models/double/infer", twice)
+        assert (status, answer["error"]) == (400, "output 'y' is asked for twice")
+        named = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": {"classification": 1}}]}
+        status, answer, _ = await server.post("/v2/models/double/infer", named)
+        assert (status, "at most 100000 classes" in answer["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b'{"inputs": [], "parameters": {"a": ' + b"[" * 50_000, {}, 400),
+        (b'{"inputs": ' + b'[{"name": "x", "shape": [1, 2], "datatype": "FP32"},' * 10_000, {}, 400),
+        (b'{"inputs": [{"name": "x", "shape": [' + b"1," * 100_000 + b'1], "datatype": "FP32", "data": []}]}', {}, 400),
+        (b'{"inputs": []}', {"Inference-Header-Content-Length": "9" * 15}, 400),
+        (b'{"inputs": []}', {"Inference-Header-Content-Length": "-1"}, 400),
+        (b'{"inputs": []}', {"Inference-Header-Content-Length": "14", "Accept-Encoding": "gzip;q=x," * 500}, 400),
+        (b"", {"Inference-Header-Content-Length": "0"}, 200),
+    ],
+    ids=["deep", "unfinished", "rank", "long head", "negative head", "encodings", "nothing"],
+)
+async def test_bodies_of_the_protocol_that_are_not_meant_well(body: bytes, headers: Any, status: int) -> None:
+    async with serving() as server:
+        found, answer, _ = await server.get("/v2/models/double/infer", "POST", data=body, headers=headers)
+        assert found == status, answer
+
+
+async def test_a_body_in_very_many_chunks() -> None:
+    async with serving(body_max=1 << 20) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"1\r\nx\r\n" * 1000)
+            await writer.drain()
+            # The others are answered meanwhile.
+            assert (await server.post("/v1/echo", b"y"))[1] == b"y"
+        writer.write(b"0\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(100_000) == b"x" * 100_000
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_large_body_that_ends_early_leaves_nothing_behind() -> None:
+    async with serving(read_timeout=0.3) as server:
+        for length in (300_000, 60_000_000):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            head = b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
+            writer.write(head + b"x" * 1000)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 408")
+            writer.close()
+            await writer.wait_closed()
+        assert (await server.post("/v1/echo", b"x" * 400_000))[1] == b"x" * 400_000

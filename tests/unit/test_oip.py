@@ -215,6 +215,13 @@ def test_classification_names_the_largest() -> None:
     assert json.loads(head)["outputs"][0]["data"] == ["5.000000:1", "1.000000:0"]
 
 
+def test_classes_have_names_where_the_model_knows_them() -> None:
+    found = reply(y=[[0.1, 0.5, 0.2]])
+    found.labels = {"y": ["cat", "döner"]}
+    head, _ = oip.encode_reply(found, wants(oip.RequestOutput("y", {"classification": 3})))
+    assert json.loads(head)["outputs"][0]["data"] == ["0.500000:1:döner", "0.200000:2", "0.100000:0:cat"]
+
+
 @pytest.mark.parametrize("classes", [-1, True, "x"])
 def test_classification_takes_a_number(classes: Any) -> None:
     with pytest.raises(InvalidInput, match="classification"):

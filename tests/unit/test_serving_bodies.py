@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 import zlib
 
 import pytest
 
-from rtml.serving.bodies import decompress
+from rtml.serving.bodies import accepted, compress, decompress
 
 TEXT = b"as it was " * 50
 RAW = zlib.compress(TEXT)[2:-4]
@@ -55,3 +56,37 @@ def test_a_bomb_takes_no_more_memory_than_allowed() -> None:
         tracemalloc.stop()
     assert decompress("gzip", gzip.compress(TEXT) * 3, len(TEXT) * 3 - 1) is None
     assert decompress("gzip", gzip.compress(TEXT) * 3, len(TEXT) * 3) == TEXT * 3
+
+
+@pytest.mark.parametrize(
+    ("header", "encoding"),
+    [
+        ("", ""),
+        ("gzip", "gzip"),
+        ("GZIP;q=0.5", "gzip"),
+        ("deflate, gzip;q=0.5", "deflate"),
+        ("gzip;q=0, deflate;q=0.1", "deflate"),
+        ("gzip;q=0", ""),
+        ("br, zstd", ""),
+        ("*", "gzip"),
+        ("identity", ""),
+        ("gzip;q=much, deflate", "deflate"),
+        ("gzip;q=nan", ""),
+        (";;,,=;q=", ""),
+        ("gzip," * 10_000, "gzip"),
+    ],
+)
+def test_how_a_client_wants_its_answer(header: str, encoding: str) -> None:
+    assert accepted(header) == encoding
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_answers_shrink_or_stay(encoding: str) -> None:
+    unpack = gzip.decompress if encoding == "gzip" else zlib.decompress
+    packed = compress(encoding, [TEXT, memoryview(TEXT), b""])
+    assert packed is not None
+    assert len(packed) < len(TEXT)
+    assert unpack(packed) == TEXT + TEXT
+    noise = random.Random(0).randbytes(100_000)
+    assert compress(encoding, [b"head", noise]) is None
+    assert compress(encoding, [noise[:2000]]) is None
