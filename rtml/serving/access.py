@@ -19,6 +19,8 @@ from rtml.serving.tokens import Grant, Quota
 
 _logger = logging.getLogger("rtml.serving")
 
+#: The same for everybody, and asked for by browsers, which bring no token.
+_PAGES: Final = frozenset(("/docs",))
 _HEALTH: Final = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
 _CHALLENGE: Final = 'Bearer realm="rtml"'
 
@@ -56,7 +58,9 @@ class Access:
         self._path = path
         self._table = table
         self._requests = requests
-        self._open = (_HEALTH if open_health else frozenset()) | ({"/metrics"} if open_metrics else frozenset())
+        self._open = (
+            _PAGES | (_HEALTH if open_health else frozenset()) | ({"/metrics"} if open_metrics else frozenset())
+        )
         self._tokens = tokens.Tokens({}, {})
         self._rows: dict[str, tuple[int, Quota]] = {}
         self._load()

@@ -21,7 +21,7 @@ _Program = TypeVar("_Program", bound=Callable[..., Any])
 
 #: What an endpoint's path may be; these prefixes are the gateway's own.
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_RESERVED = ("/v2", "/metrics", "/healthz", "/readyz")
+_RESERVED = ("/v2", "/metrics", "/healthz", "/readyz", "/openapi.json", "/docs")
 #: A model's name is a path segment, a metric label and a file name.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -25,6 +25,7 @@ from rtml.serving import http
 from rtml.serving.adminroutes import AdminRoutes, Hands
 from rtml.serving.app import App
 from rtml.serving.conditions import Conditions
+from rtml.serving.docroutes import DocRoutes
 from rtml.serving.engine import Engine
 from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
 from rtml.serving.front import Door, Front, Load
@@ -275,6 +276,8 @@ class Gateway:
         routes.add("GET", "/healthz", self._health)
         routes.add("GET", "/readyz", self._readiness)
         routes.add("GET", "/metrics", self._scrape)
+        secured = self._conditions.checks.access is not None
+        DocRoutes(self._apps, self.registry, _version(), secured=secured).add_to(routes)
         return routes
 
     def _add_models(self) -> None:

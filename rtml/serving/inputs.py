@@ -77,6 +77,11 @@ class ProgramInput:
             return (decoded,), {}
         return (), _given(decoded)
 
+    @property
+    def record(self) -> Any:
+        """The annotation of the parameter that is the whole JSON body."""
+        return None if self.whole is None else self._parameters[self.whole][0]
+
     def fields(self) -> dict[str, tuple[Any, bool]]:
         """What a request names: (annotation, required) of each parameter, or of each field of the one record."""
         if self.whole is None:
