@@ -309,7 +309,7 @@ def generate_operations(name: str, secured: bool) -> dict[str, dict[str, Schema]
             "parameters": {"type": "object"},
         },
     }
-    events = {"text/event-stream": {"schema": _TEXT}}
+    events = {"text/event-stream": {"schema": _object({"data": {**_TEXT, "contentMediaType": JSON}}, "data")}}
     found: dict[str, dict[str, Schema]] = {}
     for rest, content in {"/generate": {JSON: {"schema": _ref("GenerateReply")}}, "/generate_stream": events}.items():
         found[rest] = {
