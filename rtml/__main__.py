@@ -4,6 +4,7 @@
     rtml up                                  the same without an app: an engine to connect to, and its metrics
     rtml gateway module:app --address ...    a gateway for an engine that runs elsewhere
     rtml dispatcher --listen ...             a dispatcher alone
+    rtml worker --dispatcher tcp://...       a node that works for it
     rtml keys make DIR                       keys for engines that are spread over machines
     rtml tokens make TENANT                  a bearer token for the gateway's clients
     rtml status | trace [GRAPH]              what an engine does, and where a graph's time went
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("serve", _serve, "serve apps over HTTP, with an engine of their own", http, engine, keys)
     add("up", _serve, "start an engine to connect to, and a gateway without apps", http, engine, keys)
     add("gateway", _gateway, "serve apps over HTTP, on an engine that is running", http, address, keys)
+    add("worker", _worker, "run a node that works for a dispatcher elsewhere", config.NodeSettings, keys)
     commands.add_parser("dispatcher", help="run a dispatcher alone; see rtml dispatcher --help")
     add("status", _status, "show what an engine is doing", address, keys)
     add("trace", _trace, "show where the time of a graph went", address, keys)
@@ -178,6 +180,20 @@ def _tokens(options: argparse.Namespace) -> int:
     token, line = make(options.tenant)
     print(f"token, for the client; it is shown only now:\n{token}\nline for the file of --tokens:\n{line}")
     return 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from rtml.node import run
+
+    node, keys = _load(config.NodeSettings, options), _load(config.KeySettings, options)
+    if not node.dispatcher:
+        _fail("rtml worker: --dispatcher is missing: the address of the dispatcher to work for", _USAGE)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    say(f"rtml worker: {config.show(node, keys)}")
+    return run(node, keys.keys, say)
 
 
 def _status(options: argparse.Namespace) -> int:

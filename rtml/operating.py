@@ -86,6 +86,11 @@ def describe_status(answer: str) -> str:
         )
         lagging = [worker["id"] for worker in node["executors"] if worker["lagging"]]
         lines += [f"            executor {number}: its event loop is blocked" for number in lagging]
+    for peer in status.get("dispatchers", ()):
+        what = "above" if peer["above"] else "node"
+        state = "" if peer["connected"] else "; not connected"
+        work = f"{peer['given']} tasks given to it, {peer['taken']} taken from it"
+        lines.append(f"{what:11} {peer['name']}: {peer['free_cpu']:g} of {peer['cpu']:g} cpus free; {work}{state}")
     return "\n".join(lines)
 
 

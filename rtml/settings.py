@@ -144,6 +144,39 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     model_bytes_max: Annotated[int, Meta(ge=1, description="largest size of a version's files, in bytes")] = 8 << 30
 
 
+class NodeSettings(Settings, frozen=True, kw_only=True):
+    """A node that works for a dispatcher elsewhere."""
+
+    dispatcher: Annotated[str, Meta(description="address of the dispatcher to work for, like tcp://host:7411")] = ""
+    name: Annotated[str, Meta(description="the node's name; by default after its machine and process")] = ""
+    cpu: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="cpus that tasks may ask for; by default the usable ones")
+    ] = None
+    gpu: Annotated[float, Meta(ge=0, description="gpus that tasks may ask for")] = 0.0
+    memory: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="bytes that tasks may ask for; by default the machine's")
+    ] = None
+    labels: Annotated[
+        dict[str, str], Meta(description="label of the node, like zone=a; tasks ask for the resource 'zone=a'")
+    ] = {}
+    resources: Annotated[
+        dict[str, Annotated[float, Meta(ge=0)]], Meta(description="amount of a resource of your own, like licence=1")
+    ] = {}
+    workers: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="executor processes; by default one per cpu")
+    ] = None
+    async_executors: Annotated[int, Meta(ge=1, description="processes that run async functions")] = 1
+    preimport: Annotated[
+        tuple[str, ...], Meta(description="modules that executors import before they are forked; no threads, please")
+    ] = ()
+    logs: Annotated[bool, Meta(description="send what tasks print and log to their submitters")] = True
+    drain_timeout: Annotated[float, Meta(ge=0, description="seconds that running tasks get when the node stops")] = 30.0
+    metrics_host: Annotated[str, Meta(description="address for metrics and health")] = "127.0.0.1"
+    metrics_port: Annotated[
+        int, Meta(ge=0, le=65535, description="port for /metrics, /healthz and /readyz; 0 for none")
+    ] = 0
+
+
 class DispatcherAddress(Settings, frozen=True, kw_only=True):
     """Which engine a command speaks to."""
 
@@ -246,7 +279,7 @@ def show(*settings: Settings) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        value = [f"{name}={amount:g}" for name, amount in value.items()]
+        value = [f"{name}={entry if isinstance(entry, str) else format(entry, 'g')}" for name, entry in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ",".join(value) or "-"
     return "-" if value in (None, "") else str(value)

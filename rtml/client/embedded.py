@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import shutil
 import subprocess
 import sys
@@ -84,15 +85,23 @@ class Embedded:
         # own: Linux shares the cpu between sessions first, and priorities count only inside of one.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
 
-    def close(self) -> None:
-        """End the tree and wait until it is gone."""
+    def close(self, patience: float = STOP_TIMEOUT, impatient: int = -1) -> None:
+        """End the tree and wait until it is gone.
+
+        Args:
+            patience: seconds until it is killed.
+            impatient: a descriptor; readable, it means that running tasks are not to be waited for any more.
+        """
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            process.wait(STOP_TIMEOUT)
+            if impatient >= 0 and _readable_before_end(process.pid, impatient, patience):
+                process.terminate()  # the second time, the supervisor does not wait
+                patience = STOP_TIMEOUT
+            process.wait(patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -110,6 +119,21 @@ class Embedded:
         """Why the tree is not there, or ""."""
         code = None if self._process is None else self._process.poll()
         return "" if code is None else f"the supervisor ended with code {code}, see its output above"
+
+
+def _readable_before_end(pid: int, fd: int, patience: float) -> bool:
+    """Whether `fd` becomes readable before the process ends, within `patience` seconds."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(fd, 4096)  # the first signal's
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        ready, _, _ = select.select([fd, pidfd], [], [], patience)
+        return fd in ready and pidfd not in ready
+    finally:
+        os.close(pidfd)
 
 
 def shared_memory_of(session_dir: str) -> str:
@@ -203,7 +227,7 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
     key_dir = os.path.abspath(keys) if keys else ""
     session = secrets.randbelow(SESSION_MAX) + 1
     if address is None:
-        arguments = _arguments(workers, logs, settings)
+        arguments = node_arguments(workers, logs, settings)
         if key_dir:
             arguments.append(f"--dispatcher-arg=--keys={key_dir}")
         embedded = Embedded(arguments, link)
@@ -245,7 +269,7 @@ def _shm_dir_for(address: str) -> str:
     return ""
 
 
-def _arguments(workers: int | None, logs: bool, settings: dict[str, Any]) -> list[str]:
+def node_arguments(workers: int | None, logs: bool, settings: Mapping[str, Any]) -> list[str]:
     """The supervisor's command line for what `connect` was asked."""
     known = {
         "async_executors",

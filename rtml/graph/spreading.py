@@ -6,8 +6,8 @@ its last `Offer` and as far as can be told since. Rules:
 * A task runs at home if it can: others get what is left after the own executors (and their prefetch) are served.
 * Downwards work goes at once, to where it will begin first. Upwards it goes when no node here can ever run it, or when
   it has waited `SPILL_AFTER` seconds and the parent has room.
-* No task goes back where it came from, and none is handed on more than `HOPS_MAX` times. What came from above and finds
-  no place here in `SPILL_AFTER` seconds is given back, if there is room above.
+* No task is handed on to where it came from, or more than `HOPS_MAX` times. What finds no place here in `SPILL_AFTER`
+  seconds is given back to where it came from, if there is room.
 * Beyond what is free over there, only work that will begin within `AHEAD` seconds is sent (two round trips).
 * An offer is sent when what the other side believes has been wrong for two ticks, so that two dispatchers that only
   send each other work need no other messages.
@@ -25,6 +25,8 @@ from rtml.messages import EXECUTOR, Define, Delegate, Delegated, Offer, Options,
 
 #: Seconds after which a ready task may leave its home.
 SPILL_AFTER: Final = 5e-3
+#: Seconds after which a task from below that found no place goes back there.
+GIVE_UP_AFTER: Final = 0.05
 #: Seconds of work sent ahead to another dispatcher, beyond what is free there.
 AHEAD: Final = 5e-3
 #: Dispatchers that may hand a task on.
@@ -168,11 +170,15 @@ class Spreading:
     def _free_for(self, worker: WorkerState) -> float:
         """Cpus that are free for work from this dispatcher: it counts each of its tasks from delegation to result.
 
-        So what it has here counts as taken, whether it runs or waits; and what its tasks really occupy does not.
+        So what it has here counts as taken, whether it runs or waits, and what its tasks really occupy does not. But
+        for tasks that are blocked in `get`: what they wait for must find a place.
         """
         free = -self._beliefs[worker.id].here
         for node in self.tables.nodes.values():
-            free += node.free_cpu + sum(_occupied(own, worker.session) for own in node.workers.values())
+            free += node.free_cpu
+            for own in node.workers.values():
+                free += _occupied(own, worker.session)
+                free += sum(shape.cpu for task, shape in own.stack if task.session is worker.session)
         for remote in self.tables.remotes.values():
             if remote is not worker:
                 free += remote.node.free_cpu + _occupied(remote, worker.session)
@@ -196,19 +202,17 @@ class Spreading:
         passed: list[TaskState] = []
         while lane.count and len(passed) < _LOOK_MAX:
             room = [worker for worker in self.tables.remotes.values() if worker.ready and self._room(worker, lane)]
-            if not room:
-                break
             task = lane.pop()
             worker = self._choose(task, room, now)
-            if worker is None:
-                passed.append(task)
-            elif worker.session is task.session:
+            if worker is not None:
+                self._delegate(worker, task, now)
+            elif self._goes_back(task, now):
                 self.give_back(task)
             else:
-                self._delegate(worker, task, now)
+                passed.append(task)
         for task in reversed(passed):
             lane.unpop(task)
-        if lane.count and self.tables.remotes:
+        if lane.count:
             self._look_again(lane, now)
 
     def _room(self, worker: WorkerState, lane: Lane) -> bool:
@@ -226,28 +230,38 @@ class Spreading:
         return estimate is not None and worker.load + estimate < AHEAD * max(1.0, node.cpu)
 
     def _choose(self, task: TaskState, room: list[WorkerState], now: float) -> WorkerState | None:
-        """Where the task will begin first; the dispatcher that it came from stands for giving it back."""
+        """Where the task will begin first, if it may leave."""
         if task.hops >= HOPS_MAX:
             return None
-        waited = now - task.ready_at >= SPILL_AFTER
         best: tuple[float, WorkerState] | None = None
         for worker in room:
-            back = worker.session is task.session
-            if back and not worker.upward:
+            if worker.session is task.session:
                 continue
-            if worker.upward and not (waited or self.leaving):
-                here = any(node.could_fit(task.profile.shape) for node in self.tables.nodes.values())
-                if here or back:
-                    continue
-            belief = self._beliefs[worker.id]
-            begins = belief.wait + worker.load / max(1.0, worker.node.cpu)
+            if worker.upward and now - task.ready_at < SPILL_AFTER and not self.leaving and self._fits_here(task):
+                continue
+            begins = self._beliefs[worker.id].wait + worker.load / max(1.0, worker.node.cpu)
             if best is None or begins < best[0]:
                 best = (begins, worker)
         return None if best is None else best[1]
 
+    def _fits_here(self, task: TaskState) -> bool:
+        return any(node.could_fit(task.profile.shape) for node in self.tables.nodes.values())
+
+    def _goes_back(self, task: TaskState, now: float) -> bool:
+        """Whether a task that another dispatcher delegated is better off there: it would wait longer here."""
+        origin = task.session.worker
+        if origin is None or task.id not in task.session.delegations or not origin.ready:
+            return False
+        waited = now - task.ready_at
+        if origin.node.fits(task.profile.shape):
+            return waited >= SPILL_AFTER or self.leaving
+        # It had no room, but is where the task's executors are, if there are none elsewhere.
+        return not origin.upward and waited >= GIVE_UP_AFTER
+
     def _look_again(self, lane: Lane, now: float) -> None:
-        due = lane.head().ready_at + SPILL_AFTER
-        if due > now and (self._spill_at is None or self._spill_at <= now):
+        ready_at = lane.head().ready_at
+        due = next((ready_at + after for after in (SPILL_AFTER, GIVE_UP_AFTER) if ready_at + after > now), now)
+        if due > now and (self._spill_at is None or not now < self._spill_at <= due):
             self._spill_at = due
             self.tables.at(due, wake, None)
 
