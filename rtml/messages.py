@@ -581,20 +581,15 @@ class Delegate(msgspec.Struct, array_like=True, tag=80):
 
 
 class Offer(msgspec.Struct, array_like=True, tag=81):
-    """What the sender can do for the receiver.
-
-    `seen` tasks of the receiver's had arrived on this connection when it was made; what was sent after that comes off.
-    """
+    """What the sender can do for the receiver."""
 
     #: Of the widest node: a task that asks for more can never run there.
     cpu: Amount
     resources: dict[str, Amount]
-    #: Of all nodes together.
-    free_cpu: Duration
-    free_resources: dict[str, Duration]
+    #: What the receiver's tasks may occupy of all nodes together, "cpu" and the rest, with none of them counted.
+    room: dict[str, Duration]
     #: Predicted seconds until work that arrives now would begin.
     wait: Amount = 0.0
-    seen: int = 0
     #: Gives back what it has not begun, and wants no more.
     leaving: bool = False
 

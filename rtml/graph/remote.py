@@ -146,7 +146,7 @@ class Remote:
         worker.recalling = worker.leaving = False
         worker.functions.clear()
         worker.safe_sent = 0
-        self.spreading.joined(worker, now)
+        self.spreading.joined(worker)
         watched = [task.id for task in self.tables.tasks.values() if task.home is worker and task.result is None]
         if watched:
             self.tables.tell(session, Watch(watched))
@@ -211,10 +211,13 @@ class Remote:
             task = self.tables.tasks.get(spec.id)
             if task is None:
                 continue
+            if known is not None:
+                # Whoever waited for the handle now waits for the task itself.
+                task.holds += known.holds
+                task.watchers, task.dependents = known.watchers, known.dependents
             task.hops, task.ancestors = item.hops, tuple(item.chain)
             task.graph.id = item.graph or spec.id
             task.data_only = item.data_only
-            self.spreading.received(worker, task.profile.shape)
 
     def revoked(self, session: Session, message: Revoke, now: float) -> None:
         """It does not want these any more."""
@@ -254,14 +257,11 @@ class Remote:
         results, session.results = session.results, []
         finished: list[TaskResult] = []
         returned: list[tuple[int, int]] = []
-        worker = session.worker
         for result in results:
             attempt = session.delegations.pop(result.id, None)
             if attempt is None:
                 continue
             task = self.tables.tasks.get(result.id)
-            if task is not None and worker is not None:
-                self.spreading.answered(worker, task.profile.shape)
             if result.id in session.returning:
                 session.returning.discard(result.id)
                 returned.append((result.id, attempt))

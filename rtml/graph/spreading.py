@@ -9,12 +9,14 @@ its last `Offer` and as far as can be told since. Rules:
 * No task is handed on to where it came from, or more than `HOPS_MAX` times. What finds no place here in `SPILL_AFTER`
   seconds is given back to where it came from, if there is room.
 * Beyond what is free over there, only work that will begin within `AHEAD` seconds is sent (two round trips).
-* An offer is sent when what the other side believes has been wrong for two ticks, so that two dispatchers that only
-  send each other work need no other messages.
+* An offer says what the other side's tasks may occupy here, with none of them counted: it counts them itself, so that
+  two dispatchers that only send each other work need no further offers. A new one is sent when the last one has been
+  wrong for two ticks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from rtml.graph.queues import Lane
@@ -35,6 +37,7 @@ HOPS_MAX: Final = 4
 TICK: Final = 0.02
 #: Cpus by which it may be wrong.
 _TOLERANCE: Final = 0.5
+_LITTLE: Final = 1e-6
 #: Tasks of a lane that are looked at when its first may not go where there is room.
 _LOOK_MAX: Final = 16
 #: Bytes of arguments for one worker in one wake-up, and in one message.
@@ -42,21 +45,15 @@ _BYTES_MAX: Final = 16 * 1024 * 1024
 _TASKS_MAX: Final = 512
 
 
-class Belief:
-    """What one dispatcher makes of another's offers."""
+class Offers:
+    """What was offered to another dispatcher, and by it."""
 
-    __slots__ = ("doubts", "given", "here", "mine", "sent", "theirs", "wait")
+    __slots__ = ("doubts", "told", "wait")
 
     def __init__(self) -> None:
-        #: tasks that were sent on this connection, and those that no offer has covered yet: (number, shape)
-        self.sent = 0
-        self.theirs: list[tuple[int, Shape]] = []
-        #: tasks that came on this connection, and the cpus of all that are here
-        self.given = 0
-        self.here = 0.0
-        #: free cpus that the other side reckons with; None: it was told nothing yet
-        self.mine: float | None = None
-        #: ticks in a row at which it was wrong
+        #: the room that it was told of; None: of none yet
+        self.told: dict[str, float] | None = None
+        #: ticks in a row at which that was wrong
         self.doubts = 0
         #: seconds until work would begin there
         self.wait = 0.0
@@ -68,7 +65,7 @@ class Spreading:
     def __init__(self, tables: Tables, workforce: Workforce) -> None:
         self.tables = tables
         self.workforce = workforce
-        self._beliefs: dict[int, Belief] = {}
+        self._offers: dict[int, Offers] = {}
         self._ticking = False
         #: when the next look at what waits is due
         self._spill_at: float | None = None
@@ -78,12 +75,9 @@ class Spreading:
 
     # --- peers
 
-    def joined(self, worker: WorkerState, now: float) -> None:
+    def joined(self, worker: WorkerState) -> None:
         """A dispatcher is (again) connected: it is told what there is."""
-        before, belief = self._beliefs.get(worker.id), Belief()
-        if before is not None:
-            belief.here = before.here
-        self._beliefs[worker.id] = belief
+        self._offers[worker.id] = Offers()
         node = worker.node
         node.cpu = node.free_cpu = 0.0
         node.extra, node.free_extra = {}, {}
@@ -91,44 +85,28 @@ class Spreading:
 
     def left(self, worker: WorkerState) -> None:
         """It will not come back under this id."""
-        self._beliefs.pop(worker.id, None)
+        self._offers.pop(worker.id, None)
         self.tables.remotes.pop(worker.id, None)
         self.offer_all()
 
     def offered(self, worker: WorkerState, offer: Offer) -> None:
-        """What a dispatcher says that it can do, less what it had not seen yet."""
-        belief, node = self._beliefs[worker.id], worker.node
-        belief.wait = offer.wait
-        belief.theirs = [entry for entry in belief.theirs if entry[0] > offer.seen]
+        """The room that a dispatcher has for us, less what we have sent."""
+        node = worker.node
+        self._offers[worker.id].wait = offer.wait
         news = (node.cpu, node.extra) != (offer.cpu, offer.resources)
         node.cpu, node.extra = offer.cpu, dict(offer.resources)
-        node.free_cpu, node.free_extra = offer.free_cpu, dict(offer.free_resources)
-        for _, shape in belief.theirs:
-            node.take(shape)
+        node.free_extra = dict(offer.room)
+        node.free_cpu = node.free_extra.pop("cpu", 0.0)
+        for task in worker.queue.values():
+            node.take(task.profile.shape)
         worker.leaving = offer.leaving
         if news:
             self.offer_all(worker)
 
-    def received(self, worker: WorkerState, shape: Shape) -> None:
-        """A task came from there: that dispatcher has counted it."""
-        belief = self._beliefs[worker.id]
-        belief.given += 1
-        belief.here += shape.cpu
-        if belief.mine is not None:
-            belief.mine -= shape.cpu
-
-    def answered(self, worker: WorkerState, shape: Shape) -> None:
-        """Its result, or the task itself, goes back."""
-        belief = self._beliefs.get(worker.id)
-        if belief is not None:
-            belief.here -= shape.cpu
-            if belief.mine is not None:
-                belief.mine += shape.cpu
-
     # --- offers
 
     def changed(self, now: float) -> None:
-        """Something here may not be what others believe: look a little later."""
+        """Something here may not be what others were told: look a little later."""
         if not self._ticking:
             self._ticking = True
             self.tables.at(now + TICK, self._tick, None)
@@ -136,12 +114,12 @@ class Spreading:
     def _tick(self, _: None, now: float) -> None:
         self._ticking = False
         for worker in self.tables.remotes.values():
-            belief = self._beliefs[worker.id]
             if worker.session is None or worker.session.peer is None:
                 continue
-            wrong = belief.mine is None or abs(self._free_for(worker) - belief.mine) > _TOLERANCE
-            belief.doubts = belief.doubts + 1 if wrong else 0
-            if belief.doubts > 1:
+            offers = self._offers[worker.id]
+            wrong = offers.told is None or _differ(offers.told, self._room_for(worker))
+            offers.doubts = offers.doubts + 1 if wrong else 0
+            if offers.doubts > 1:
                 self._offer_to(worker)
             elif wrong:
                 self.changed(now)
@@ -153,36 +131,45 @@ class Spreading:
                 self._offer_to(worker)
 
     def _offer_to(self, worker: WorkerState) -> None:
-        belief = self._beliefs[worker.id]
-        belief.mine = self._free_for(worker)
-        belief.doubts = 0
-        widest, resources, free_resources = 0.0, dict[str, float](), dict[str, float]()
+        offers = self._offers[worker.id]
+        offers.told, offers.doubts = self._room_for(worker), 0
+        widest, resources = 0.0, dict[str, float]()
         others = [remote.node for remote in self.tables.remotes.values() if remote is not worker and remote.ready]
         for node in (*self.tables.nodes.values(), *others):
             widest = max(widest, node.cpu)
             for name, amount in node.extra.items():
                 resources[name] = max(resources.get(name, 0.0), amount)
-                free_resources[name] = free_resources.get(name, 0.0) + node.free_extra.get(name, 0.0)
         assert worker.session is not None
-        offer = Offer(widest, resources, belief.mine, free_resources, self._wait(), belief.given, self.leaving)
-        self.tables.tell(worker.session, offer)
+        self.tables.tell(worker.session, Offer(widest, resources, offers.told, self._wait(), self.leaving))
 
-    def _free_for(self, worker: WorkerState) -> float:
-        """Cpus that are free for work from this dispatcher: it counts each of its tasks from delegation to result.
+    def _room_for(self, worker: WorkerState) -> dict[str, float]:
+        """What tasks of this dispatcher may occupy here: what is free, and what they occupy already.
 
-        So what it has here counts as taken, whether it runs or waits, and what its tasks really occupy does not. But
-        for tasks that are blocked in `get`: what they wait for must find a place.
+        It counts each from delegation to result. One that is blocked in `get` has its cpu counted twice, because what
+        it waits for must find a place.
         """
-        free = -self._beliefs[worker.id].here
+        room = {"cpu": 0.0}
+
+        def add(cpu: float, extra: Mapping[str, float]) -> None:
+            room["cpu"] += cpu
+            for name, amount in extra.items():
+                room[name] = room.get(name, 0.0) + amount
+
+        session = worker.session
         for node in self.tables.nodes.values():
-            free += node.free_cpu
+            add(node.free_cpu, node.free_extra)
             for own in node.workers.values():
-                free += _occupied(own, worker.session)
-                free += sum(shape.cpu for task, shape in own.stack if task.session is worker.session)
+                for shape in _occupied(own, session):
+                    add(shape.cpu, shape.extra)
+                for task, shape in own.stack:
+                    if task.session is session:
+                        add(shape.cpu, shape.extra)
         for remote in self.tables.remotes.values():
-            if remote is not worker:
-                free += remote.node.free_cpu + _occupied(remote, worker.session)
-        return free
+            if remote is not worker and remote.ready:
+                add(remote.node.free_cpu, remote.node.free_extra)
+                for shape in _occupied(remote, session):
+                    add(shape.cpu, shape.extra)
+        return room
 
     def _wait(self) -> float:
         """Predicted seconds until work that arrives now would begin."""
@@ -239,7 +226,7 @@ class Spreading:
                 continue
             if worker.upward and now - task.ready_at < SPILL_AFTER and not self.leaving and self._fits_here(task):
                 continue
-            begins = self._beliefs[worker.id].wait + worker.load / max(1.0, worker.node.cpu)
+            begins = self._offers[worker.id].wait + worker.load / max(1.0, worker.node.cpu)
             if best is None or begins < best[0]:
                 best = (begins, worker)
         return None if best is None else best[1]
@@ -273,9 +260,6 @@ class Spreading:
     def _send(self, worker: WorkerState, task: TaskState, now: float) -> None:
         session, spec = worker.session, task.spec
         assert session is not None
-        belief = self._beliefs[worker.id]
-        belief.sent += 1
-        belief.theirs.append((belief.sent, task.profile.shape))
         definition = task.function.definition
         if definition.id not in worker.functions:
             worker.functions.add(definition.id)
@@ -337,9 +321,17 @@ class Spreading:
         self.tables.withdrawn.append(task)
 
 
-def _occupied(worker: WorkerState, session: Session | None) -> float:
-    """Cpus of the worker that a submitter's tasks occupy."""
+def _occupied(worker: WorkerState, session: Session | None) -> list[Shape]:
+    """What the worker's tasks from this submitter occupy."""
     if worker.role == EXECUTOR:
         head = next(iter(worker.queue.values()), None)
-        return worker.shape.cpu if worker.shape is not None and head is not None and head.session is session else 0.0
-    return sum(task.profile.shape.cpu for task in worker.queue.values() if task.session is session)
+        return [worker.shape] if worker.shape is not None and head is not None and head.session is session else []
+    return [task.profile.shape for task in worker.queue.values() if task.session is session]
+
+
+def _differ(told: Mapping[str, float], room: Mapping[str, float]) -> bool:
+    """Whether it would make a difference to know."""
+    return any(
+        abs(told.get(name, 0.0) - room.get(name, 0.0)) > (_TOLERANCE if name == "cpu" else _LITTLE)
+        for name in told.keys() | room.keys()
+    )

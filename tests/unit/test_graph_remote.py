@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from rtml.graph.spreading import SPILL_AFTER
+from rtml.messages import Revoke, Watch
+from tests.unit.cores import Engine
 from tests.unit.trees import Tree
 
 
@@ -11,7 +13,7 @@ def where(tree: Tree, task: str) -> str:
     return next(name for name, node in tree.nodes.items() if any(task in node.assigned(w) for w in workers(node)))
 
 
-def workers(node):  # type: ignore[no-untyped-def]
+def workers(node: Engine) -> list[str]:
     return [name for name, peer in node.peers.items() if peer.worker]
 
 
@@ -95,7 +97,7 @@ def test_cancellation_reaches_the_executor_over_there() -> None:
     tree.settle()
     assert tree.root.outcome("a") == "cancelled TaskCancelled"
     node = tree.node("n1")
-    assert node.heard("w1", __import__("rtml.messages", fromlist=["Revoke"]).Revoke)
+    assert node.heard("w1", Revoke)
     node.finish("a", outcome=2)
     tree.settle()
     tree.root.submit("b")
@@ -218,8 +220,6 @@ def test_handles_travel() -> None:
     home.finish("parent", handles=["inner"])
     tree.settle()
     assert tree.root.results["parent"].handles == [tree.root.ids["inner"]]
-    from rtml.messages import Watch
-
     tree.root.post("ann", Watch([tree.root.ids["inner"]]))
     tree.settle()
     runs = tree.node(where(tree, "inner"))
@@ -230,6 +230,28 @@ def test_handles_travel() -> None:
     tree.settle()
     taken = tree.node(where(tree, "uses"))
     assert taken.attempt("uses").deps == [b"found"]
+
+
+def test_a_task_that_is_known_by_its_handle_may_come_itself() -> None:
+    tree = Tree(nodes=2)
+    tree.root.submit("parent")
+    tree.settle()
+    home = tree.node(where(tree, "parent"))
+    home.submit("inner", "other", parent="parent")
+    home.finish("parent", handles=["inner", "other"])
+    tree.settle()
+    tree.root.post("ann", Watch([tree.root.ids["inner"], tree.root.ids["other"]]))
+    tree.root.submit("uses", deps=["other"])
+    tree.settle()
+    tree.advance(SPILL_AFTER * 3)  # one of them is handed to the root, which knew both by handle
+    for name in ("inner", "other"):
+        tree.node(where(tree, name)).finish(name, value=name.encode())
+        tree.settle()
+    assert {name: result.payload for name, result in tree.root.watched.items()} == {
+        "inner": b"inner",
+        "other": b"other",
+    }
+    assert tree.node(where(tree, "uses")).attempt("uses").deps == [b"other"]
 
 
 def test_a_node_that_leaves_gives_back_what_it_has_not_begun() -> None:

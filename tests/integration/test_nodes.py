@@ -1,0 +1,188 @@
+"""Nodes of real processes under one dispatcher: `rtml dispatcher` and `rtml worker` over ZeroMQ."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import rtml
+from rtml.client.client import Client
+
+ROOT = "tcp://127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Cluster:
+    """A root dispatcher and nodes; `with` ends what is left of them."""
+
+    def __init__(self) -> None:
+        self.address = f"{ROOT}:{free_port()}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.start_root()
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "rtml", *arguments]
+        self.processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        return self.processes[name]
+
+    def start_root(self) -> None:
+        self.start("root", "dispatcher", "--listen", self.address)
+
+    def add(self, name: str, *arguments: str) -> None:
+        self.start(name, "worker", "--dispatcher", self.address, "--name", name, "--cpu", "1", *arguments)
+
+    def connect(self) -> Client:
+        return rtml.connect(self.address)
+
+    def end(self) -> None:
+        for name, process in reversed(self.processes.items()):
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(30) == 0, name
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[Cluster]:
+    made = Cluster()
+    try:
+        for number in range(nodes):
+            made.add(f"n{number}")
+        with made.connect() as client:
+            until(lambda: joined(client) == nodes)
+        yield made
+    finally:
+        made.end()
+
+
+def joined(client: Client) -> int:
+    import json
+
+    return sum(peer["connected"] and peer["cpu"] > 0 for peer in json.loads(client.query("status"))["dispatchers"])
+
+
+def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@rtml.task
+def node() -> str:
+    """The supervisor's pid stands for the node."""
+    time.sleep(0.02)
+    return str(os.getppid())
+
+
+@rtml.task
+def fib(n: int) -> int:
+    if n < 2:
+        return n
+    return rtml.get(fib.submit(n - 1)) + rtml.get(fib.submit(n - 2))
+
+
+@rtml.task
+async def afib(n: int) -> int:
+    if n < 2:
+        return n
+    return sum(await rtml.gather(afib.submit(n - 1), afib.submit(n - 2)))
+
+
+@rtml.task
+def slow(x: int) -> int:
+    time.sleep(0.15)
+    return x
+
+
+@rtml.task
+def escapes(n: int) -> list[Any]:
+    return [slow.submit(x) for x in range(n)]
+
+
+def test_work_spreads_over_nodes_and_graphs_grow_anywhere() -> None:
+    with cluster(2) as nodes, nodes.connect() as client:
+        assert len(set(client.map(node, range(0)))) == 0
+        assert len({future.result() for future in [node.submit() for _ in range(20)]}) == 2
+        assert fib.submit(9).result(60) == 34
+        assert afib.submit(9).result(60) == 34
+        assert [future.result(30) for future in escapes.submit(4).result(30)] == [0, 1, 2, 3]
+        with pytest.raises(ZeroDivisionError):
+            client.submit(divmod, 1, 0).result(30)
+
+
+def test_a_node_that_is_told_to_stop_loses_nothing() -> None:
+    with cluster(2) as nodes, nodes.connect():
+        futures = [slow.submit(x) for x in range(16)]
+        time.sleep(0.3)
+        nodes.processes["n0"].send_signal(signal.SIGTERM)
+        assert [future.result(60) for future in futures] == list(range(16))
+        assert nodes.processes["n0"].wait(30) == 0
+
+
+def test_a_killed_node_loses_nothing() -> None:
+    with cluster(2) as nodes, nodes.connect():
+        futures = [slow.submit(x) for x in range(16)]
+        time.sleep(0.3)
+        nodes.processes["n0"].kill()
+        nodes.processes["n0"].wait()
+        assert [future.result(60) for future in futures] == list(range(16))
+
+
+def test_a_killed_root_loses_nothing() -> None:
+    with cluster(2) as nodes, nodes.connect():
+        futures = [slow.submit(x) for x in range(16)]
+        time.sleep(0.3)
+        nodes.processes["root"].kill()
+        nodes.processes["root"].wait()
+        nodes.start_root()
+        assert [future.result(60) for future in futures] == list(range(16))
+
+
+def test_labels_resources_health_and_metrics() -> None:
+    with cluster(1) as nodes:
+        port = free_port()
+        nodes.add("zoned", "--label", "zone=a", "--resource", "licence=1", "--metrics-port", str(port))
+        with nodes.connect() as client:
+            until(lambda: joined(client) == 2)
+            here = {node.options(resources={"zone=a": 1}).submit().result(30) for _ in range(5)}
+            assert len(here) == 1
+            assert {node.options(resources={"licence": 1}).submit().result(30)} == here
+            with pytest.raises(rtml.errors.Unschedulable, match="licence=1"):
+                node.options(resources={"licence": 2}).submit().result(30)
+        for path, expected in (("healthz", "ok"), ("readyz", "ok"), ("metrics", "rtml_tasks_total")):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+                assert expected in answer.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--dispatcher is missing"),
+        (["--dispatcher", "unix:/tmp/x"], "tcp://host:port"),
+        (["--dispatcher", "tcp://127.0.0.1:1", "--cpu", "-1"], "--cpu"),
+        (["--dispatcher", "tcp://127.0.0.1:1", "--label", "zone"], "--label"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rtml", "worker", *arguments], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
