@@ -31,6 +31,7 @@ from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
 from rtml.serving.front import Door, Front, Load
 from rtml.serving.inference import Inference
 from rtml.serving.listening import take_no_more
+from rtml.serving.member import Peers
 from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
 from rtml.serving.registry import Registry, of_app
@@ -160,6 +161,8 @@ class Gateway:
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=_GOODBYE)
         await self._runner.setup()
+        if conditions.peers is not None:
+            await self._join(conditions.peers)
         listening: dict[str, Any] = {"backlog": 1024, "reuse_address": True, "reuse_port": conditions.peers is not None}
         if conditions.certificates is not None:
             listening["ssl_context"] = conditions.certificates.context
@@ -169,7 +172,7 @@ class Gateway:
             raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
         if grpc_port is not None:
             self.grpc_port = await self._start_grpc(host, grpc_port)
-        if self._repository is not None:
+        if self._repository is not None and conditions.peers is None:
             self._repository.start()
         self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
         self._watch_loop(loop)
@@ -178,6 +181,13 @@ class Gateway:
         gc.freeze()
         bound: int = self._runner.addresses[0][1]
         return bound
+
+    async def _join(self, peers: Peers) -> None:
+        """Have what the other processes have, before clients come: they cannot choose who answers them."""
+        if self._repository is not None:
+            self._repository.start()
+            await self._repository.started.wait()
+        await peers.caught_up()
 
     async def stop(self) -> None:
         """Drain, then close. Idempotent."""

@@ -157,6 +157,9 @@ class Peers(Protocol):
     async def collect(self, kind: str) -> list[str]:
         """What every process answers. Raises `CommandFailed` or `TimeoutError`."""
 
+    async def caught_up(self) -> None:
+        """Return when all commands are done that processes got before this one began."""
+
     @property
     def whole(self) -> Whole:
         """How many there are."""
@@ -183,6 +186,8 @@ class Member:
         self._commands: dict[str, Do] = {}
         self._doing: set[asyncio.Task[None]] = set()
         self._hearing: asyncio.Task[None] | None = None
+        #: The supervisor has said all that it had to say at the start.
+        self._told = asyncio.Event()
         self.whole = Whole(0, 0)
 
     def share(self, metrics: GatewayMetrics) -> None:
@@ -195,6 +200,12 @@ class Member:
         What it raises is told to who gave the command; an attribute `status` is taken as the HTTP status.
         """
         self._commands[kind] = do
+
+    async def caught_up(self) -> None:
+        """Return when all commands are done that processes got before this one began."""
+        await self._told.wait()
+        if self._doing:
+            await asyncio.wait(set(self._doing))
 
     def serving(self) -> None:
         """Tell that this process listens."""
@@ -209,6 +220,7 @@ class Member:
         while (message := await self._pipe.receive()) is not None:
             if isinstance(message, Whole):
                 self.whole = message
+                self._told.set()
             elif isinstance(message, Answer):
                 waiter = self._waiting.pop(message.id, None)
                 if waiter is not None and not waiter.done():

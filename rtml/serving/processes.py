@@ -155,6 +155,7 @@ class Supervisor:
         child.pipe.send(self._start)
         for command_ in self._commands.values():
             child.pipe.send(command_)
+        child.pipe.send(Whole(sum(each.serving for each in self._children.values()), self._wanted))
         if self._stop.is_set():
             child.process.terminate()
         return child
@@ -234,6 +235,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         waiters = []
         for child in self._children.values():
+            if command.ask and not child.serving:
+                continue  # it has nothing to say yet
             waiters.append(child.owes.setdefault(number, loop.create_future()))
             child.pipe.send(told)
         answers = await asyncio.gather(*waiters)

@@ -72,8 +72,6 @@ class RepositorySettings(NamedTuple):
         for directory in directories:
             if not directory.is_dir():
                 raise ValueError(f"--model-repository: {directory} is no directory")
-        if settings.model_control == "explicit" and settings.processes > 1:
-            raise ValueError("--model-control explicit: a request reaches one of several --processes only; use poll")
         return cls(
             directories,
             settings.model_control,

@@ -21,6 +21,7 @@ import trustme
 
 from rtml.serving import tokens
 from tests.integration.test_serve import APP, Server, running, wait_for
+from tests.unit import tiny_onnx
 
 DATA = b"0123456789"
 OK = r'rtml_gateway_requests_total\{app="served",code="200",model="/v1/reverse",protocol="http"\}'
@@ -219,6 +220,39 @@ def test_quotas_hold_for_all_processes_together_and_files_are_read_again(tmp_pat
         wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 16)
     tenants = Counter(line.count('"tenant":"acme"') for line in (tmp_path / "log.1").read_text().splitlines())
     assert tenants[1] == 5
+
+
+@pytest.mark.slow
+def test_models_are_loaded_in_all_processes_also_in_those_that_start_later(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for name in ("one", "two"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.onnx").write_bytes(tiny_onnx.adder(1))
+    options = ["--model-repository", str(tmp_path), "--model-control", "explicit"]
+    with running("serve", APP, "--processes", "2", *options) as server:
+
+        def statuses(model: str) -> set[int]:
+            return {server.request("GET", f"/v2/models/{model}/ready")[0] for _ in range(12)}
+
+        assert statuses("one") == {404}
+        assert server.post("/v2/repository/models/one/load", {})[0] == 200
+        assert server.post("/v2/repository/models/two/load", {})[0] == 200
+        assert server.post("/v2/repository/models/three/load", {})[0] == 404
+        assert statuses("one") == statuses("two") == {200}
+        assert server.post("/v2/repository/models/two/unload", {})[0] == 200
+        assert 200 not in statuses("two")
+        for process in processes_of(server):
+            os.kill(process, signal.SIGKILL)
+            wait_for(lambda: process not in processes_of(server) and len(processes_of(server)) == 2)  # noqa: B023
+            wait_for(lambda: both_serve(server))
+        assert statuses("one") == {200}
+        assert 200 not in statuses("two")
+
+
+def both_serve(server: Server) -> bool:
+    with contextlib.suppress(ConnectionError):
+        return bool(server.request("GET", "/readyz")[1]["processes"] == {"serving": 2, "wanted": 2})
+    return False
 
 
 def failing(*arguments: str) -> tuple[int, str]:

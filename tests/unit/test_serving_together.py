@@ -48,6 +48,9 @@ class FakePeers:
     async def metrics(self) -> str:
         return ""
 
+    async def caught_up(self) -> None:
+        pass
+
     @property
     def whole(self) -> Whole:
         return Whole(1, 1)
