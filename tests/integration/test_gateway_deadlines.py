@@ -39,7 +39,7 @@ def test_what_cannot_make_it_is_refused_at_once(server: Server) -> None:
     assert body["quota"] is False
     assert int(headers["Retry-After"]) >= 1
     assert server.metric('rtml_deadline_total{function="naps",outcome="shed_admission"}') >= 1
-    shed = 'rtml_gateway_deadlines_total{app="deadlines",outcome="shed_admission",target="/v1/nap"}'
+    shed = 'rtml_gateway_deadlines_total{app="deadlines",model="/v1/nap",outcome="shed_admission"}'
     assert server.metric(shed) >= 1
 
 
