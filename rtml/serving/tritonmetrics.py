@@ -10,6 +10,7 @@ from typing import Final
 
 from rtml.metrics import GatewayMetrics
 from rtml.serving.registry import ModelVersion
+from rtml.serving.statistics import ModelStatistics
 
 _MICRO: Final = 1e6
 
@@ -17,7 +18,8 @@ _MICRO: Final = 1e6
 def show_aliases(metrics: GatewayMetrics, model: ModelVersion) -> None:
     """Bring the aliases of one version of a model up to date."""
     of = (model.name, model.version)
-    statistics = model.statistics
+    statistics = ModelStatistics()
+    statistics.merge(model.statistics)
     steps = statistics.steps
     metrics.nv_success.labels(*of).value = steps["success"].count
     for reason, count in model.target.failures().items():
