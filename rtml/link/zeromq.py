@@ -14,7 +14,6 @@ Both transports look the same from outside, which takes some care here:
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import select
 import socket
@@ -29,12 +28,11 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils import z85
 
+from rtml.link.addresses import check_port, is_loopback
 from rtml.link.base import (
     BATCH_MAX,
     BYE_PACKET,
-    ESCAPE,
     INBOX_MAX,
-    OUTBOX_MAX,
     PEERS_MAX,
     AddressError,
     LinkClosed,
@@ -43,6 +41,7 @@ from rtml.link.base import (
 )
 from rtml.link.files import prepare
 from rtml.link.keys import CurveKeys
+from rtml.link.routed import ESCAPED, RouterPeer, escaped
 from rtml.messages import FRAME_MAX
 
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ _LINGER_MS: Final = 500
 #: Seconds between two attempts to connect.
 _RETRY: Final = 0.01
 
-_PORT_MAX: Final = 65_535
 #: Seconds after a disconnection at which peers are probed: ZeroMQ reports it a little before it stops routing.
 _PROBES: Final = (0.001, 0.02, 0.2)
 #: Seconds between probes without a reason.
@@ -79,7 +77,6 @@ _REFUSED: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-_ESCAPED: Final = bytes((ESCAPE, 0))
 
 
 def new_pair() -> tuple[str, str]:
@@ -93,15 +90,10 @@ def public_of(secret: str) -> str:
     return zmq.curve_public(secret.encode()).decode()
 
 
-def _packet(frame: bytes) -> bytes:
-    """ZeroMQ carries packets of any size, so a frame needs a prefix only where it looks like an escaped one."""
-    return frame if frame[0] != ESCAPE else _ESCAPED + frame
-
-
 def _set_options(sock: Socket, address: str) -> None:
     sock.setsockopt(zmq.SNDHWM, _HIGH_WATER)
     sock.setsockopt(zmq.RCVHWM, _HIGH_WATER)
-    sock.setsockopt(zmq.MAXMSGSIZE, FRAME_MAX + len(_ESCAPED))
+    sock.setsockopt(zmq.MAXMSGSIZE, FRAME_MAX + len(ESCAPED))
     sock.setsockopt(zmq.LINGER, _LINGER_MS)
     sock.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
@@ -136,7 +128,7 @@ def connect_zeromq(address: str, timeout: float, keys: CurveKeys | None) -> ZmqL
         LinkClosed: nobody answered there in time, or the keys were refused.
         AddressError: the address is malformed.
     """
-    _check_port(address)
+    check_port(address)
     deadline = time.monotonic() + timeout
     context = zmq.Context()
     try:
@@ -146,7 +138,7 @@ def connect_zeromq(address: str, timeout: float, keys: CurveKeys | None) -> ZmqL
             if link is not None:
                 return link
             if left <= 0:
-                hint = "" if _is_loopback(address) else " with these keys" if keys else "; it may want keys"
+                hint = "" if is_loopback(address) else " with these keys" if keys else "; it may want keys"
                 raise LinkClosed(f"nobody answers at {address}{hint}")
             time.sleep(min(_RETRY, left))
     except BaseException:
@@ -196,7 +188,7 @@ class ZmqLink(ReceivingLink):
     """A `Link` over a connected DEALER socket, which it owns together with its context."""
 
     def __init__(self, context: Context, sock: Socket, monitor: Socket) -> None:
-        super().__init__(FRAME_MAX + len(_ESCAPED))
+        super().__init__(FRAME_MAX + len(ESCAPED))
         self._context = context
         self._socket = sock
         self._monitor = monitor
@@ -274,7 +266,7 @@ class ZmqLink(ReceivingLink):
     def send(self, frame: bytes) -> None:
         """See `Link.send`."""
         check_size(frame)
-        packet = _packet(frame)
+        packet = escaped(frame)
         if not self._sending and self._try(packet):
             return
         later = self._later
@@ -291,7 +283,7 @@ class ZmqLink(ReceivingLink):
     def offer(self, frame: bytes) -> bool:
         """Send one frame if that is possible at once; False if the peer's queue is full. Raises as `send`."""
         check_size(frame)
-        return not self._sending and self._try(_packet(frame))
+        return not self._sending and self._try(escaped(frame))
 
     def _try(self, packet: bytes) -> bool:
         with self._calls:
@@ -353,60 +345,6 @@ class ZmqLink(ReceivingLink):
 # --- the hub's side ----------------------------------------------------------------------------------------------
 
 
-class RouterPeer:
-    """One DEALER that has spoken to a router."""
-
-    def __init__(self, number: int, identity: bytes, router: Router) -> None:
-        self.number = number
-        self.identity = identity
-        #: The peer has sent a frame, so the hub's owner knows its number.
-        self.known = False
-        #: What the peer did wrong, if that ends it.
-        self.violation = ""
-        #: Cut off: ignored, and sent nothing but BYE.
-        self.closing = False
-        self.outbox: deque[bytes] = deque()
-        self._queued = 0
-        self._router = router
-
-    def credentials(self) -> tuple[int, int] | None:
-        """None: ZeroMQ does not know."""
-        return None
-
-    def send(self, frame: bytes) -> bool:
-        """Send or queue one frame. False: the peer is gone, or (then `violation` says so) reads too slowly."""
-        check_size(frame)
-        packet = _packet(frame)
-        if not self.outbox:
-            sent = self._router.route(self, packet)
-            if sent is not None:
-                return sent
-        elif self._queued + len(packet) > OUTBOX_MAX:
-            self.violation = f"does not read: {self._queued} bytes wait"
-            return False
-        self.outbox.append(packet)
-        self._queued += len(packet)
-        self._router.waiting.add(self)
-        return True
-
-    def flush(self) -> bool:
-        """Send what waits; True if nothing waits any more."""
-        while self.outbox:
-            if self._router.route(self, self.outbox[0]) is None:
-                return False
-            self._queued -= len(self.outbox.popleft())
-        return True
-
-    def close(self) -> None:
-        """Tell the peer that it is cut off, and ignore it from now on."""
-        self.closing = True
-        self.outbox.clear()
-        self._queued = 0
-        if self._router.route(self, BYE_PACKET) is None:
-            self.outbox.append(BYE_PACKET)
-            self._router.waiting.add(self)
-
-
 class Router:
     """A ROUTER socket bound to one address, with its peers. Never blocks."""
 
@@ -432,13 +370,13 @@ class Router:
         Raises:
             AddressError: malformed, in use, or open to the network without keys.
         """
-        if keys is None and address.startswith("tcp://") and not _is_loopback(address):
+        if keys is None and address.startswith("tcp://") and not is_loopback(address):
             raise AddressError(
                 f"{address} can be reached from other machines: give CURVE keys (rtml keys make), or use 127.0.0.1"
             )
         if address.startswith("ipc://"):
             prepare(address[len("ipc://") :], socket.SOCK_STREAM)
-        _check_port(address)
+        check_port(address)
         sock = self._socket
         _set_options(sock, address)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -519,7 +457,7 @@ class Router:
         elif len(self._peers) > PEERS_MAX:
             peer.violation = f"more than {PEERS_MAX} connections"
         elif frame[:1] == BYE_PACKET[:1]:
-            if frame[:2] != _ESCAPED or len(frame) == 2:
+            if frame[:2] != ESCAPED or len(frame) == 2:
                 peer.violation = "a malformed packet"
             frame = frame[2:]
         if peer.violation:
@@ -579,21 +517,3 @@ class Router:
         if self._file:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._file)
-
-
-def _check_port(address: str) -> None:
-    """Refuse ports that ZeroMQ would take modulo 65536."""
-    port = address.rpartition(":")[2]
-    if address.startswith("tcp://") and port.isdigit() and int(port) > _PORT_MAX:
-        raise AddressError(f"{address}: a port is at most {_PORT_MAX}")
-
-
-def _is_loopback(address: str) -> bool:
-    host = address[len("tcp://") :].rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # A name, an interface or "*".
-        return False

@@ -1,6 +1,6 @@
 """Links and hubs over real sockets: frames, waiting, ends.
 
-Of rtml.link.base, rtml.link.hub, rtml.link.unix, rtml.link.zeromq.
+Of rtml.link.base, rtml.link.hub, rtml.link.unix, rtml.link.zeromq, rtml.link.routed, rtml.link.addresses.
 """
 
 from __future__ import annotations

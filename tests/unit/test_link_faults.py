@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from rtml.link import Hub, Link, LinkClosed, base, connect, unix, zeromq
+from rtml.link import Hub, Link, LinkClosed, base, connect, routed, unix
 from rtml.messages import FRAME_MAX
 from tests.unit import links as shared
 from tests.unit.links import (
@@ -33,7 +33,7 @@ def test_a_peer_that_does_not_read_is_cut_off(
     address: str, server: Hub, links: Callable[[str], Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 4 * 1024 * 1024
-    for module in (unix, zeromq):
+    for module in (unix, routed):
         monkeypatch.setattr(module, "OUTBOX_MAX", limit)
     where = server.listen(address)
     link, other = links(where), links(where)

@@ -1,0 +1,33 @@
+"""What the text of a tcp address says."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+from rtml.link.base import AddressError
+
+_PORT_MAX: Final = 65_535
+
+
+def check_port(address: str) -> None:
+    """Refuse ports that ZeroMQ would take modulo 65536.
+
+    Raises:
+        AddressError: the port is too large.
+    """
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp://") and port.isdigit() and int(port) > _PORT_MAX:
+        raise AddressError(f"{address}: a port is at most {_PORT_MAX}")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a tcp address can be reached from this machine only, as far as its text tells."""
+    host = address[len("tcp://") :].rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name, an interface or "*".
+        return False
