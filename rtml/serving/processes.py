@@ -287,7 +287,13 @@ def _bind(one: socket.socket, address: Any) -> None:
     one.bind(address)
 
 
-async def supervise(start: Start, say: Callable[[str], None], lines: Sequence[str], stop: asyncio.Event) -> int:
+async def supervise(
+    start: Start,
+    say: Callable[[str], None],
+    lines: Sequence[str],
+    stop: asyncio.Event,
+    hopeless: Callable[[], bool] = lambda: False,
+) -> int:
     """Run the processes until `stop` is set; a signal that comes later is passed on.
 
     Args:
@@ -295,6 +301,7 @@ async def supervise(start: Start, say: Callable[[str], None], lines: Sequence[st
         say: Tells the operator a line.
         lines: To say when all serve.
         stop: Ends it.
+        hopeless: Whether there is nothing to wait for then, as nobody will answer what is running.
 
     Returns:
         The exit code.
@@ -318,6 +325,8 @@ async def supervise(start: Start, say: Callable[[str], None], lines: Sequence[st
         say("stopping: no new requests; a second signal does not wait for those that run")
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.signal, signal.SIGTERM)
+        if hopeless():
+            supervisor.signal(signal.SIGINT)  # and SIGTERM follows: two signals are those that do not wait
         return 0
     finally:
         await supervisor.close()

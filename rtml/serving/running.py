@@ -215,7 +215,7 @@ async def _supervise(
                 shared["model_cache"] = held.enter_context(tempfile.TemporaryDirectory(prefix="rtml-models-"))
             start = Start(list(places), msgspec.structs.replace(http, **shared), address, more)
             lines = list(_places(apps, http, port, address))
-            return await supervise(start, say, lines, stop.event) or stop.code
+            return await supervise(start, say, lines, stop.event, lambda: stop.code != 0) or stop.code
         except asyncio.CancelledError:
             return _INTERRUPTED
         finally:

@@ -16,6 +16,7 @@ from rtml.graph.state import TRANSITIONS, State
 from rtml.graph.tables import Limits
 from rtml.messages import Options
 from rtml.metrics import Alias, Counter, DispatcherMetrics, Family, GatewayMetrics, Metrics
+from rtml.serving.accesslog import Line
 from tests.integration import docs
 
 GUIDE, SERVING, OPERATIONS, METRICS = (
@@ -101,6 +102,12 @@ def test_metrics(head: str, metrics: Metrics) -> None:
         if isinstance(family, Family) and not isinstance(family, Alias)
     ]
     assert [(docs.code(row[0])[0], row[1], docs.code(row[2])) for row in docs.table(METRICS, head)] == expected
+
+
+def test_fields_of_the_access_log() -> None:
+    text = OPERATIONS.read_text()
+    start = text.index("`--access-log FILE`")
+    assert docs.code(text[start : text.index("times are in seconds", start)])[2:] == list(Line.__struct_fields__)
 
 
 def test_aliases_of_metrics() -> None:

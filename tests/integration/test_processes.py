@@ -179,6 +179,34 @@ def test_requests_that_run_end_and_a_second_signal_does_not_wait() -> None:
         hanging.close()
 
 
+def test_a_gateway_whose_engine_ends_ends_at_once_though_requests_run() -> None:
+    with running("serve", APP, "--processes", "2") as server:
+        hanging = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        hanging.request("POST", "/v1/nap", '{"seconds": 60}', {"Content-Type": "application/json"})
+        wait_for(lambda: server.metric(r'rtml_gateway_requests_in_flight\{app="served",model="/v1/nap"\}') == 1)
+        (engine,) = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and is_engine_of(entry, server.process.pid)
+        ]
+        begin = time.monotonic()
+        os.kill(engine, signal.SIGKILL)
+        text = "\n".join(server.rest())
+        assert time.monotonic() - begin < 20
+        assert server.process.returncode == 1
+        assert "the engine has ended by itself" in text
+        hanging.close()
+
+
+def is_engine_of(entry: Path, parent: int) -> bool:
+    with contextlib.suppress(OSError):
+        return (
+            b"rtml.workers.supervisor" in (entry / "cmdline").read_bytes()
+            and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+        )
+    return False
+
+
 def test_processes_end_when_their_supervisor_is_killed() -> None:
     with running("serve", APP, "--processes", "2") as server:
         children = processes_of(server)
