@@ -194,9 +194,21 @@ class Ensembles:
                 counted = called.setdefault(Step(row["name"], row["version"]), ModelStatistics())
                 counted.merge(ModelStatistics.of(row))
         nothing = ModelStatistics()
-        return [
+        rows = [
             called.get(Step(model.name, model.version), nothing).describe(model.name, model.version) for model in wanted
         ]
+        if name is None:
+            # perf_analyzer looks for every step of an ensemble among these.
+            functions = [function for function in self._functions(learned) if function not in models]
+            rows += [learned.called[function].statistics().describe(function, VERSION) for function in functions]
+        return rows
+
+    def _functions(self, learned: Learned) -> list[str]:
+        """What the graphs of the programs that are served call."""
+        registry = self._registry
+        programs = [model for model in map(registry.find, registry.names()) if model.platform == PLATFORM]
+        found = dict.fromkeys(step for program in programs for step in learned.steps.get(name_of(program), {}))
+        return [function for function in found if self.is_function(learned, function, None)]
 
     def _own(self) -> list[dict[str, Any]]:
         """What this process has counted."""

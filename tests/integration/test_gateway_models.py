@@ -164,6 +164,8 @@ async def test_steps_have_statistics_and_those_that_are_no_models_too() -> None:
             (batch,) = found["batch_stats"]
             assert batch["batch_size"] == 2
             assert batch["compute_infer"] == {"count": 2, "ns": 100_000_000}
+        everything = await statistics(server, "/v2/models/stats")
+        assert [row["inference_count"] for row in everything if row["name"] == "crop"] == [4]
         config = (await server.get("/v2/models/crop/config"))[1]
         assert (config["name"], config["platform"]) == ("crop", "python")
         assert (await server.get("/v2/models/crop"))[0] == 200

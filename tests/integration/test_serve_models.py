@@ -81,7 +81,7 @@ def test_the_steps_of_a_program_and_their_statistics_whoever_answers(server: Ser
         assert halve["inference_count"] == 6 * 2 + 1
         assert whole["inference_stats"]["success"]["ns"] > double["inference_stats"]["compute_infer"]["ns"] > 0
     names = {row["name"] for row in server.request("GET", "/v2/models/stats")[1]["model_stats"]}
-    assert names == {"mix", "double"}
+    assert names == {"mix", "double", "halve"}
 
 
 def test_a_region_that_was_registered_is_there_in_every_process(server: Server) -> None:
