@@ -48,18 +48,27 @@ def test_errors() -> None:
             assert other.rpartition(".")[2] in [base.__name__ for base in known[name].__mro__[1:]], name
 
 
-def test_settings() -> None:
+KINDS = (
+    settings.HttpSettings,
+    settings.EngineSettings,
+    settings.DispatcherAddress,
+    settings.KeySettings,
+    settings.BenchSettings,
+)
+
+
+@pytest.mark.parametrize(("kinds", "head"), [(KINDS, "option"), ((settings.NodeSettings,), "worker's option")])
+def test_settings(kinds: tuple[type[settings.Settings], ...], head: str) -> None:
     expected = []
-    kinds = (settings.HttpSettings, settings.EngineSettings, settings.DispatcherAddress, settings.KeySettings)
-    for kind in (*kinds, settings.BenchSettings):
+    for kind in kinds:
         hints = typing.get_type_hints(kind, include_extras=True)
         for field in msgspec.structs.fields(kind):
             default = "-" if field.default in (None, "", (), msgspec.NODEFAULT) else str(field.default)
             option, variable = settings.option_of(field.name, kind), settings.PREFIX + field.name.upper()
             meaning = typing.get_args(hints[field.name])[1].description
             expected.append([f"`{option}`", f"`{variable}`", default, meaning])
-    rows = docs.table(OPERATIONS, "option")
-    assert [[row[0], row[1], row[2], row[4]] for row in rows] == expected
+    rows = docs.table(OPERATIONS, head)
+    assert [[row[0], row[1], row[2], row[-1]] for row in rows] == expected
 
 
 def test_which_command_has_which_setting(capsys: pytest.CaptureFixture[str]) -> None:
