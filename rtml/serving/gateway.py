@@ -239,11 +239,11 @@ class Gateway:
     async def _start_grpc(self, host: str, port: int) -> int:
         """Listen for gRPC. Raises as `start`."""
         try:
-            from rtml.serving import grpc_server  # an extra, and 40 MB of memory
+            from rtml.serving.grpc_server import Backend, GrpcServer  # an extra, and 40 MB of memory
         except ImportError as error:
             raise ValueError(f"--grpc-port needs gRPC: pip install 'rtml[grpc]' ({error})") from None
         conditions = self._conditions
-        backend = grpc_server.Backend(
+        backend = Backend(
             registry=self.registry,
             inference=self.inference,
             ids=self._ids,
@@ -254,7 +254,7 @@ class Gateway:
             certificates=conditions.certificates,
             reuse_port=conditions.peers is not None,
         )
-        self._grpc = grpc_server.GrpcServer(backend, self._body_max)
+        self._grpc = GrpcServer(backend, self._body_max)
         bound: int = await self._grpc.start(host, port)
         return bound
 

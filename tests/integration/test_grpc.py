@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -494,3 +496,17 @@ async def test_a_port_that_is_taken() -> None:
         with pytest.raises(AddressError, match="gRPC"):
             async with serving(app, grpc_port=served.server.gateway.grpc_port):
                 pass
+
+
+async def test_a_gateway_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rtml.serving.grpc_server", None)
+    async with serving(app):
+        pass
+    with pytest.raises(ValueError, match=r"--grpc-port needs gRPC: pip install 'rtml\[grpc\]'"):
+        async with serving(app, grpc_port=0):
+            pass
+
+
+async def test_nobody_imports_grpc_before_it_is_asked_for() -> None:
+    code = "import sys, rtml.__main__, rtml.serving.running; sys.exit('grpc' in sys.modules or 'google' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
