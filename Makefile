@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
-CODE := rtml tests $(wildcard examples) benchmarks deploy
+CODE := rtml tests $(wildcard examples) benchmarks loadtests deploy
 SEEDS ?= 200
 UV_VERSION := 0.13.9
 
@@ -82,5 +82,5 @@ lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to t
 
 clean: ## remove what builds, tests and runs left; environments too with ALL=1
 	rm -rf build dist out .tools *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find rtml tests benchmarks $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +
+	find rtml tests benchmarks loadtests $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +
 	$(if $(ALL),rm -rf .venv .venv-ray .venv-dask .venv-lock)

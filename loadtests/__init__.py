@@ -1,0 +1,1 @@
+"""Load tests of the serving gateway: requests at planned times, measured from those times."""
