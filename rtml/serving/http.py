@@ -204,6 +204,12 @@ def tightest(*budgets: float | None) -> float | None:
     return min(given) if given else None
 
 
+#: One format is quicker than six fields of an f-string, on the way of every answer.
+_TIMING: Final = (
+    'queue;dur=%.3f, batch;desc="%d", transfer;dur=%.3f, compute;dur=%.3f, serialise;dur=%.3f, total;dur=%.3f'
+)
+
+
 def server_timing(timing: Timing | None, total: float) -> str:
     """The header `Server-Timing`, in milliseconds: where the time of the graph's root went, and the whole.
 
@@ -212,11 +218,9 @@ def server_timing(timing: Timing | None, total: float) -> str:
     """
     if timing is None:
         return f"total;dur={total * 1e3:.3f}"
-    rest = total - timing.queued - timing.transfer - timing.run
-    return (
-        f'queue;dur={timing.queued * 1e3:.3f}, batch;desc="{timing.batch}", transfer;dur={timing.transfer * 1e3:.3f}, '
-        f"compute;dur={timing.run * 1e3:.3f}, serialise;dur={max(0.0, rest) * 1e3:.3f}, total;dur={total * 1e3:.3f}"
-    )
+    queued, transfer, run = timing.queued, timing.transfer, timing.run
+    rest = max(0.0, total - queued - transfer - run)
+    return _TIMING % (queued * 1e3, timing.batch, transfer * 1e3, run * 1e3, rest * 1e3, total * 1e3)
 
 
 async def read_body(request: web.BaseRequest, timeout: float) -> Buffer:
