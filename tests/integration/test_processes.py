@@ -207,6 +207,24 @@ def is_engine_of(entry: Path, parent: int) -> bool:
     return False
 
 
+def test_processes_of_a_gateway_for_an_engine_elsewhere_and_grpc_beside() -> None:
+    grpcclient = pytest.importorskip("tritonclient.grpc")
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    with (
+        running("up", "--preimport", "tests.integration.served_app") as engine,
+        running("gateway", APP, "--processes", "2", "--address", engine.address, "--grpc-port", str(port)) as server,
+    ):
+        assert len({ask_once(server) for _ in range(24)}) == 2
+        for _ in range(6):
+            client = grpcclient.InferenceServerClient(f"127.0.0.1:{port}")
+            assert client.is_model_ready("scale")
+            client.close()
+        server.stop()
+        assert server.process.returncode == 0
+        assert engine.status()["nodes"]
+
+
 def test_processes_end_when_their_supervisor_is_killed() -> None:
     with running("serve", APP, "--processes", "2") as server:
         children = processes_of(server)

@@ -27,7 +27,8 @@ class Server:
     """A running `rtml serve`."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "rtml", *arguments, "--port", "0", "--workers", "2"]
+        command = [sys.executable, "-m", "rtml", *arguments, "--port", "0"]
+        command += ["--workers", "2"] if arguments[0] != "gateway" else []  # that one brings no engine
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self.process.stdout is not None
         self.lines: list[str] = []
