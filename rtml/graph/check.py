@@ -164,6 +164,20 @@ def _live_counts(core: Core) -> Iterable[object]:
             yield function.definition.name, function.users, users[id(function)]
 
 
+def _pins(core: Core) -> Iterable[object]:
+    """A function counts who keeps it, the graphs whose context it is, and the contexts in use that name it."""
+    functions = core.tables.functions
+    pins = Counter({number: len(kept.sessions) for number, kept in core.readiness._kept.items()})
+    graphs = {id(task.graph): task.graph for task in _all_tasks(core) if task.graph.live}
+    pins.update(graph.context.definition.id for graph in graphs.values() if graph.context is not None)
+    for number, function in functions.items():
+        if pins[number] and function.definition.members:
+            named = set(function.definition.members) & functions.keys()
+            pins.update(member for member in named if not functions[member].definition.members)
+    yield from ((number, f.pins, pins[number]) for number, f in functions.items() if f.pins != pins[number])
+    yield from (number for number in pins if pins[number] and number not in functions)
+
+
 def _queue_contents(core: Core) -> Iterable[object]:
     """A worker's queue holds assigned tasks of its own and ghosts; on its stack they are marked as blocked."""
     for worker in core.tables.workers.values():
@@ -501,6 +515,7 @@ INVARIANTS: Final[tuple[Check, ...]] = (
     _owned,
     _children,
     _live_counts,
+    _pins,
     _queue_contents,
     _idle_workers,
     _crowded_workers,

@@ -17,9 +17,21 @@ from typing import Final
 
 from rtml.graph.state import FunctionState, Session, WorkerState, failure
 from rtml.graph.tables import Tables
-from rtml.messages import ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, Forget, Forgot, Keep, Kept, Prepare, Prepared
+from rtml.messages import (
+    ACTOR,
+    ASYNC_ACTOR,
+    ASYNC_EXECUTOR,
+    EXECUTOR,
+    ErrorInfo,
+    Forget,
+    Forgot,
+    Keep,
+    Kept,
+    Prepare,
+    Prepared,
+)
 
-_EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR)
+_EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR, ACTOR, ASYNC_ACTOR)
 
 
 class _Kept:
@@ -228,6 +240,9 @@ class Readiness:
                 continue
             profile = kept.function.profile
             have = [w for w in workers if w.role == profile.role and w.node.could_fit(profile.shape)]
+            if not have and (hopeless := self._hopeless(kept.function)):
+                self._failed(kept, hopeless)
+                continue
             missing = [worker for worker in have if number not in worker.prepared]
             for worker in missing:
                 node = worker.node
@@ -240,6 +255,16 @@ class Readiness:
             if have and not missing and not kept.ready:
                 kept.ready = True
                 self._tell(kept, kept.sessions.values())
+
+    def _hopeless(self, function: FunctionState) -> ErrorInfo | None:
+        """Why no executor can ever have the function; None if one may."""
+        tables, shape = self.tables, function.profile.shape
+        nodes = tables.nodes.values()
+        if not nodes or tables.remotes or any(node.can_grow or node.supervisor is None for node in nodes):
+            return None
+        if any(node.could_fit(shape) for node in nodes):
+            return None
+        return failure("Unschedulable", f"{function.definition.name!r} asks for {shape}, which no node has")
 
     def _regular(self) -> list[WorkerState]:
         """The executors that stay: those beyond a node's cpus are there for a while only, and load what they need."""

@@ -7,6 +7,7 @@ import base64
 import functools
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -298,6 +299,31 @@ async def test_a_swap_is_atomic_for_a_graph_and_no_request_fails(repository: Rep
                 assert found == [int(status)], (status, found)  # of infer: (version, data)
 
 
+@pytest.mark.asyncio
+async def test_executors_killed_during_swaps_cost_no_request(repository: Repository) -> None:
+    repository.put("add", "1", tiny_onnx.adder(1))
+    async with serving(repository.path, control="poll") as served:
+        stopping = False
+        answers: list[Any] = []
+
+        async def load() -> None:
+            while not stopping:
+                answers.append(await served.infer("add"))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(load())
+            for number in range(2, 5):
+                await served.until(lambda: len(_executors(os.getpid())) == 2)
+                served.put("add", str(number), tiny_onnx.adder(number))
+                # One of those that load it, or are about to.
+                os.kill(_executors(os.getpid())[number % 2], signal.SIGKILL)
+                await served.until_version("add", str(number))
+            stopping = True
+        assert {version for version, _ in answers} <= {"1", "2", "3", "4"}
+        assert all(data == [int(version)] for version, data in answers)
+
+
 CONFIG = """
 name: "add"  backend: "onnxruntime"  max_batch_size: 4
 input [ { name: "x" data_type: TYPE_INT64 dims: [ 3 ] } ]
@@ -452,6 +478,27 @@ async def _push(served: Repository, number: int, content: bytes) -> None:
 def _cache(served: Repository) -> str:
     repository: Any = served.gateway.registry.repository
     return str(repository._copies._directory)
+
+
+def _executors(pid: int) -> list[int]:
+    """The processes that run sync tasks here, oldest first: those that have a model open map onnxruntime's library."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != pid:
+            try:
+                if "onnxruntime_pybind" in (entry / "maps").read_text() and _is_below(int(entry.name), pid):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return sorted(found)
+
+
+def _is_below(child: int, pid: int) -> bool:
+    while child > 1:
+        child = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+        if child == pid:
+            return True
+    return False
 
 
 def _children(pid: int) -> list[int]:

@@ -178,3 +178,21 @@ def test_a_new_version_begins_with_what_was_learned_of_the_last(engine: Engine) 
     engine.finish("t", run=0.25)
     keep(engine, MODEL, 103)
     assert engine.core.tables.functions[103].estimate == engine.core.tables.functions[MODEL].estimate is not None
+
+
+def test_what_no_node_can_have_is_an_error(engine: Engine) -> None:
+    engine.define("big", gpu=2.0)
+    engine.post("ann", Define([engine.functions["big"]]), Keep([engine.functions["big"].id]))
+    (told,) = heard(engine, "ann", Kept)
+    assert told.error is not None
+    assert "'big' asks for cpu=1, gpu=2, which no node has" in told.error.message
+
+
+def test_nodes_that_can_grow_may_have_it_later() -> None:
+    engine = Engine(workers=1, can_grow=True)
+    engine.define("big", gpu=1.0)
+    engine.post("ann", Define([engine.functions["big"]]), Keep([engine.functions["big"].id]))
+    assert not heard(engine, "ann", Kept)
+    engine.node(gpu=1.0)
+    done(engine, "w1", engine.functions["big"].id)
+    assert heard(engine, "ann", Kept) == [Kept(engine.functions["big"].id, 1)]
