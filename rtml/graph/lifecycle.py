@@ -454,7 +454,6 @@ class Lifecycle:
             self.keeping.keep(task, result)
         session = task.session
         tables.ended.append((task, result, now))
-        graph = task.graph
         if result.missing:
             graph.missing = _joined(graph.missing, result.missing)
         if graph.plan is not None and graph.id == task.id:
@@ -466,7 +465,8 @@ class Lifecycle:
             tables.dirty[session.id] = session
         else:
             self.keeping.safe(task)  # nobody waits for it
-        self._announce(task, now)
+        if task.dependents is not None or task.watchers is not None:
+            self._announce(task, now)
         task.inputs = None
 
     def arrived(self, proxy: TaskState, result: TaskResult, now: float) -> None:
