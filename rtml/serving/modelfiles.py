@@ -62,8 +62,12 @@ def scan(directories: Sequence[Path]) -> tuple[dict[str, Found], dict[str, str]]
             elif entry.name in found:
                 wrong[entry.name] = f"it is in {found[entry.name].path.parent} and in {directory}"
             else:
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                try:
                     found[entry.name] = look(Path(entry.path))
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                except OSError as error:
+                    wrong[entry.name] = f"its directory cannot be read: {error.strerror or error}"
     return {name: model for name, model in found.items() if name not in wrong}, wrong
 
 

@@ -180,6 +180,8 @@ class ModelRepository:
             if self._wrong.get(name) != reason:
                 _logger.error("model %s: %s", name, reason)
                 self._registry.mark(name, "", "UNAVAILABLE", reason)
+        for name in self._wrong.keys() - wrong.keys():
+            self._registry.unmark(name, "")
         self._wrong = wrong
         before, self._seen = self._seen, found
         if settings.control == "explicit":
@@ -188,7 +190,8 @@ class ModelRepository:
                 self._registry.mark(name, "", "UNAVAILABLE", "it is not in the repository")
             wanted &= found.keys()
         else:
-            wanted = set(found) | self._live.keys()
+            # What is served of a model whose directory is in doubt goes on.
+            wanted = (set(found) | self._live.keys()) - wrong.keys()
         # A half-copied file changes between two looks.
         settled = [name for name in sorted(wanted) if first or before.get(name) == found.get(name)]
         for name in settled:

@@ -127,7 +127,8 @@ async def serving(path: Path, *apps: App, **settings: Any) -> AsyncIterator[Repo
     engine = ClientEngine.open(None, workers=2)
     try:
         gateway = repository.gateway = Gateway(engine, apps or (app,))
-        gateway.open_repository(RepositorySettings((path,), poll_secs=POLL, **settings))
+        settings.setdefault("directories", (path,))
+        gateway.open_repository(RepositorySettings(poll_secs=POLL, **settings))
         port = await gateway.start("127.0.0.1", 0)
         repository.url = f"http://127.0.0.1:{port}"
         async with asyncio.timeout(PATIENCE):
@@ -257,6 +258,23 @@ async def test_a_file_that_still_grows_is_left_alone_and_a_huge_one_refused(repo
             file.truncate(1 << 40)
         await served.until(lambda: served.index().get("huge 1") == "UNAVAILABLE")
         assert "more than 1048576 (--model-bytes-max)" in served.reason("huge", "1")
+
+
+@pytest.mark.asyncio
+async def test_a_directory_in_doubt_leaves_what_runs(repository: Repository, tmp_path: Path) -> None:
+    repository.put("add", "1", tiny_onnx.adder(10))
+    second = tmp_path / "second"
+    second.mkdir()
+    async with serving(repository.path, control="poll", directories=(repository.path, second)) as served:
+        assert await served.infer("add") == ("1", [10])
+        (second / "add").mkdir()
+        await served.until_state("add -", "UNAVAILABLE")
+        await served.looks()
+        assert await served.infer("add") == ("1", [10])
+        (second / "add").rmdir()
+        await served.until(lambda: "add -" not in served.index())
+        served.put("add", "2", tiny_onnx.adder(20))
+        await served.until_version("add", "2")
 
 
 @pytest.mark.asyncio
