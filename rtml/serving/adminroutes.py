@@ -24,7 +24,11 @@ from rtml.serving.together import Together
 
 #: What a handler here does: the request's fields -> the answer.
 Action = Callable[[dict[str, Any]], Awaitable[Any]]
+#: By method.
+Actions = dict[str, Action]
 
+_TRACES: Final = "/v2/trace/setting"
+_EXACT: Final = ("/v2/repository/index", _TRACES, "/v2/logging")
 _MODELS: Final = "/v2/repository/models/"
 _SYSTEM: Final = "/v2/systemsharedmemory/"
 _CUDA: Final = "/v2/cudasharedmemory/"
@@ -89,15 +93,39 @@ class AdminRoutes:
 
     def add_to(self, routes: http.Routes) -> None:
         """Serve these paths."""
-        routes.add("POST", "/v2/repository/index", self._on(self._index))
-        routes.add_below(_MODELS, self._find_model)
-        routes.add_below(_SYSTEM, self._find_system)
-        routes.add_below(_CUDA, self._find_cuda)
-        for method, handler in self.trace_settings(None).items():
-            if method != "HEAD":
-                routes.add(method, "/v2/trace/setting", handler)
-        routes.add("GET", "/v2/logging", self._on(self._logging))
-        routes.add("POST", "/v2/logging", self._on(self._change_logging))
+        for path in _EXACT:
+            for method, action in self._find(path).items():
+                routes.add(method, path, self._on(action))
+        for prefix in (_MODELS, _SYSTEM, _CUDA):
+            routes.add_below(prefix, lambda path: self._methods(self._find(path)))
+
+    async def act(self, method: str, path: str, fields: dict[str, Any]) -> Any:
+        """Do what a request does, for other protocols.
+
+        Args:
+            method: GET or POST.
+            path: Its own.
+            fields: Of its body.
+
+        Raises:
+            HttpError, RtmlError: as the request.
+        """
+        return await self._find(path)[method](fields)
+
+    def _find(self, path: str) -> Actions:
+        """What the methods of a path do."""
+        if path == "/v2/repository/index":
+            return {"POST": self._index}
+        if path.endswith("/trace/setting"):
+            return self._trace_actions(path.removeprefix("/v2/models/").partition("/")[0] if path != _TRACES else None)
+        if path == "/v2/logging":
+            return {"GET": self._logging, "POST": self._change_logging}
+        if path.startswith(_MODELS):
+            return self._find_model(path)
+        return self._find_system(path) if path.startswith(_SYSTEM) else self._find_cuda(path)
+
+    def _methods(self, actions: Actions) -> http.Methods:
+        return {method: self._on(action) for method, action in actions.items()}
 
     def _on(self, action: Action) -> http.Handler:
         """A handler that reads a request's fields, of which there may be none."""
@@ -141,7 +169,7 @@ class AdminRoutes:
             raise InvalidInput(f"ready must be true or false, not {repr(ready)[:40]}")
         return self._registry.index(ready)
 
-    def _find_model(self, path: str) -> http.Methods:
+    def _find_model(self, path: str) -> Actions:
         name, _, verb = path[len(_MODELS) :].rpartition("/")
         if not name or verb not in ("load", "unload"):
             raise http.HttpError(404, f"there is nothing at {path[:200]}", "NotFound")
@@ -164,7 +192,7 @@ class AdminRoutes:
                 await repository.unload(name, dependents)
             return {"name": name, verb: True}
 
-        return {"POST": self._on(act)}
+        return {"POST": act}
 
     def _repository(self) -> Repository:
         if self._registry.repository is None:
@@ -178,7 +206,7 @@ class AdminRoutes:
             raise NotEnabled("shared memory of clients is off here; --allow-shared-memory of the gateway turns it on")
         return self.hands.shared_memory
 
-    def _find_system(self, path: str) -> http.Methods:
+    def _find_system(self, path: str) -> Actions:
         region, verb = _region_of(path, _SYSTEM)
 
         async def status(fields: dict[str, Any]) -> Any:
@@ -198,7 +226,7 @@ class AdminRoutes:
             path, region, verb, {"status": status, "register": register, "unregister": unregister}
         )
 
-    def _find_cuda(self, path: str) -> http.Methods:
+    def _find_cuda(self, path: str) -> Actions:
         region, verb = _region_of(path, _CUDA)
 
         async def nothing(fields: dict[str, Any]) -> Any:
@@ -209,16 +237,18 @@ class AdminRoutes:
 
         return self._region_methods(path, region, verb, {"status": nothing, "register": refuse, "unregister": nothing})
 
-    def _region_methods(self, path: str, region: str | None, verb: str, actions: dict[str, Action]) -> http.Methods:
+    def _region_methods(self, path: str, region: str | None, verb: str, actions: dict[str, Action]) -> Actions:
         if verb not in actions or (verb == "register" and region is None):
             raise http.HttpError(404, f"there is nothing at {path[:200]}", "NotFound")
-        return {"GET" if verb == "status" else "POST": self._on(actions[verb])}
+        return {"GET" if verb == "status" else "POST": actions[verb]}
 
     # --- traces and the log -------------------------------------------------------------------------------------------
 
     def trace_settings(self, model: str | None) -> http.Methods:
         """The handlers of the trace settings, of a model or (None) of all."""
+        return self._methods(self._trace_actions(model))
 
+    def _trace_actions(self, model: str | None) -> Actions:
         async def show(fields: dict[str, Any]) -> Any:
             return self._traces().settings(model)
 
@@ -227,7 +257,7 @@ class AdminRoutes:
             await self._everywhere("trace", model, fields)
             return self._traces().settings(model)
 
-        return {"GET": self._on(show), "POST": self._on(change)}
+        return {"GET": show, "POST": change}
 
     def _traces(self) -> RequestTraces:
         if self.hands.traces is None:

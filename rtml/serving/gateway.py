@@ -248,6 +248,7 @@ class Gateway:
             inference=self.inference,
             ids=self._ids,
             ensembles=self.ensembles,
+            admin=self._admin,
             describe=lambda: self.description,
             ready=lambda: self.ready,
             door=self._door,
@@ -276,7 +277,7 @@ class Gateway:
         self._publish()
         self._hands = Hands.open(self.features, self._body_max, alone=self._conditions.peers is None)
         self.inference.traces = self._hands.traces
-        admin = AdminRoutes(self.registry, self._hands, self.features, reading, self.together)
+        self._admin = admin = AdminRoutes(self.registry, self._hands, self.features, reading, self.together)
         models = ModelRoutes(self.registry, self.inference, self.ensembles, admin, reading, lambda: self._engine.ready)
         models.add_to(routes)  # first: most requests are for these
         admin.add_to(routes)

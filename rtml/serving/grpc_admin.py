@@ -12,6 +12,7 @@ import grpc
 from google.protobuf import json_format
 
 from rtml.serving import grpc_messages, oip
+from rtml.serving.adminroutes import AdminRoutes
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.grpc_calls import Call, Calls
 from rtml.serving.grpc_messages import Message
@@ -20,14 +21,6 @@ from rtml.serving.registry import ModelVersion, Registry
 
 #: Makes the fields of a response, or the response itself.
 Handler = Callable[[Message], Awaitable[Mapping[str, Any]]]
-
-#: Of calls that this gateway does not answer: which, and why.
-_NOT_SERVED: Final = {
-    "SystemSharedMemory": "tensors in shared memory are not enabled here; send them in the request",
-    "CudaSharedMemory": "tensors in CUDA shared memory are not supported; send them in the request",
-    "TraceSetting": "traces are not set here but asked for: run `rtml trace`, or read the server-timing of each reply",
-    "LogSettings": "logs are not set here: they are the gateway's own, see its operator's manual",
-}
 
 #: What HTTP calls them: tokens are good for paths.
 _PATHS: Final = {
@@ -63,6 +56,7 @@ class AdminCalls:
         calls: Those that run.
         registry: What is served.
         ensembles: Knows what graph programs call.
+        admin: Does what changes the server.
         describe: The answer to `GET /v2`.
         ready: Whether requests should be sent here.
     """
@@ -72,12 +66,14 @@ class AdminCalls:
         calls: Calls,
         registry: Registry,
         ensembles: Ensembles,
+        admin: AdminRoutes,
         describe: Callable[[], Mapping[str, Any]],
         ready: Callable[[], bool],
     ) -> None:
         self._calls = calls
         self._registry = registry
         self._ensembles = ensembles
+        self._admin = admin
         self._describe = describe
         self._ready = ready
         self.handlers: dict[str, Handler] = {
@@ -91,11 +87,19 @@ class AdminCalls:
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
+            "SystemSharedMemoryStatus": self._memory("system", "status"),
+            "SystemSharedMemoryRegister": self._memory("system", "register"),
+            "SystemSharedMemoryUnregister": self._memory("system", "unregister"),
+            "CudaSharedMemoryStatus": self._memory("cuda", "status"),
+            "CudaSharedMemoryRegister": self._memory("cuda", "register"),
+            "CudaSharedMemoryUnregister": self._memory("cuda", "unregister"),
+            "TraceSetting": self._traces,
+            "LogSettings": self._log,
         }
 
     def rpc(self, method: grpc_messages.Method) -> Any:
         """The handler of a call, for grpc."""
-        handler = self.handlers.get(method.name) or _not_served(method.name)
+        handler = self.handlers[method.name]
 
         async def answer(request: Message, context: Any) -> Message:
             async def handle(call: Call) -> Message:
@@ -161,13 +165,58 @@ class AdminCalls:
         return {"models": self._registry.index(request.ready)}
 
     async def _load(self, request: Message) -> Mapping[str, Any]:
-        await self._registry.loader().load(request.model_name, _parameters(request))
+        await self._repository(request, "load")
         return {}
 
     async def _unload(self, request: Message) -> Mapping[str, Any]:
-        dependents = bool(_parameters(request).get("unload_dependents", False))
-        await self._registry.loader().unload(request.model_name, dependents)
+        await self._repository(request, "unload")
         return {}
+
+    async def _repository(self, request: Message, verb: str) -> None:
+        path = f"/v2/repository/models/{request.model_name}/{verb}"
+        await self._admin.act("POST", path, {"parameters": _parameters(request)})
+
+    # --- what operators allow -----------------------------------------------------------------------------------------
+
+    def _memory(self, kind: str, verb: str) -> Handler:
+        async def handler(request: Message) -> Mapping[str, Any]:
+            place = f"/region/{request.name}" if request.name else ""
+            fields = {name: getattr(request, name) for name in ("key", "offset", "byte_size") if hasattr(request, name)}
+            method = "GET" if verb == "status" else "POST"
+            found = await self._admin.act(method, f"/v2/{kind}sharedmemory{place}/{verb}", fields)
+            return {"regions": {region["name"]: region for region in found}} if verb == "status" else {}
+
+        return handler
+
+    async def _traces(self, request: Message) -> Mapping[str, Any]:
+        fields = {name: _setting(name, list(setting.value)) for name, setting in request.settings.items()}
+        path = f"/v2/models/{request.model_name}/trace/setting" if request.model_name else "/v2/trace/setting"
+        found = await self._admin.act("POST" if fields else "GET", path, fields)
+        return {"settings": {name: {"value": _texts(value)} for name, value in found.items()}}
+
+    async def _log(self, request: Message) -> Mapping[str, Any]:
+        fields = {}
+        for name, setting in request.settings.items():
+            choice = setting.WhichOneof("parameter_choice")
+            fields[name] = None if choice is None else getattr(setting, choice)
+        found = await self._admin.act("POST" if fields else "GET", "/v2/logging", fields)
+        return {"settings": {name: {_kind(value): value} for name, value in found.items()}}
+
+
+def _setting(name: str, values: list[str]) -> Any:
+    """The value of a trace setting as JSON has it; without one it is as it was at the start."""
+    if name == "trace_level":
+        return values or None
+    return values[0] if values else None
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
+
+
+def _kind(value: Any) -> str:
+    """The field of a log setting for a value."""
+    return {bool: "bool_param", int: "uint32_param"}.get(type(value), "string_param")
 
 
 def _parameters(request: Message) -> dict[str, Any]:
@@ -177,15 +226,6 @@ def _parameters(request: Message) -> dict[str, Any]:
         choice = value.WhichOneof("parameter_choice")
         found[name] = None if choice is None else getattr(value, choice)
     return found
-
-
-def _not_served(name: str) -> Handler:
-    text = next((text for prefix, text in _NOT_SERVED.items() if name.startswith(prefix)), f"{name} is not served here")
-
-    async def handler(request: Message) -> Mapping[str, Any]:
-        raise HttpError(501, text, "NotSupported")
-
-    return handler
 
 
 def _serialize(message: Message) -> bytes:

@@ -70,31 +70,39 @@ class Received:
         self.raw = self.message.raw_input_contents if self.raw is None else self.raw
 
 
-def decode_request(received: Received, specs: Sequence[TensorSpec]) -> oip.Request:
+def decode_request(received: Received, specs: Sequence[TensorSpec], regions: oip.Regions | None = None) -> oip.Request:
     """The request, checked against the model's inputs.
 
     Args:
         received: The message. Arrays of large raw tensors are views of it.
         specs: The model's inputs.
+        regions: Where tensors may lie that are not in the message; None: nowhere.
 
     Raises:
         InvalidInput: it does not fit the model; the message names the tensor.
     """
     sent, raw = received.message, received.raw
-    if raw and len(raw) != len(sent.inputs):
+    places = [read_parameters(tensor.parameters) if tensor.parameters else {} for tensor in sent.inputs]
+    within = sum(oip.REGION not in place for place in places)
+    if raw and len(raw) != within:
         raise InvalidInput(
-            f"raw_input_contents has {len(raw)} entries for {len(sent.inputs)} inputs; one for each, or none at all"
+            f"raw_input_contents has {len(raw)} entries for {within} inputs; one for each that is in the message, "
+            "or none at all"
         )
+    following = iter(raw or ())
     arrays: dict[str, Array] = {}
     datatypes: dict[str, str] = {}
-    for index, tensor in enumerate(sent.inputs):
+    for place, tensor in zip(places, sent.inputs):
         name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
         if name in arrays:
             raise InvalidInput(f"tensor {name!r} is given twice")
-        if raw:
+        if oip.REGION in place:
+            shared = oip.open_regions(regions).read(*oip.region_of(name, place))
+            arrays[name] = tensors.from_bytes(name, datatype, shape, shared)
+        elif raw:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"tensor {name!r} has both contents and raw_input_contents")
-            arrays[name] = tensors.from_bytes(name, datatype, shape, raw[index])
+            arrays[name] = tensors.from_bytes(name, datatype, shape, next(following))
         else:
             arrays[name] = _from_contents(name, datatype, shape, tensor.contents)
         datatypes[name] = datatype
@@ -152,8 +160,10 @@ def write_parameters(entries: Any, parameters: Parameters) -> None:
             entries[name].string_param = msgspec.json.encode(value).decode()
 
 
-def encode_reply(reply: oip.Reply, request: oip.Request) -> tuple[Message, list[Buffer]]:
-    """The reply without its raw contents, and these in order.
+def encode_reply(
+    reply: oip.Reply, request: oip.Request, regions: oip.Regions | None = None
+) -> tuple[Message, list[Buffer]]:
+    """The reply without its raw contents, and these in order; of an output in shared memory they are empty.
 
     Raises:
         InvalidInput: the request asks for an output that the model does not have, or for one in an impossible form.
@@ -165,5 +175,9 @@ def encode_reply(reply: oip.Reply, request: oip.Request) -> tuple[Message, list[
     raw: list[Buffer] = []
     for output, datatype, array in oip.requested(reply, request):
         response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
-        raw.append(tensors.to_bytes(datatype, array))
+        data = tensors.to_bytes(datatype, array)
+        if output.parameters and oip.REGION in output.parameters:
+            oip.open_regions(regions).write(*oip.region_of(output.name, output.parameters), data)
+            data = b""
+        raw.append(data)
     return response, raw

@@ -43,9 +43,13 @@ class InferCalls:
         calls: Those that run.
         registry: What is served.
         inference: Runs it.
+        regions: Memory shared with clients, if that is allowed.
     """
 
-    def __init__(self, calls: Calls, registry: Registry, inference: Inference) -> None:
+    def __init__(
+        self, calls: Calls, registry: Registry, inference: Inference, regions: oip.Regions | None = None
+    ) -> None:
+        self._regions = regions
         self._calls = calls
         self._registry = registry
         self._inference = inference
@@ -61,9 +65,9 @@ class InferCalls:
                 model = self._find(received)
                 progress = call.progress(model.deadline)
                 with counted(model.target, progress, visit):
-                    request = grpc_codec.decode_request(received, model.inputs)
+                    request = grpc_codec.decode_request(received, model.inputs, self._regions)
                     reply = await self._inference.run(model, request, progress)
-                    response, raw = grpc_codec.encode_reply(reply, request)
+                    response, raw = grpc_codec.encode_reply(reply, request, self._regions)
                 context.set_trailing_metadata(call.trailing(visit, progress))
             return grpc_wire.join(response.SerializeToString(), raw)
 
@@ -124,7 +128,7 @@ class InferCalls:
                 model = self._find(received)
                 progress = call.progress(model.deadline, request_id)
                 with counted(model.target, progress, visit):
-                    request = grpc_codec.decode_request(received, model.inputs)
+                    request = grpc_codec.decode_request(received, model.inputs, self._regions)
                     await self._run(model, request, progress, answers)
         except Exception as error:
             http.log_error("ModelStreamInfer", request_id, error)
@@ -145,20 +149,19 @@ class InferCalls:
         decoupled = bool(model.config.get("model_transaction_policy", {}).get("decoupled"))
         empty_final = request.parameters.pop(_EMPTY_FINAL, False)
         async for reply in self._inference.stream(model, request, progress):
-            await answers.put(_stream_response(reply, request, final=not decoupled))
+            await answers.put(self._stream_response(reply, request, final=not decoupled))
         if decoupled and empty_final:
             # Nobody knows of an answer that it is the last before the model has ended, so the end is one of its own.
             final = InferResponse(model_name=model.name, model_version=model.version, id=request.id)
             final.parameters[_FINAL].bool_param = True
             await answers.put(grpc_wire.stream_response(final.SerializeToString()))
 
+    def _stream_response(self, reply: oip.Reply, request: oip.Request, *, final: bool) -> bytes:
+        response, raw = grpc_codec.encode_reply(reply, request, self._regions)
+        response.parameters[_FINAL].bool_param = final
+        return grpc_wire.stream_response(grpc_wire.join(response.SerializeToString(), raw))
+
 
 def _path(received: Received) -> str:
     """What HTTP calls the request."""
     return f"/v2/models/{received.message.model_name}/infer"
-
-
-def _stream_response(reply: oip.Reply, request: oip.Request, *, final: bool) -> bytes:
-    response, raw = grpc_codec.encode_reply(reply, request)
-    response.parameters[_FINAL].bool_param = final
-    return grpc_wire.stream_response(grpc_wire.join(response.SerializeToString(), raw))

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from rtml.link import AddressError
 from rtml.serving import grpc_messages, http
+from rtml.serving.adminroutes import AdminRoutes
 from rtml.serving.ensembles import Ensembles
 from rtml.serving.front import Door
 from rtml.serving.grpc_admin import AdminCalls
@@ -44,6 +45,8 @@ class Backend(NamedTuple):
     inference: Inference
     ids: http.RequestIds
     ensembles: Ensembles
+    #: Does what changes the server, as far as it is allowed.
+    admin: AdminRoutes
     #: The answer to `GET /v2`.
     describe: Callable[[], Mapping[str, Any]]
     #: Whether requests should be sent here.
@@ -123,8 +126,10 @@ class GrpcServer:
 
     def _inference_service(self) -> Any:
         backend = self._backend
-        admin = AdminCalls(self._calls, backend.registry, backend.ensembles, backend.describe, backend.ready)
-        infer = InferCalls(self._calls, backend.registry, backend.inference)
+        admin = AdminCalls(
+            self._calls, backend.registry, backend.ensembles, backend.admin, backend.describe, backend.ready
+        )
+        infer = InferCalls(self._calls, backend.registry, backend.inference, backend.admin.hands.shared_memory)
         # These two read and write bytes: their messages are taken apart and put together here.
         handlers = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(infer.infer),

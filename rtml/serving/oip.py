@@ -40,7 +40,8 @@ _PRIORITY_MIN: Final = -(1 << 31)
 #: Classes that one output may be answered with: each is text that is made for it.
 _CLASSES_MAX: Final = 100_000
 
-_REGION: Final = "shared_memory_region"
+#: The parameter of a tensor that is not in the body.
+REGION: Final = "shared_memory_region"
 
 #: The name of the header that ends the JSON part of a body.
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
@@ -221,12 +222,12 @@ def _decode_inputs(
             raise InvalidInput(f"tensor {tensor.name!r} is given twice")
         parameters = tensor.parameters or {}
         size = parameters.get("binary_data_size")
-        if _REGION in parameters:
+        if REGION in parameters:
             if tensor.data or size is not None:
                 raise InvalidInput(f"tensor {tensor.name!r} is in shared memory and in the body, too")
             if all(tensor.name != spec.name for spec in specs):  # a small request must not have large copies made
                 raise InvalidInput(f"input {tensor.name!r} is unknown; the model takes {_names(specs)}")
-            shared = _open_regions(regions).read(*region_of(tensor.name, parameters))
+            shared = open_regions(regions).read(*region_of(tensor.name, parameters))
             arrays[tensor.name] = tensors.from_bytes(tensor.name, tensor.datatype, tensor.shape, shared)
             continue
         if size is None:
@@ -256,17 +257,18 @@ def region_of(name: str, parameters: Parameters) -> tuple[str, int, int]:
     Raises:
         InvalidInput: its parameters do not say that well.
     """
-    region = parameters[_REGION]
+    region = parameters[REGION]
     offset, size = parameters.get("shared_memory_offset", 0), parameters.get("shared_memory_byte_size")
     if not isinstance(region, str):
-        raise InvalidInput(f"tensor {name!r}: {_REGION} must be the name of a region, not {repr(region)[:40]}")
+        raise InvalidInput(f"tensor {name!r}: {REGION} must be the name of a region, not {repr(region)[:40]}")
     for what, number in (("offset", offset), ("byte_size", size)):
         if not _is_number(number):
             raise InvalidInput(f"tensor {name!r}: shared_memory_{what} must be a number, not {repr(number)[:40]}")
     return region, offset, size  # type: ignore[return-value]  # numbers, as was just checked
 
 
-def _open_regions(regions: Regions | None) -> Regions:
+def open_regions(regions: Regions | None) -> Regions:
+    """The regions, or `NotEnabled`."""
     if regions is None:
         raise NotEnabled("shared memory of clients is off here; --allow-shared-memory of the gateway turns it on")
     return regions
@@ -366,10 +368,10 @@ def encode_reply(reply: Reply, request: Request, regions: Regions | None = None)
     for output, datatype, array in requested(reply, request):
         description: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": array.shape}
         parameters = output.parameters or {}
-        if _REGION in parameters:
+        if REGION in parameters:
             # Nothing more is said of it: Triton's C++ client stops at parameters without binary_data_size.
             place = region_of(output.name, parameters)
-            _open_regions(regions).write(*place, tensors.to_bytes(datatype, array))
+            open_regions(regions).write(*place, tensors.to_bytes(datatype, array))
             described.append(description)
             continue
         as_bytes = parameters.get("binary_data", request.binary)

@@ -221,17 +221,6 @@ class Registry:
             raise HttpError(404, f"model {name!r} has no version {version!r}, only {', '.join(known)}", "UnknownModel")
         raise HttpError(404, f"there is no model {name!r}, see GET /v2/models", "UnknownModel")
 
-    def loader(self) -> Repository:
-        """What loads and unloads models.
-
-        Raises:
-            HttpError: 501, there is no repository.
-        """
-        if self.repository is None:
-            message = "this gateway has no model repository: it serves what its apps say, for as long as it runs"
-            raise HttpError(501, message, "NotSupported")
-        return self.repository
-
     def names(self) -> list[str]:
         """The models of which a version is ready."""
         return list(self._ready)

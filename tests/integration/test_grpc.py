@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,6 +27,8 @@ from rtml.errors import ConnectionLost, InvalidInput
 from rtml.link import AddressError
 from rtml.serving import App
 from rtml.serving.app import TensorSpec
+from rtml.serving.conditions import Conditions
+from rtml.serving.features import Features
 from rtml.serving.grpc_messages import message
 from tests.integration.gateways import Server, serving
 
@@ -186,12 +190,14 @@ async def test_unknown_models_are_not_found() -> None:
             assert (await failure(awaited))[0] == "NOT_FOUND"
 
 
-async def test_what_is_not_served_says_so() -> None:
+async def test_what_is_not_allowed_says_so() -> None:
     async with serving_grpc() as served:
         client = served.client
+        assert not (await client.get_cuda_shared_memory_status()).regions
         for awaited in (
             client.register_system_shared_memory("a", "/b", 1),
-            client.get_cuda_shared_memory_status(),
+            client.get_system_shared_memory_status(),
+            client.register_cuda_shared_memory("a", b"AAAA", 0, 1),
             client.get_trace_settings(),
             client.update_log_settings({"log_info": True}),
             client.load_model("total"),
@@ -199,7 +205,42 @@ async def test_what_is_not_served_says_so() -> None:
         ):
             code, message = await failure(awaited)
             assert code == "UNIMPLEMENTED"
-            assert " not " in message or " no " in message
+            assert "--" in message or "cannot be registered" in message
+
+
+async def test_shared_memory_traces_and_the_log_where_they_are_allowed(tmp_path: Path) -> None:
+    features = Features(shared_memory=True, trace=True, trace_file=str(tmp_path / "trace"), logging=True)
+    values = np.arange(5, dtype="f4")
+    async with serving_grpc(conditions=Conditions(features=features)) as served:
+        client = served.client
+        # Not by the client's own helper: it starts a process that watches over the memory.
+        regions = {name: Path(f"/dev/shm/test-{os.getpid()}-{name}") for name in ("in", "out")}
+        try:
+            for name, region in regions.items():
+                region.write_bytes(values.tobytes().ljust(64))
+                await client.register_system_shared_memory(name, f"/test-{os.getpid()}-{name}", 64)
+            status = (await client.get_system_shared_memory_status()).regions
+            assert (status["in"].key, status["in"].byte_size) == (f"/test-{os.getpid()}-in", 64)
+            sent = aio_client.InferInput("x", [5], "FP32")
+            sent.set_shared_memory("in", 20)
+            wanted = aio_client.InferRequestedOutput("y")
+            wanted.set_shared_memory("out", 4, offset=8)
+            result = await client.infer("total", [sent], outputs=[wanted])
+            assert not result.get_response().raw_output_contents[0]
+            assert np.frombuffer(regions["out"].read_bytes()[8:12], "f4") == [10]
+            sent.set_shared_memory("in", 100)
+            assert (await failure(client.infer("total", [sent])))[0] == "INVALID_ARGUMENT"
+            await client.unregister_system_shared_memory("in")
+            assert set((await client.get_system_shared_memory_status()).regions) == {"out"}
+        finally:
+            for region in regions.values():
+                region.unlink()
+        settings = await client.update_trace_settings("total", {"trace_level": ["TIMESTAMPS"], "trace_rate": "7"})
+        assert list(settings.settings["trace_level"].value) == ["TIMESTAMPS"]
+        assert list((await client.get_trace_settings("total")).settings["trace_rate"].value) == ["7"]
+        log = await client.update_log_settings({"log_verbose_level": 1, "log_warning": False})
+        assert log.settings["log_verbose_level"].uint32_param == 1
+        assert not (await client.get_log_settings()).settings["log_warning"].bool_param
 
 
 async def test_health_and_reflection() -> None:
