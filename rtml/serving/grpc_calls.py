@@ -9,6 +9,7 @@ the HTTP side, too: `Calls.request` holds them around each request, of which a s
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ _CODES: Final = {
 #: Characters of an error's message: it travels in a header, of which a peer may refuse more than 8 KiB, and each byte
 #: of what is not ASCII takes three.
 _DETAILS_MAX: Final = 500
+#: The same for the facts beside the message.
+_FACTS_MAX: Final = 2000
 
 
 class Call:
@@ -227,7 +230,14 @@ class Calls:
 
 def trailing_of(call: Call, failure: http.Failure) -> tuple[tuple[str, str], ...]:
     """The trailing metadata of a call that failed."""
-    trailing = ((http.REQUEST_ID, call.id), ("rtml-error-type", failure.kind[:_DETAILS_MAX]))
+    trailing: tuple[tuple[str, str], ...] = (
+        (http.REQUEST_ID, call.id),
+        ("rtml-error-type", failure.kind[:_DETAILS_MAX]),
+    )
+    if failure.details:
+        facts = json.dumps(failure.details)  # in ASCII, as headers are
+        if len(facts) <= _FACTS_MAX:
+            trailing = (*trailing, ("rtml-error-details", facts))
     after = failure.headers.get("Retry-After")
     if after is None:
         return trailing

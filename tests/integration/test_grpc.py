@@ -23,7 +23,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 import rtml
-from rtml.errors import ConnectionLost, InvalidInput
+from rtml.errors import ConnectionLost, InvalidInput, Overloaded
 from rtml.link import AddressError
 from rtml.serving import App
 from rtml.serving.app import TensorSpec
@@ -80,6 +80,8 @@ def fail(x: Any) -> Any:
     kind = x[0].decode()
     if kind == "input":
         raise InvalidInput("the page is empty")
+    if kind == "overloaded":
+        raise Overloaded("too late", predicted=0.5, retry_after=2.5)
     if kind == "lost":
         raise ConnectionLost("nobody at unix:/secret")
     raise ZeroDivisionError("division by zero")
@@ -357,6 +359,17 @@ async def test_clients_are_told_when_to_come_back() -> None:
         trailing = dict(caught.value.trailing_metadata())
         assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("1", "1000")
         assert (trailing["x-request-id"], trailing["rtml-error-type"]) == ("mine", "ConnectionLost")
+
+
+async def test_refused_requests_say_what_was_predicted() -> None:
+    async with serving_grpc() as served:
+        request = service_pb2.ModelInferRequest(model_name="fail")
+        request.inputs.add(name="x", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"overloaded")
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE") as caught:
+            await served.client._client_stub.ModelInfer(request)
+        trailing = dict(caught.value.trailing_metadata())
+        assert trailing["retry-after"] == "3"
+        assert "0.5" in trailing["rtml-error-details"]
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\xff" * 100_000, b""])
