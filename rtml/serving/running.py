@@ -232,6 +232,8 @@ def _places(apps: Sequence[App], http: HttpSettings, port: int, address: str) ->
             yield f"  POST {url}/v2/models/{model}/infer"
         for path in app.endpoints:
             yield f"  POST {url}{path}"
-    yield f"metrics: {url}/metrics, health: {url}/healthz and /readyz"
+    yield f"metrics: {url}/metrics, health: {url}/healthz and /readyz, description: {url}/docs"
+    if http.grpc_port:
+        yield f"gRPC: {http.host}:{http.grpc_port}"
     yield f"engine: {address}"
     yield f"serving on {url}"

@@ -52,6 +52,7 @@ def served() -> Iterator[Served]:
 
 
 def test_inference_by_a_real_engine(served: Served) -> None:
+    assert f"gRPC: 127.0.0.1:{served.port}" in served.server.lines
     a = np.arange(100_000, dtype="f4")
     found = served.infer("scale", a=a, b=a)
     assert (found.as_numpy("product") == a * a).all()
