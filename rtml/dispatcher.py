@@ -237,6 +237,9 @@ class Dispatcher:
                 self.metrics.peers.labels(role).value = snapshot["peers"].get(role, 0)
             for reason, deaths in self.core.deaths.items():
                 self.metrics.deaths.labels(reason).value = deaths
+            hedging = self.core.hedging
+            for outcome, count in (("won", hedging.won), ("lost", hedging.lost), ("capped", hedging.capped)):
+                self.metrics.hedges.labels(outcome).value = count
             self.metrics.wasted.labels().value = self.core.tables.wasted
             self.metrics.loop_lag.labels().observe_all(list(self.core.lags))
             self.core.lags.clear()

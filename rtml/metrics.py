@@ -470,6 +470,7 @@ class DispatcherMetrics(Metrics):
             "rtml_predicted_minus_actual_seconds", "What was predicted of a graph, less what it took.", of, AROUND_ZERO
         )
         self.wasted = Counter("rtml_wasted_compute_seconds", "Executors' time for what nobody wanted any more.")
+        self.hedges = Counter("rtml_hedge", "Second attempts beside slow ones, by how it ended.", ("outcome",))
         self.live = Gauge("rtml_tasks_live", "Tasks that have not ended, by state.", ("state",))
         self.executors = Gauge("rtml_executors", "Executor processes, by role and state.", ("role", "state"))
         self.peers = Gauge("rtml_peers", "Connections, by role.", ("role",))

@@ -504,6 +504,22 @@ def _actors_served(core: Core) -> Iterable[object]:
             yield worker.id, "is idle while", task.id, "waits"
 
 
+def _pairs(core: Core) -> Iterable[object]:
+    """A spare is a later attempt of an assigned task, on another worker, and is in no table but that worker's queue."""
+    for task in _all_tasks(core):
+        if task.spare or (task.pair is not None and task.state is not State.ASSIGNED):
+            yield task.id, "is a spare" if task.spare else "has a spare, and is", State.NAMES[task.state]
+    for worker in core.tables.workers.values():
+        for task in worker.queue.values():
+            first = task.pair
+            if not task.spare or task.state is State.DONE:
+                continue
+            if first is None or first.pair is not task or first.attempt >= task.attempt or first.worker is worker:
+                yield task.id, "is a spare of", first
+        if any(task.spare for task, _ in worker.stack):
+            yield worker.id, "has a blocked spare"
+
+
 #: I1, I2, ... in this order.
 INVARIANTS: Final[tuple[Check, ...]] = (
     _tasks_by_id,
@@ -539,6 +555,7 @@ INVARIANTS: Final[tuple[Check, ...]] = (
     _actors,
     _calls_in_order,
     _actors_served,
+    _pairs,
 )
 
 

@@ -5,13 +5,14 @@
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
-with everything known), then each peer gets one frame. Eight parts share the tables and own the decisions:
+with everything known), then each peer gets one frame. Ten parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
     Lifecycle    a task from submission to its one result
     Admission    which graphs are let in, and what was learned of them
     Keeping      what is kept for whom, and when it is forgotten
     Actors       tasks that go on until their actor ends, and the calls on them
+    Hedging      which attempts get a second one beside them
     Placement    which ready task runs where, and in which batch
     Workforce    what each executor has and occupies
     Recovery     what is known again after a restart
@@ -30,6 +31,7 @@ from typing import Any
 
 from rtml.graph.actors import Actors
 from rtml.graph.admission import Admission
+from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
@@ -124,8 +126,16 @@ class Core:
         self.readiness = Readiness(self.tables)
         self.admission = Admission(self.tables, scheduling)
         self.actors = Actors(self.tables, self.workforce, self.placement, self.pools)
+        self.hedging = Hedging(self.tables, self.workforce, self.placement)
         self.lifecycle = Lifecycle(
-            self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission, self.actors
+            self.tables,
+            self.workforce,
+            self.placement,
+            self.keeping,
+            self.readiness,
+            self.admission,
+            self.actors,
+            self.hedging,
         )
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
         self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
@@ -367,7 +377,10 @@ class Core:
         task = worker.queue.get(message.task)
         if worker.role != EXECUTOR:
             return  # it holds nothing that could be lent out
-        if task is not None and task.attempt == message.attempt:
+        if task is not None and task.attempt == message.attempt and task.spare:
+            # It is there to be quick, not to wait; and its children would be run for the other one.
+            self.hedging.drop(task, now)
+        elif task is not None and task.attempt == message.attempt:
             if task.graph.plan is not None and worker.role == EXECUTOR:
                 task.graph.plan.charge(now - worker.head_since)
             self.workforce.blocked(worker, task, message.inline)

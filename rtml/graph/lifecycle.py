@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from rtml.graph.actors import Actors
 from rtml.graph.admission import MISSING_MAX, Admission, missing_steps
 from rtml.graph.facts import completed_key, timing
+from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
 from rtml.graph.readiness import Readiness
@@ -67,6 +68,7 @@ class Lifecycle:
         readiness: Readiness,
         admission: Admission,
         actors: Actors,
+        hedging: Hedging,
     ) -> None:
         self.tables = tables
         self.readiness = readiness
@@ -74,6 +76,8 @@ class Lifecycle:
         self.placement = placement
         self.keeping = keeping
         self.admission = admission
+        self.hedging = hedging
+        hedging.revoke = self._revoke
         self.policy = admission.policy
         self.actors = actors
         actors.fail = self.fail
@@ -333,6 +337,14 @@ class Lifecycle:
 
     def conclude(self, task: TaskState, receipt: Receipt, result: TaskResult, now: float) -> None:
         """An assigned task's attempt has ended: so does the task, or it is tried again."""
+        if task.pair is not None:
+            winner = self.hedging.decide(task, result, now)
+            if winner is None:
+                self.tables.wasted += result.run
+                self.keeping.settle(receipt)
+                self.keeping.discard(receipt.worker, result)
+                return
+            task = winner
         if result.outcome == ERROR and result.retryable and task.failures < task.profile.retries:
             self.keeping.settle(receipt)
             task.failures += 1
@@ -343,11 +355,17 @@ class Lifecycle:
 
     def again(self, task: TaskState, now: float) -> None:
         """Put a task whose attempt ended without a result back among the ready ones."""
+        if task.spare:
+            self.hedging.gone(task)
+            return
         task.worker = None
         task.blocked = False
         if task.children:
             for child in list(task.children.values()):
                 self.cancel_tree(child, "the task that submitted it is run again")
+        if task.pair is not None and self.hedging.promote(task):
+            return
+        task.attempt = max(task.attempt, task.attempts)
         if task.waiting:
             task.move(State.WAITING)
         else:
@@ -425,6 +443,8 @@ class Lifecycle:
         """The one way to DONE. Ends that follow from it are left for `drain`."""
         tables = self.tables
         before = task.state
+        if task.pair is not None:
+            self.hedging.drop(task, now)
         if before is State.ASSIGNED:
             if task.receipt is None and task.hosted is None:
                 self._revoke(task, now)

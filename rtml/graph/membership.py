@@ -319,7 +319,9 @@ class Membership:
         for task in lost:
             if task.state is State.DONE:
                 continue
-            if blameless:
+            if task.spare:
+                self.lifecycle.hedging.gone(task)
+            elif blameless:
                 self.lifecycle.again(task, now)
             elif task in inside and len(inside) == 1:
                 self._charge(task, message.reason, now)

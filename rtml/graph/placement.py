@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
@@ -64,6 +65,8 @@ class Placement:
         self.pools = pools
         self.workforce = workforce
         self.scheduling = scheduling
+        #: set by `Hedging`: an attempt of a function that may be hedged was handed over
+        self.on_hedgeable: Callable[[TaskState, float], None]
         self._lanes: dict[Any, Lane] = {}
         #: lanes with ready tasks
         self._active: dict[Any, Lane] = {}
@@ -200,14 +203,18 @@ class Placement:
         if lane.batch and not self._batch_due(lane, now):
             return False
         first = lane.pop()
-        worker = self._pick_idle(first)
+        worker = self.pick_idle(first)
         if worker is None:
             lane.unpop(first)
             return False
         self.assign(worker, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
 
-    def _pick_idle(self, task: TaskState) -> WorkerState | None:
+    def wanted(self, role: str) -> bool:
+        """Whether ready tasks wait for executors of this role."""
+        return any(lane.count and lane.profile.role == role for lane in self._active.values())
+
+    def pick_idle(self, task: TaskState) -> WorkerState | None:
         """The executor that became idle last among those that know the function, else the one that became idle last."""
         shape = task.profile.shape
         function = task.function.definition.id
@@ -385,6 +392,8 @@ class Placement:
             else:
                 cost = function.estimate or UNKNOWN_COST
             workforce.hand_over(worker, task, task.attempt + 1, cost, now)
+            if task.profile.hedge and not batch and worker.role == EXECUTOR:
+                self.on_hedgeable(task, now)
             spec = task.spec
             worker.outgoing.append(
                 Attempt(

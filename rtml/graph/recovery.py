@@ -92,6 +92,11 @@ class Recovery:
             if task is not None and self._adopt(task, worker, attempt, now):
                 self._release(task_id)
             else:
+                other = self._held.get(task_id)
+                if other is not None and other[0] is not worker:
+                    # A task and its spare: the first one that is known goes on.
+                    self._revoke(task_id, worker, attempt)
+                    continue
                 self._held[task_id] = (worker, attempt)
                 worker.unclaimed.add(task_id)
         self._run(now)

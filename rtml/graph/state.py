@@ -115,7 +115,18 @@ class Profile:
 class FunctionState:
     """A function and what was learned about it."""
 
-    __slots__ = ("cost", "definers", "definition", "estimate", "forecast", "managed", "pins", "profile", "users")
+    __slots__ = (
+        "cost",
+        "definers",
+        "definition",
+        "estimate",
+        "forecast",
+        "managed",
+        "pins",
+        "profile",
+        "runs",
+        "users",
+    )
 
     def __init__(self, definition: Function, profile: Profile, cost: Any) -> None:
         self.definition = definition
@@ -126,6 +137,8 @@ class FunctionState:
         self.cost = cost
         #: of graphs that begin with it (`predict.Forecast`); None until one was to be planned
         self.forecast: Any = None
+        #: run times (`predict.Quantiles`), if it may be hedged and has begun to run
+        self.runs: Any = None
         #: live tasks
         self.users = 0
         #: submitters that keep it, live graphs whose context it is, contexts in use that name it
@@ -247,6 +260,11 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     #: the actor that it is a call on; the actor that it created
     actor: ActorState | None = None
     hosted: ActorState | None = None
+    #: the other one of a task and its spare (`rtml.graph.hedging`), while both run; and whether this is the spare
+    pair: TaskState | None = None
+    spare: bool = False
+    #: the highest attempt number that was given away, if that was to a spare
+    attempts: int = 0
 
     def move(self, state: int) -> None:
         """Change the state: the only place that does."""

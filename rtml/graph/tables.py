@@ -44,6 +44,7 @@ class Limits(NamedTuple):
     cancel_grace: float = 10.0
     recovery: float = 5.0
     tenant_graphs_max: int = 10_000
+    hedge_share: float = 0.05
 
 
 #: What each limit bounds, for people.
@@ -59,6 +60,7 @@ LIMITS_HELP: Final[dict[str, str]] = {
     "cancel_grace": "seconds unwanted code may ignore its cancellation before its process is ended",
     "recovery": "seconds after a restart of the dispatcher in which peers say what they hold",
     "tenant_graphs_max": "unfinished graphs of one tenant, above which its submissions are refused",
+    "hedge_share": "portion of the attempts of functions with hedge= that may have a second one beside them",
 }
 
 

@@ -123,6 +123,8 @@ class Workforce:
             function = task.function
             if task.batch_size == 1 and not task.profile.batch:
                 function.estimate = high_estimate(function.estimate, result.run)
+                if function.runs is not None:
+                    function.runs.observe(result.run)
             elif task.batch_head:
                 function.cost.observe(task.batch_items, result.run)
         self._freed(worker, task, now)

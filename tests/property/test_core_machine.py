@@ -7,6 +7,7 @@ each executor was told. It says what may be handed out, what each result must be
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -65,12 +66,13 @@ from rtml.messages import (
 )
 
 CPUS = 2
-PLAIN, HALF, GPU, BATCH = 1, 2, 3, 4
+PLAIN, HALF, GPU, BATCH, HEDGED = 1, 2, 3, 4, 5
 FUNCTIONS = [
     Function(PLAIN, "plain", "m:f"),
     Function(HALF, "half", "m:f", options=Options(cpu=0.5)),
     Function(GPU, "gpu", "m:f", options=Options(cpu=0.0, gpu=1.0)),
     Function(BATCH, "batch", "m:f", options=Options(batch=3)),
+    Function(HEDGED, "hedged", "m:f", options=Options(hedge=0.3)),
 ]
 FUNCTION_IDS = st.sampled_from([function.id for function in FUNCTIONS])
 SUPERVISOR_PEER = 1
@@ -103,6 +105,7 @@ class Submitted:
     deadline: float | None = None
     result: TaskResult | None = None
     attempts: int = 0
+    hedged: bool = False
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -112,7 +115,8 @@ class CoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = Core(7, Limits(session_grace=1.0, worker_grace=1.0))
+        self.core = Core(7, Limits(session_grace=1.0, worker_grace=1.0, hedge_share=1.0))
+        self.core.hedging.runs_min = 1
         self.now = 10.0
         self.peers = 10
         self.sequences = {2: 0, 3: 0}
@@ -188,7 +192,9 @@ class CoreMachine(RuleBasedStateMachine):
         assert task.result is None, "exactly one result"
         task.result = result
         if result.outcome == OK:
-            assert result.attempt == task.attempts, "the result of the current attempt"
+            # Of two that run at a time either may win; a third one begins when the first has failed.
+            current = range(task.attempts - 1, task.attempts + 1) if task.hedged else [task.attempts]
+            assert result.attempt in current, "the result of the current attempt"
             assert result.payload == b"%d.%d" % (result.id, result.attempt)
         if result.outcome == EXPIRED:
             assert self.deadline(task) is not None
@@ -225,6 +231,7 @@ class CoreMachine(RuleBasedStateMachine):
         deadline=st.sampled_from([None, None, None, 0.0, 0.5, 5.0]),
         priority=st.sampled_from([None, 1, -1]),
         retries=st.sampled_from([None, 0]),
+        root=st.sampled_from([{}, {}, {"admission": True}, {"admission": True, "tenant": "a"}, {"tenant": "b"}]),
     )
     def submit(
         self,
@@ -234,10 +241,11 @@ class CoreMachine(RuleBasedStateMachine):
         deadline: float | None,
         priority: int | None,
         retries: int | None,
+        root: dict[str, Any],
     ) -> int:
         self.sequences[peer] += 1
         task = Task(task_id(peer, self.sequences[peer]), function, b"", items=1)
-        task.options = Options(deadline=deadline, priority=priority, retries=retries)
+        task.options = Options(deadline=deadline, priority=priority, retries=retries, **root)
         self.send_task(peer, task, deps, None if deadline is None else self.now + deadline)
         return task.id
 
@@ -245,7 +253,8 @@ class CoreMachine(RuleBasedStateMachine):
         # Only what the dispatcher has certainly kept: results of others may be forgotten.
         deps = [dep for dep in deps if self.core.tables.tasks.get(dep) is not None]
         task.deps = [(dep, None) for dep in deps] or None
-        self.known[task.id] = Submitted(task.id, peer, deps, task.parent, deadline)
+        hedged = task.function == HEDGED
+        self.known[task.id] = Submitted(task.id, peer, deps, task.parent, deadline, hedged=hedged)
         self.tell(peer, Submit([task]))
 
     @precondition(lambda self: any(executor.queue for executor in self.executors.values()))

@@ -27,6 +27,8 @@ class Dispatcher:
         self._unchecked = 0
         #: of this incarnation: task -> number of the attempt handed out last
         self._attempts: dict[int, int] = {}
+        #: and that of the attempt beside which it was, if it was a spare
+        self._beside: dict[int, int] = {}
         #: of this incarnation: task -> (outcome, attempt, payload)
         self._results: dict[int, tuple[object, ...]] = {}
         self._serials: dict[int, int] = {}
@@ -38,10 +40,15 @@ class Dispatcher:
         settings = self.world.settings
         self.epoch += 1
         limits = Limits(
-            session_grace=settings.session_grace, worker_grace=settings.worker_grace, recovery=settings.recovery
+            session_grace=settings.session_grace,
+            worker_grace=settings.worker_grace,
+            recovery=settings.recovery,
+            hedge_share=1.0,
         )
         self.core = Core(self.epoch, limits)
+        self.core.hedging.runs_min = 1
         self._attempts.clear()
+        self._beside.clear()
         self._results.clear()
         self._serials.clear()
         self.world.log("dispatcher", "starts, epoch", self.epoch)
@@ -144,13 +151,18 @@ class Dispatcher:
                 if not self.world.sessions_end and attempt.id in self._results:
                     raise Violation(f"task {attempt.id} is handed out after its end")
                 self._attempts[attempt.id] = attempt.attempt
+                self._beside.pop(attempt.id, None)
+                task = None if self.core is None else self.core.tables.tasks.get(attempt.id)
+                if task is not None and task.pair is not None and task.pair.attempt == attempt.attempt:
+                    self._beside[attempt.id] = task.attempt
         elif isinstance(message, Results):
             for result in message.results:
                 self._inspect_result(result)
 
     def _inspect_result(self, result: TaskResult) -> None:
         handed_out = self._attempts.get(result.id)
-        if result.outcome == OK and handed_out not in {None, result.attempt}:
+        expected = {None, result.attempt}
+        if result.outcome == OK and handed_out not in expected and self._beside.get(result.id) not in expected - {None}:
             raise Violation(f"task {result.id}: result of attempt {result.attempt}, not of {handed_out}")
         if result.outcome == CANCELLED and result.error is None:
             return  # somebody who came back cancelled what is not known

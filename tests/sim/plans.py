@@ -12,7 +12,7 @@ from random import Random
 from rtml.messages import ActorOptions, Function, Options
 
 PLAIN, QUICK, HALF, GPU, DISK, BATCH, DELAYED, ASYNC, LIMITED, WHOLE_GPU = range(100, 110)
-CLASS, LOOPING, ADD = range(110, 113)
+CLASS, LOOPING, ADD, HEDGED = range(110, 114)
 
 #: The functions of all programs. Labels and fractions are only taken by leaves: two parents that wait for what the
 #: other holds would be the program's own deadlock.
@@ -32,10 +32,11 @@ FUNCTIONS: dict[int, Function] = {
         Function(CLASS, "class", "m:class"),
         Function(LOOPING, "looping", "m:looping", asynchronous=True),
         Function(ADD, "add", method="add"),
+        Function(HEDGED, "hedged", "m:hedged", options=Options(hedge=0.3)),
     )
 }
-_LEAVES = (PLAIN, PLAIN, QUICK, QUICK, QUICK, HALF, GPU, DISK, BATCH, BATCH, DELAYED, ASYNC, LIMITED)
-_PARENTS = (PLAIN, PLAIN, PLAIN, QUICK, HALF, ASYNC, ASYNC)
+_LEAVES = (PLAIN, PLAIN, QUICK, QUICK, QUICK, HALF, GPU, DISK, BATCH, BATCH, DELAYED, ASYNC, LIMITED, HEDGED, HEDGED)
+_PARENTS = (HEDGED, PLAIN, PLAIN, PLAIN, QUICK, HALF, ASYNC, ASYNC)
 
 #: These must not wait for other tasks: they hold what those may need, or share a call with them.
 _NEVER_WAIT = frozenset({GPU, DISK, BATCH, DELAYED})
@@ -110,6 +111,8 @@ class Plan:
         }.get(self.fault, set())
         if self.options is not None and self.options.deadline is not None:
             found = found | {"DeadlineExceeded"}
+            if self.options.admission:
+                found = found | {"Overloaded"}
         if self.cancel_after is not None:
             found = found | {"TaskCancelled"}
         if self.function == WHOLE_GPU and self.children:
@@ -147,7 +150,13 @@ class Drawer:
             plan = self._plan(depth=0, siblings=roots)
             if random.random() < 0.15:
                 deadline = random.choice((0.0, 0.005, 0.05, 0.3))
-                plan.options = Options(deadline=deadline, priority=random.choice((None, 1)), retries=plan.retries)
+                plan.options = Options(
+                    deadline=deadline,
+                    priority=random.choice((None, 1)),
+                    retries=plan.retries,
+                    admission=random.random() < 0.5,
+                    tenant=random.choice((None, "a", "b")),
+                )
             if self.faults and (random.random() < 0.1 or _stuck(plan)):
                 plan.cancel_after = random.choice((0.0, 0.001, 0.02, 0.2))
             roots.append(plan)
