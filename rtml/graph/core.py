@@ -128,15 +128,9 @@ class Core:
         self.actors = Actors(self.tables, self.workforce, self.placement, self.pools)
         self.hedging = Hedging(self.tables, self.workforce, self.placement)
         self.lifecycle = Lifecycle(
-            self.tables,
-            self.workforce,
-            self.placement,
-            self.keeping,
-            self.readiness,
-            self.admission,
-            self.actors,
-            self.hedging,
+            self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission, self.actors
         )
+        self.lifecycle.use(self.hedging)
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
         self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
         self.membership = Membership(

@@ -68,7 +68,6 @@ class Lifecycle:
         readiness: Readiness,
         admission: Admission,
         actors: Actors,
-        hedging: Hedging,
     ) -> None:
         self.tables = tables
         self.readiness = readiness
@@ -76,14 +75,18 @@ class Lifecycle:
         self.placement = placement
         self.keeping = keeping
         self.admission = admission
-        self.hedging = hedging
-        hedging.revoke = self._revoke
+        self.hedging: Hedging
         self.policy = admission.policy
         self.actors = actors
         actors.fail = self.fail
         actors.unneeded = keeping.unneeded
         keeping.on_unheld = actors.unheld
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
+
+    def use(self, hedging: Hedging) -> None:
+        """Have pairs of attempts decided by it."""
+        self.hedging = hedging
+        hedging.revoke = self._revoke
 
     # --- submission
 
