@@ -34,8 +34,19 @@ _PATHS: Final = {
     "RepositoryIndex": "/v2/repository/index",
     "RepositoryModelLoad": "/v2/repository/models/{name}/load",
     "RepositoryModelUnload": "/v2/repository/models/{name}/unload",
-    "TraceSetting": "/v2/trace/setting",
+    "SystemSharedMemoryStatus": "/v2/systemsharedmemory/region/{name}/status",
+    "SystemSharedMemoryRegister": "/v2/systemsharedmemory/region/{name}/register",
+    "SystemSharedMemoryUnregister": "/v2/systemsharedmemory/region/{name}/unregister",
+    "CudaSharedMemoryStatus": "/v2/cudasharedmemory/region/{name}/status",
+    "CudaSharedMemoryRegister": "/v2/cudasharedmemory/region/{name}/register",
+    "CudaSharedMemoryUnregister": "/v2/cudasharedmemory/region/{name}/unregister",
+    "TraceSetting": "/v2/models/{name}/trace/setting",
     "LogSettings": "/v2/logging",
+}
+#: The same without a name: what is about all models, or all regions.
+_PATHS_OF_ALL: Final = {
+    "ModelStatistics": "/v2/models/stats",
+    "TraceSetting": "/v2/trace/setting",
 }
 #: Answered however busy the gateway is.
 _ALWAYS: Final = frozenset(("ServerLive", "ServerReady"))
@@ -44,9 +55,9 @@ _ALWAYS: Final = frozenset(("ServerLive", "ServerReady"))
 def _path(method: str, request: Message) -> str:
     """What HTTP calls a request."""
     name = getattr(request, "name", "") or getattr(request, "model_name", "")
-    if method == "ModelStatistics" and not name:
-        return "/v2/models/stats"
-    return _PATHS.get(method, f"/v2/{method.lower()}").replace("{name}", name)
+    if not name and method in _PATHS_OF_ALL:
+        return _PATHS_OF_ALL[method]
+    return _PATHS[method].replace("/region/{name}", f"/region/{name}" if name else "").replace("{name}", name)
 
 
 class AdminCalls:
@@ -87,12 +98,12 @@ class AdminCalls:
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
-            "SystemSharedMemoryStatus": self._memory("system", "status"),
-            "SystemSharedMemoryRegister": self._memory("system", "register"),
-            "SystemSharedMemoryUnregister": self._memory("system", "unregister"),
-            "CudaSharedMemoryStatus": self._memory("cuda", "status"),
-            "CudaSharedMemoryRegister": self._memory("cuda", "register"),
-            "CudaSharedMemoryUnregister": self._memory("cuda", "unregister"),
+            "SystemSharedMemoryStatus": self._memory("SystemSharedMemoryStatus"),
+            "SystemSharedMemoryRegister": self._memory("SystemSharedMemoryRegister"),
+            "SystemSharedMemoryUnregister": self._memory("SystemSharedMemoryUnregister"),
+            "CudaSharedMemoryStatus": self._memory("CudaSharedMemoryStatus"),
+            "CudaSharedMemoryRegister": self._memory("CudaSharedMemoryRegister"),
+            "CudaSharedMemoryUnregister": self._memory("CudaSharedMemoryUnregister"),
             "TraceSetting": self._traces,
             "LogSettings": self._log,
         }
@@ -165,33 +176,34 @@ class AdminCalls:
         return {"models": self._registry.index(request.ready)}
 
     async def _load(self, request: Message) -> Mapping[str, Any]:
-        await self._repository(request, "load")
+        await self._repository(request, "Load")
         return {}
 
     async def _unload(self, request: Message) -> Mapping[str, Any]:
-        await self._repository(request, "unload")
+        await self._repository(request, "Unload")
         return {}
 
     async def _repository(self, request: Message, verb: str) -> None:
-        path = f"/v2/repository/models/{request.model_name}/{verb}"
+        path = _path(f"RepositoryModel{verb}", request)
         await self._admin.act("POST", path, {"parameters": _parameters(request)})
 
     # --- what operators allow -----------------------------------------------------------------------------------------
 
-    def _memory(self, kind: str, verb: str) -> Handler:
+    def _memory(self, method: str) -> Handler:
+        verb = method.rpartition("Memory")[2].lower()
+
         async def handler(request: Message) -> Mapping[str, Any]:
-            place = f"/region/{request.name}" if request.name else ""
             fields = {name: getattr(request, name) for name in ("key", "offset", "byte_size") if hasattr(request, name)}
-            method = "GET" if verb == "status" else "POST"
-            found = await self._admin.act(method, f"/v2/{kind}sharedmemory{place}/{verb}", fields)
+            found = await self._admin.act("GET" if verb == "status" else "POST", _path(method, request), fields)
             return {"regions": {region["name"]: region for region in found}} if verb == "status" else {}
 
         return handler
 
     async def _traces(self, request: Message) -> Mapping[str, Any]:
         fields = {name: _setting(name, list(setting.value)) for name, setting in request.settings.items()}
-        path = f"/v2/models/{request.model_name}/trace/setting" if request.model_name else "/v2/trace/setting"
-        found = await self._admin.act("POST" if fields else "GET", path, fields)
+        if request.model_name:
+            self._registry.find(request.model_name)  # or say that there is none
+        found = await self._admin.act("POST" if fields else "GET", _path("TraceSetting", request), fields)
         return {"settings": {name: {"value": _texts(value)} for name, value in found.items()}}
 
     async def _log(self, request: Message) -> Mapping[str, Any]:

@@ -188,6 +188,7 @@ async def test_unknown_models_are_not_found() -> None:
             served.client.get_model_metadata("nobody"),
             served.client.get_model_config("nobody"),
             served.client.get_inference_statistics("nobody"),
+            served.client.get_trace_settings("nobody"),
         ):
             assert (await failure(awaited))[0] == "NOT_FOUND"
 
