@@ -42,7 +42,8 @@ class Trace(NamedTuple):
 
 def begin() -> Trace:
     """A new trace. Its ids are random, as the standard wants, but no secret."""
-    return Trace(f"{random.getrandbits(128) or 1:032x}", _span())
+    digits = random.randbytes(24).hex()
+    return Trace(digits[:32], digits[32:])
 
 
 def follow(parent: str, state: str = "") -> Trace:
@@ -60,4 +61,4 @@ def follow(parent: str, state: str = "") -> Trace:
 
 
 def _span() -> str:
-    return f"{random.getrandbits(64) or 1:016x}"
+    return random.randbytes(8).hex()
