@@ -117,6 +117,8 @@ class _Stop:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.event = asyncio.Event()
         self.code = 0
+        #: Told twice: what runs is not waited for.
+        self.hurried = False
         self._say = say
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
@@ -125,6 +127,7 @@ class _Stop:
 
     def _on_signal(self) -> None:
         if self.event.is_set() and self._task is not None:
+            self.hurried = True
             self._task.cancel()
         self.event.set()
 
@@ -177,7 +180,9 @@ async def serve(
                 engine.close()
             say("stopping: no new requests; a second signal does not wait for those that run")
         finally:
-            await gateway.stop()
+            # The second signal may come before the first one has had any effect.
+            if not stop.hurried:
+                await gateway.stop()
     except asyncio.CancelledError:
         return _INTERRUPTED
     finally:
