@@ -274,11 +274,11 @@ def measure(seconds: float, scenarios: tuple[Scenario, ...] = SCENARIOS) -> Iter
 def main() -> None:
     """Prints a table, or with `--json` a list of objects."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="three simulated seconds instead of thirty")
+    parser.add_argument("--quick", action="store_true", help="three simulated seconds instead of ten")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args()
     rows = []
-    for row in measure(3.0 if options.quick else 30.0):
+    for row in measure(3.0 if options.quick else 10.0):
         rows.append(row._asdict())
         if not options.json:
             line = (

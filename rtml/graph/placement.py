@@ -47,6 +47,9 @@ RECALL_AFTER: Final = 2e-3
 #: Batches that are put off start so many of their predicted run times before the tightest deadline.
 DEFER_MARGIN: Final = 1.5
 
+#: Seconds by which a task that cannot make its deadline any more counts as due later.
+LOST: Final = 1e6
+
 #: Seconds after which a request that fits no free resources, but could, has a node kept free for it.
 RESERVE_AFTER: Final = 0.5
 
@@ -203,12 +206,29 @@ class Placement:
         if lane.batch and not self._batch_due(lane, now):
             return False
         first = lane.pop()
+        while first.deadline is not None and lane.count and self._is_lost(first, now):
+            # Others can still make it. It comes after all of them, once, and runs if nobody else wants to.
+            first.due = first.deadline + LOST
+            lane.push(first, first.entry)
+            first = lane.pop()
         worker = self.pick_idle(first)
         if worker is None:
             lane.unpop(first)
             return False
         self.assign(worker, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
+
+    def _is_lost(self, task: TaskState, now: float) -> bool:
+        """Whether the task will miss its deadline even if it begins now, as far as is known, and was not put back yet.
+
+        Where deadlines are the order, an overload would else be spent on what is just too late, one after the other.
+        """
+        deadline = task.deadline
+        if deadline is None or task.due > deadline or self.scheduling.policy.due is None:
+            return False
+        function = task.function
+        seconds = function.cost.predict(1) if task.profile.batch else function.estimate
+        return seconds is not None and now + seconds > deadline
 
     def wanted(self, role: str) -> bool:
         """Whether ready tasks wait for executors of this role."""

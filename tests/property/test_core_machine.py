@@ -133,12 +133,12 @@ class CoreMachine(RuleBasedStateMachine):
     def step(self, arrivals: list[tuple[int, list[Message] | None]]) -> None:
         effects = self.core.handle(arrivals, self.now)
         check(self.core)
-        for effect in (*effects, *self.core.settle()):
-            if isinstance(effect, Send):
-                for message in effect.messages:
-                    self.on_message(effect.peer, message)
-            else:
-                assert isinstance(effect, Close | Sweep), effect
+        effects += self.core.settle()
+        sent = [(effect.peer, message) for effect in effects if isinstance(effect, Send) for message in effect.messages]
+        assert all(isinstance(effect, Send | Close | Sweep) for effect in effects), effects
+        # Frames of one wake-up have no order among peers: what has ended is known before what follows from it.
+        for peer, message in sorted(sent, key=lambda one: not isinstance(one[1], Results)):
+            self.on_message(peer, message)
         check(self.core)
 
     def on_message(self, peer: int, message: Message) -> None:

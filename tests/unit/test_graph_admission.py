@@ -225,6 +225,25 @@ def test_policies_order_what_is_ready(policy: str, order: str) -> None:
     assert " ".join(ran) == order
 
 
+def test_what_is_lost_already_comes_after_what_can_make_it() -> None:
+    engine = trained(0.1)
+    engine.submit("busy")
+    engine.submit("lost", deadline=0.15)
+    engine.submit("a", deadline=0.35)
+    engine.submit("b", deadline=0.45)
+    engine.advance(0.1)
+    ran = []
+    for _ in range(2):
+        engine.finish(engine.assigned("w1")[0], run=0.1)
+        ran += engine.assigned("w1")
+        engine.advance(0.04)
+    assert ran == ["a", "b"], "lost was let go instead of letting a miss its deadline, too"
+    assert engine.outcome("lost") == "expired DeadlineExceeded"
+    engine.finish("b", run=0.1)
+    engine.submit("alone", deadline=0.05)
+    assert engine.assigned("w1") == ["alone"], "nobody else wants to"
+
+
 def _on(engine: Engine, core: Core) -> Engine:
     """The same peers on another core."""
     fresh = Engine.__new__(Engine)
