@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 Table = dict[str, dict[str, float | None]]
 
-LARGER_IS_BETTER = frozenset({"async_tasks_per_s"})
+LARGER_IS_BETTER = frozenset({"async_tasks_per_s", "actor_async_per_s"})
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ BARS = (
     Bar("busy_sync_p99_us", 1000),
     Bar("async_tasks_per_s", 4, "process_pool"),
     Bar("async_tasks_per_s", 25, "ray"),
+    Bar("actor_sync_p50_us", 6, "ray"),
+    Bar("actor_async_per_s", 12, "ray"),
     Bar("fan_1_100_1_p50_us", 20, "ray"),
     Bar("chain100_per_task_us", 12, "ray"),
     Bar("nested10_p50_us", 8, "ray"),

@@ -77,6 +77,18 @@ class System(ABC):
     def wait(self, futures: list[Future]) -> None:
         """Waits until all are finished, without fetching results."""
 
+    def actor(self) -> Any:
+        """A new actor that adds, once it lives; None if there are no actors."""
+        return None
+
+    def add(self, actor: Any, amount: int) -> Future:
+        """Submits a call on it."""
+        raise NotImplementedError
+
+    def added(self, actor: Any, count: int) -> list[Any]:
+        """The results of `count` calls on it, submitted before the first is waited for."""
+        return [self.get(future) for future in [self.add(actor, 1) for _ in range(count)]]
+
     def burst(self, count: int) -> list[Any]:
         """The results of `count` tasks, submitted before the first is waited for."""
         return [self.get(future) for future in [self.submit(value) for value in range(count)]]
@@ -175,6 +187,27 @@ class Rows:
             assert results == expected
         self.add("async_tasks_per_s", percentile(rates, 0.5))
 
+    def actors(self) -> None:
+        """Calls on one actor, one at a time and many at once; and how long a new one takes."""
+        system, count = self.system, self.plan.burst
+        actor = system.actor()
+        if actor is None:
+            return
+        for _ in range(200):
+            system.get(system.add(actor, 1))
+        taken = timed(lambda: system.get(system.add(actor, 1)), self.plan)
+        self.add("actor_sync_p50_us", percentile(taken, 0.5) * 1e6)
+        rates: list[float] = []
+        begin = time.perf_counter()
+        while len(rates) < self.plan.bursts and (not rates or time.perf_counter() - begin < 2 * self.plan.budget_s):
+            start = time.perf_counter()
+            results = system.added(actor, count)
+            rates.append(count / (time.perf_counter() - start))
+            assert results == list(range(results[0], results[0] + count)), "calls are in order"
+        self.add("actor_async_per_s", percentile(rates, 0.5))
+        created = timed(system.actor, self.plan, rounds=20)
+        self.add("actor_create_p50_us", percentile(created, 0.5) * 1e6)
+
     def graphs(self) -> None:
         """Tasks that depend on tasks, and tasks that make tasks."""
         system = self.system
@@ -229,7 +262,7 @@ class Rows:
         self.add("get_ready_us", percentile(ready, 0.5) * 1e6)
 
 
-GROUPS = ("idle", "sync", "throughput", "graphs", "arrays", "calls")
+GROUPS = ("idle", "sync", "throughput", "actors", "graphs", "arrays", "calls")
 
 
 def main(system: System) -> None:

@@ -29,6 +29,17 @@ def sum_of_part(array: Any, reader: int) -> float:
     return float(array[reader * width : (reader + 1) * width].sum())
 
 
+class Adder:
+    """An actor."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, amount: int) -> int:
+        self.value += amount
+        return self.value
+
+
 class Ray(System):
     """Tasks as remote functions, values by `ray.get`."""
 
@@ -83,6 +94,19 @@ class Ray(System):
 
     def burst(self, count: int) -> list[Any]:
         results: list[Any] = self.ray.get([self.echo.remote(value) for value in range(count)])
+        return results
+
+    def actor(self) -> Any:
+        # With a cpu each, as by default, no more than two could be made.
+        made = self.ray.remote(num_cpus=0)(Adder).remote()
+        self.ray.get(made.add.remote(0))
+        return made
+
+    def add(self, actor: Any, amount: int) -> Future:
+        return actor.add.remote(amount)
+
+    def added(self, actor: Any, count: int) -> list[Any]:
+        results: list[Any] = self.ray.get([actor.add.remote(1) for _ in range(count)])
         return results
 
     def fan(self, width: int) -> Any:

@@ -29,6 +29,17 @@ def sum_of_part(array: Any, reader: int) -> float:
     return float(array[reader * width : (reader + 1) * width].sum())
 
 
+class Adder:
+    """An actor."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, amount: int) -> int:
+        self.value += amount
+        return self.value
+
+
 async def parent(width: int) -> int:
     """Submits `width` tasks from inside a task."""
     import rtml
@@ -76,6 +87,18 @@ class Rtml(System):
 
     def burst(self, count: int) -> list[Any]:
         results: list[Any] = self.rtml.get([self.echo.submit(value) for value in range(count)])
+        return results
+
+    def actor(self) -> Any:
+        made = self.rtml.actor(Adder).create()
+        made.add.submit(0).result()
+        return made
+
+    def add(self, actor: Any, amount: int) -> Future:
+        return actor.add.submit(amount)
+
+    def added(self, actor: Any, count: int) -> list[Any]:
+        results: list[Any] = self.rtml.get([actor.add.submit(1) for _ in range(count)])
         return results
 
     def fan(self, width: int) -> Any:
