@@ -13,10 +13,11 @@ tasks it concerns. Rules of this file:
 
 Who sends what:
 
-    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query, Keep
+    submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query, Keep,
+                               Consumed
     dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply, Kept, Forgot
-    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared, Hosting, Checkpoint;
-                               also all of a submitter
+    executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared, Hosting, Checkpoint,
+                               Items; also all of a submitter
     dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe, Prepare, Forget, and as a submitter
     supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
     dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
@@ -134,6 +135,7 @@ class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True)
     tenant: str | None = None  # of a root submission: whose share its graph counts against [""]
     admission: bool | None = None  # of a root submission: refuse it at once if it cannot end within its deadline
     hedge: Portion | None = None  # an attempt slower than this quantile of all gets a second one beside it [0: none]
+    window: Count | None = None  # items that a stream may be ahead of its consumer [16]
 
 
 class Function(msgspec.Struct, array_like=True):
@@ -197,6 +199,8 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     actor: int = 0
     #: In the task that creates an actor: what is asked of it. The task ends when the actor does.
     hosts: ActorOptions | None = None
+    #: The function is a generator, and may be so many items ahead of their consumer; 0: it is not.
+    stream: Count = 0
 
 
 class Timing(msgspec.Struct, array_like=True):
@@ -212,6 +216,14 @@ class Timing(msgspec.Struct, array_like=True):
     slack: float | None = None
     #: Names of steps that the graph ended without, because there was no time for them (`rtml.anytime`).
     missing: list[str] | None = None
+
+
+class Item(msgspec.Struct, array_like=True, gc=False):
+    """What a stream yielded."""
+
+    payload: bytes | ObjectRef
+    #: Futures contained in the value.
+    handles: list[int] | None = None
 
 
 class TaskResult(msgspec.Struct, array_like=True, gc=False):
@@ -234,6 +246,9 @@ class TaskResult(msgspec.Struct, array_like=True, gc=False):
     timing: Timing | None = None
     #: Names of steps that the task gave up waiting for and went on without.
     missing: list[str] | None = None
+    #: Of a stream: how many items it made, and the last ones of them, at least those that were not `Consumed`.
+    made: Count = 0
+    tail: list[Item] | None = None
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):
@@ -261,6 +276,9 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
     creates: Task | None = None
     #: What the actor's last `Checkpoint` held.
     checkpoint: bytes | ObjectRef | None = None
+    #: See `Task`; and how many items the consumer has from earlier attempts, which are not to be sent again.
+    stream: Count = 0
+    skip: Count = 0
 
 
 class Delegated(msgspec.Struct, array_like=True):
@@ -455,12 +473,35 @@ class Hosting(msgspec.Struct, array_like=True, tag=43):
     checkpoint: bytes | ObjectRef | None = None
 
 
+class Items(msgspec.Struct, array_like=True, tag=45):
+    """What the attempt of a stream yielded, from the item `first` (counted from 0) on; on to its submitter as it is.
+
+    The executor keeps items until they are `Consumed`, or in its result.
+    """
+
+    task: int
+    attempt: int
+    first: Count
+    items: list[Item]
+
+
 class Checkpoint(msgspec.Struct, array_like=True, tag=44):
     """The state of the actor that `task` created, as its user's hook saved it: replaces the one before."""
 
     task: int
     attempt: int
     payload: bytes | ObjectRef
+
+
+class Consumed(msgspec.Struct, array_like=True, tag=46):
+    """The consumer of a stream has taken its first `count` items; on to the executor as it is.
+
+    `again`: what it has not taken is to be sent again, as a connection was lost.
+    """
+
+    task: int
+    count: Count
+    again: bool = False
 
 
 # --- dispatcher -> submitter ------------------------------------------------------------------------------------------
@@ -651,11 +692,11 @@ class Interrupt(msgspec.Struct, array_like=True, tag=95):
 
 
 Message = (
-    Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding
-    | Keep | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Welcome | Refused
-    | Rehello
-    | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free | Safe | Prepare | Forget
-    | Leave | Delegate | Offer | Node | ExecutorStarted | ExecutorDied | StartExecutor | KillExecutor | Interrupt
+    Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding | Keep
+    | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Items | Consumed
+    | Welcome | Refused | Rehello | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free
+    | Safe | Prepare | Forget | Leave | Delegate | Offer | Node | ExecutorStarted | ExecutorDied | StartExecutor
+    | KillExecutor | Interrupt
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overl
 import msgspec
 
 from rtml import codec
+from rtml.client import streams
 from rtml.client.functions import RETRY_ON, importable, make_options, retry_types
 from rtml.client.future import Future
 from rtml.client.references import Lease
@@ -31,6 +32,7 @@ from rtml.messages import STOP, ActorOptions, Function, Options, Task
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
+    from rtml.client.streams import Stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,8 +46,8 @@ _CLASS_OPTIONS: Final = frozenset({"cpu", "gpu", "memory", "resources"})
 _ACTOR_OPTIONS: Final = frozenset(
     {"name", "lifetime", "concurrency", "max_restarts", "checkpoint_calls", "checkpoint_seconds", "max_task_retries"}
 )
-_METHOD_OPTIONS: Final = frozenset({"batch", "batch_delay", "retries", "timeout", "name"})
-_CALL_OPTIONS: Final = frozenset({"retries", "timeout", "deadline"})
+_METHOD_OPTIONS: Final = frozenset({"batch", "batch_delay", "retries", "timeout", "window", "name"})
+_CALL_OPTIONS: Final = frozenset({"retries", "timeout", "deadline", "window"})
 
 #: Calls at a time of a class with coroutine methods, if nothing is said.
 _ASYNC_CONCURRENCY: Final = 1000
@@ -61,6 +63,11 @@ class ActorRef:
     def __init__(self, future: Future[Any], held: Any) -> None:
         self.future = future
         self.held = held
+
+    def prepare(self, client: Client, task: Task) -> None:
+        """The task is a call on this actor, see `Special`."""
+        task.actor = self.future.id
+        client._kept.setdefault(task.id, []).append(self)
 
 
 class ActorClass(Generic[P, T]):
@@ -107,7 +114,7 @@ class ActorClass(Generic[P, T]):
         # A copy, as it says later whether this handle is held.
         hosts = msgspec.structs.replace(self.actor_options)
         overrides = Options(detached=True) if self.values.get("lifetime") == "detached" else None
-        future = here.call(described[1], args, kwargs, overrides, actor=hosts)
+        future = here.call(described[1], args, kwargs, overrides, special=_Creation(hosts))
         return Actor(_own_ref(future), self.__qualname__, hosts.methods)
 
     def options(self, **changes: Any) -> ActorClass[P, T]:
@@ -180,13 +187,20 @@ class ActorMethod:
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call it, see `Client.submit`. What one process submits to one actor runs in that order."""
+        function = self._described or self._describe()
+        return self._ref.future._client.call(function, args, kwargs, self._overrides, special=self._ref)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Stream[Any]:
+        """Call a method that is a generator; gives its items as they come."""
+        function = self._described or self._describe()
+        return streams.start(self._ref.future._client, function, args, kwargs, self._overrides, self._ref)
+
+    def _describe(self) -> Function:
         client = self._ref.future._client
-        function = self._described
-        if function is None:
-            function = self._described = codec.describe_method(self._shown, self._name, self._options)
-            with client.lock:
-                client.core.define(function)
-        return client.call(function, args, kwargs, self._overrides, actor=self._ref)
+        function = self._described = codec.describe_method(self._shown, self._name, self._options)
+        with client.lock:
+            client.core.define(function)
+        return function
 
     def options(self, **changes: Any) -> ActorMethod:
         """The same method with other options for its calls: retries, timeout, deadline."""
@@ -287,13 +301,16 @@ def ended(actor: Actor) -> Future[None]:
     return future
 
 
-def address(client: Client, task: Task, actor: ActorRef | ActorOptions) -> None:
-    """Make a task create an actor, or a call on one. Under the client's lock."""
-    if isinstance(actor, ActorRef):
-        task.actor = actor.future.id
-        client._kept.setdefault(task.id, []).append(actor)
-    else:
-        task.actor, task.hosts = task.id, actor
+class _Creation:
+    """The task creates an actor."""
+
+    __slots__ = ("_options",)
+
+    def __init__(self, options: ActorOptions) -> None:
+        self._options = options
+
+    def prepare(self, client: Client, task: Task) -> None:
+        task.actor, task.hosts = task.id, self._options
         client.core.keep(task.id)
 
 

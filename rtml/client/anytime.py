@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client import context
 from rtml.client.driver import Waiter
-from rtml.client.future import PENDING, Future, Gathered, _Bridge, error_of, remaining
+from rtml.client.future import PENDING, Bridge, Future, Gathered, error_of, remaining
 from rtml.errors import DeadlineExceeded, RtmlError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class _Enough(Waiter):
         self._lock = threading.Lock()
         self._wanted = wanted
         self._pending = pending
-        self._bridge: _Bridge | None = None
+        self._bridge: Bridge | None = None
         self.ready = wanted <= 0 or pending == 0
 
     def notify(self, future: Any) -> None:
@@ -61,7 +61,7 @@ class _Enough(Waiter):
         if bridge is not None:
             bridge.notify(None)
 
-    def resume(self, bridge: _Bridge) -> bool:
+    def resume(self, bridge: Bridge) -> bool:
         """Have a coroutine woken; False if it need not wait."""
         with self._lock:
             self._bridge = bridge
@@ -137,7 +137,7 @@ class Anytime:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        bridge = _Bridge(loop)
+        bridge = Bridge(loop)
         if not self._waiter.resume(bridge):
             return
         left = remaining(self._deadline)

@@ -19,20 +19,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from rtml import codec, messages
-from rtml.client import calls, logs, references
-from rtml.client.actors import ActorRef, address
+from rtml.client import calls, logs, references, streams
+from rtml.client.actors import ActorRef
 from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import PENDING, Future, Gathered, Group, error_of, outcome_of, remaining
-from rtml.client.references import Lease
+from rtml.client.references import Lease, Special
 from rtml.errors import ConnectionLost, TaskCancelled
 from rtml.messages import (
     CANCELLED,
     ERROR,
     OK,
-    ActorOptions,
     ErrorInfo,
     Function,
     Message,
@@ -105,6 +104,8 @@ class Client(concurrent.futures.Executor):
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         #: What holds actors, by id.
         self._actors: weakref.WeakValueDictionary[int, ActorRef] = weakref.WeakValueDictionary()
+        #: Open streams, by task.
+        self._streams: dict[int, streams.Inlet] = {}
         self._groups: list[Group] = []
         self._queries: dict[int, tuple[Waiter, list[str]]] = {}
 
@@ -144,12 +145,9 @@ class Client(concurrent.futures.Executor):
 
     def call(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None,
-        trace: str = "", context: int = 0, actor: ActorRef | ActorOptions | None = None,
+        trace: str = "", context: int = 0, special: Special | None = None,
     ) -> Future[Any]:  # fmt: skip
-        """Submit one call of a function that `describe` returned, see `Task`; `options` override the function's.
-
-        With an `ActorRef` it is a call on that actor; with `ActorOptions` it creates one of the class `function`.
-        """
+        """Submit one call of a function that `describe` returned, see `Task`; `options` override the function's."""
         if self._closed or self._forks != forks():
             self._check_usable()
         encoded = codec.encode_call(args, kwargs, self.store, Future)
@@ -169,9 +167,9 @@ class Client(concurrent.futures.Executor):
                 failure = self._link(task, encoded.deps, encoded.handles)
             if self._captured and function.id in self._captured:
                 task.handles = [*(task.handles or ()), *(held.id for held in self._captured[function.id])]
-            if actor is not None:
-                address(self, task, actor)
             if failure is None:
+                if special is not None:
+                    special.prepare(self, task)
                 self._pending[number] = future
                 self.core.submit(task, None if budget is None else time.monotonic() + budget)
         if failure is not None:
@@ -256,6 +254,7 @@ class Client(concurrent.futures.Executor):
             future._announce(CANCELLED)
         if chosen:
             self._offer(chosen)
+            streams.abandon(self, chosen)
             self.driver.flush()
         return chosen
 
@@ -304,6 +303,9 @@ class Client(concurrent.futures.Executor):
         if isinstance(message, (Results, WatchResults)):
             self._resolve(message)
             return True
+        if isinstance(message, messages.Items):
+            streams.receive(self, message)
+            return True
         if isinstance(message, messages.Logs):
             if self.show_logs:
                 logs.show(message.lines)
@@ -328,7 +330,7 @@ class Client(concurrent.futures.Executor):
         with self.lock:
             self._drain_dropped()
             if self.core.returning:
-                self._refresh_dependencies()
+                references.refresh(self.core, self._kept)
             return self.core.flush(now)
 
     def resume(self) -> list[Message]:
@@ -336,7 +338,7 @@ class Client(concurrent.futures.Executor):
         now = time.monotonic()
         with self.lock:
             self._drain_dropped()
-            self._refresh_dependencies()
+            references.refresh(self.core, self._kept)
             return self.core.resume(now)
 
     def fail_all(self, error: BaseException) -> None:
@@ -352,6 +354,7 @@ class Client(concurrent.futures.Executor):
         for future in told:
             future._announce(ERROR)
         self._offer(futures)
+        streams.abandon(self, futures)
         for waiter, body in list(self._queries.values()):
             body.append("")
             waiter.notify(None)
@@ -509,10 +512,13 @@ class Client(concurrent.futures.Executor):
                 if future._settle(result.payload if failure is None else None, failure, result.outcome):
                     told.append((future, result.outcome))
                 resolved.append(future)
+            ends = streams.ended(self, message.results) if self._streams else ()
             if self._kept:
                 freed = [self._kept.pop(result.id, None) for result in message.results]
         for future, outcome in told:
             future._announce(outcome)
+        for waiter in ends:
+            waiter.notify(None)
         if self._groups:
             self._offer(resolved)
         # Dropped here, without the lock: finalisers of what was kept may do anything.
@@ -552,19 +558,10 @@ class Client(concurrent.futures.Executor):
             kind, number = self._dropped.popleft()
             if kind == "release":
                 self.core.release([number])
+            elif kind == "end":
+                self.core.end(number)
             elif number not in self._handles:
                 self.core.unwatch(number)
-
-    def _refresh_dependencies(self) -> None:
-        """Before a resume: a new dispatcher knows only what comes with the tasks. Under the lock."""
-        for task in self.core.unresolved_tasks():
-            if task.deps is not None:
-                ended = {
-                    kept.id: kept._payload
-                    for kept in self._kept.get(task.id, ())
-                    if isinstance(kept, Future) and kept._state is not PENDING and kept._payload is not None
-                }
-                task.deps = [(dep, payload if payload is not None else ended.get(dep)) for dep, payload in task.deps]
 
     def _close(self) -> None:
         atexit.unregister(self.close_at_exit)

@@ -31,6 +31,7 @@ from rtml.messages import (
     CLIENT,
     Ack,
     Cancel,
+    Consumed,
     Define,
     Forgot,
     Function,
@@ -106,9 +107,12 @@ class ClientCore:
         self._unwatch: dict[int, None] = {}
         self._cancel: list[int] = []
         self._release: list[int] = []
-        #: Objects of delivered results that were not released.
-        self._objects: set[int] = set()
+        #: Objects of delivered results and items that were not released.
+        self.objects: set[int] = set()
         self._queries: list[Query] = []
+        #: Of open streams: items that were taken; and those of them that the dispatcher is to be told about.
+        self._taken: dict[int, int] = {}
+        self._taken_due: set[int] = set()
         #: The newest `Results.serial` that was applied, and the newest acknowledged; `_acked <= _applied`.
         self._applied = 0
         self._acked = 0
@@ -222,7 +226,22 @@ class ClientCore:
         """These results in shared memory are not needed by this submitter any more."""
         objects = list(objects)
         self._release += objects
-        self._objects.difference_update(objects)
+        self.objects.difference_update(objects)
+
+    def taken(self, task: int, count: int) -> None:
+        """Of this task's stream so many items have been taken; 0 opens it."""
+        self._taken[task] = count
+        if count:
+            self._taken_due.add(task)
+
+    def forget_stream(self, task: int) -> None:
+        """It has ended."""
+        self._taken.pop(task, None)
+        self._taken_due.discard(task)
+
+    def received(self, objects: list[int]) -> None:
+        """Items of streams that lie in shared memory came."""
+        self.objects.update(objects)
 
     def query(self, number: int, what: str, argument: str = "") -> None:
         """Ask the dispatcher; not repeated after a lost connection."""
@@ -253,6 +272,7 @@ class ClientCore:
             or self._cancel
             or self._watch
             or self._queries
+            or self._taken_due
             or self._keep_due
             or self._returning
             or self._unacked_results >= ACK_EVERY
@@ -348,6 +368,9 @@ class ClientCore:
         if self._release:
             out.append(Release(self._release))
             self._release = []
+        if self._taken_due:
+            out += [Consumed(task, self._taken[task]) for task in self._taken_due]
+            self._taken_due = set()
         if self._queries:
             out += self._queries
             self._queries = []
@@ -381,10 +404,12 @@ class ClientCore:
         self._holds = deque((task.id, 0) for task in self._queue if task.deps or task.handles)
         if not self.epoch:
             return self.flush(now)
+        self._taken_due = set()
+        streams: list[Message] = [Consumed(task, count, again=True) for task, count in self._taken.items()]
         # Says what `Release` and `Unwatch` would have said, and what the last ones said, which may be lost.
         self._release = []
         self._unwatch = {}
-        return [Holding(sorted(self._objects), sorted(self._watched)), *self.flush(now)]
+        return [Holding(sorted(self.objects), sorted(self._watched)), *self.flush(now), *streams]
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -414,13 +439,13 @@ class ClientCore:
         """Keep account of what lies in shared memory; let go of what came again, or when nobody wanted it any more."""
         objects = [result.payload.id for result in new if result.payload.__class__ is ObjectRef]
         if objects:
-            self._objects.update(objects)
+            self.objects.update(objects)
         if len(new) == len(results):
             return
         wanted = {result.id for result in new}
         for result in results:
             if result.id not in wanted:
-                if isinstance(result.payload, ObjectRef) and result.payload.id not in self._objects:
+                if isinstance(result.payload, ObjectRef) and result.payload.id not in self.objects:
                     self._release.append(result.payload.id)
                 self._unwatch.update((handle, None) for handle in result.handles or () if handle not in self._watched)
 

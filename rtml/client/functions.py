@@ -15,6 +15,7 @@ from rtml.messages import Function, Options
 if TYPE_CHECKING:
     from rtml.client.client import Client
     from rtml.client.future import Future
+    from rtml.client.streams import Stream
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +24,7 @@ R = TypeVar("R")
 RETRY_ON: Final = "__rtml_retry_on__"
 
 _OPTIONS: Final = frozenset(Options.__struct_fields__)
-_COUNTS: Final = frozenset({"memory", "retries", "priority", "batch"})
+_COUNTS: Final = frozenset({"window", "memory", "retries", "priority", "batch"})
 #: Characters of a name among the options.
 _TEXT_MAX: Final = 1000
 _SECONDS: Final = frozenset({"timeout", "deadline", "batch_delay"})
@@ -59,12 +60,30 @@ class RemoteFunction(Generic[P, R]):
             client = first_client()
         return self.submit_to(client, args, kwargs)
 
-    def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
-        """Run it on a worker of this client's engine."""
+    def stream(self, *args: Any, **kwargs: Any) -> Stream[Any]:
+        """Run a generator function on a worker; gives its items as they come. See `rtml.client.streams`.
+
+        It is not run again when its process dies, unless `retries` are given: then what was taken is left out.
+        """
+        from rtml.client.api import client
+
+        return self.stream_to(client(), args, kwargs)
+
+    def stream_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream[Any]:
+        """The same on a worker of this client's engine."""
+        from rtml.client.streams import start
+
+        return start(client, self._definition(client), args, kwargs, self.overrides)
+
+    def _definition(self, client: Client) -> Function:
         described = self._described
         if described is None or described[0] is not client:
             described = self._described = (client, client.describe(self.function, self.defaults))
-        return client.call(described[1], args, kwargs, self.overrides)
+        return described[1]
+
+    def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
+        """Run it on a worker of this client's engine."""
+        return client.call(self._definition(client), args, kwargs, self.overrides)
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[R]:
         """Call it for each row of the iterables on the workers, see `Client.map`."""

@@ -282,7 +282,7 @@ class Future(concurrent.futures.Future[T]):
         import asyncio
 
         loop = asyncio.get_running_loop()
-        bridge = _Bridge(loop)
+        bridge = Bridge(loop)
         if not self._attach(bridge):
             return
         self._client.driver.awaiting(loop)
@@ -334,7 +334,7 @@ class Future(concurrent.futures.Future[T]):
             _logger.exception("exception calling callback for %r", self)
 
 
-class _Bridge(Waiter):
+class Bridge(Waiter):
     """Lets a future of ours wake a coroutine."""
 
     __slots__ = ("future", "loop", "thread")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rtml.client.future import PENDING, Future
 from rtml.errors import LimitExceeded
 from rtml.messages import ObjectRef
+
+if TYPE_CHECKING:
+    from rtml.client.client import Client
+    from rtml.client.core import ClientCore
+    from rtml.messages import Task
 
 #: Bytes of values of ended futures among one call's arguments, beside what lies in shared memory: they share a frame.
 _VALUES_BYTES_MAX: Final = 48 * 1024 * 1024
@@ -34,6 +39,30 @@ class Lease:
     def __del__(self) -> None:
         if not sys.is_finalizing():
             self._owner.drop(self._kind, self._number)
+
+
+class Special(Protocol):
+    """What makes a call other than a plain one: on an actor, of a stream."""
+
+    def prepare(self, client: Client, task: Task) -> None:
+        """Complete the task before it is submitted. Under the client's lock."""
+
+
+def refresh(core: ClientCore, kept: dict[int, list[Any]]) -> None:
+    """Before a resume: a new dispatcher knows only what comes with the tasks. Under the lock.
+
+    Args:
+        core: has the unresolved tasks.
+        kept: what they refer to.
+    """
+    for task in core.unresolved_tasks():
+        if task.deps is not None:
+            ended = {
+                one.id: one._payload
+                for one in kept.get(task.id, ())
+                if isinstance(one, Future) and one._state is not PENDING and one._payload is not None
+            }
+            task.deps = [(dep, payload if payload is not None else ended.get(dep)) for dep, payload in task.deps]
 
 
 def values_of(

@@ -24,7 +24,8 @@ _WRAPPED: Final = ("function", "__wrapped__")
 #: Attribute of callables whose calls count for as many items as their arrays have rows.
 ROWS: Final = "__rtml_rows__"
 
-_CO_COROUTINE: Final = 0x80
+#: Coroutines and async generators.
+_CO_ASYNC: Final = 0x80 | 0x200
 
 
 def describe_function(
@@ -122,7 +123,7 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 def _has_coroutine_code(function: Any) -> bool:
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return code is not None and bool(code.co_flags & _CO_COROUTINE)
+    return code is not None and bool(code.co_flags & _CO_ASYNC)
 
 
 def import_path(function: Any) -> str:

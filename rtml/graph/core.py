@@ -43,6 +43,7 @@ from rtml.graph.recovery import Recovery
 from rtml.graph.remote import Remote
 from rtml.graph.snapshot import snapshot
 from rtml.graph.state import Session, State, WorkerState, inline_bytes
+from rtml.graph.streams import Streams
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
@@ -56,6 +57,7 @@ from rtml.messages import (
     Blocked,
     Cancel,
     Checkpoint,
+    Consumed,
     Define,
     ExecutorDied,
     ExecutorStarted,
@@ -65,6 +67,7 @@ from rtml.messages import (
     Holding,
     Hosting,
     Interrupt,
+    Items,
     Keep,
     Logs,
     LoopLag,
@@ -131,7 +134,8 @@ class Core:
             self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission, self.actors
         )
         self.lifecycle.use(self.hedging)
-        self.recovery = Recovery(self.tables, self.workforce, self.lifecycle)
+        self.streams = Streams(self.tables, self.keeping)
+        self.recovery = Recovery(self.tables, self.workforce, self.lifecycle, self.streams)
         self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
         self.membership = Membership(
             self.tables, self.workforce, self.placement, self.lifecycle, self.recovery, self.remote
@@ -169,6 +173,8 @@ class Core:
             LoopLag: self._loop_lag,
             Hosting: self._hosting,
             Checkpoint: self._checkpoint,
+            Items: self._items,
+            Consumed: self._consumed,
             Node: self._node,
             ExecutorStarted: self._started,
             ExecutorDied: self._died,
@@ -415,6 +421,14 @@ class Core:
         worker = self._worker_of(session)
         if worker is not None:
             self.recovery.hosting(worker, message, now)
+
+    def _items(self, session: Session, message: Items, now: float) -> None:
+        worker = self._worker_of(session)
+        if worker is not None:
+            self.streams.items(worker, message)
+
+    def _consumed(self, session: Session, message: Consumed, now: float) -> None:
+        self.streams.consumed(session, message)
 
     def _checkpoint(self, session: Session, message: Checkpoint, now: float) -> None:
         worker = self._worker_of(session)

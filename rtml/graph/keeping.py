@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
 from rtml.graph.tables import Sweep, Tables, Unlink
-from rtml.messages import ERROR, Free, ObjectRef, Results, TaskResult, Unwatch
+from rtml.messages import ERROR, Free, Item, ObjectRef, Results, TaskResult, Unwatch
 
 
 class Keeping:
@@ -67,8 +67,29 @@ class Keeping:
 
     def discard(self, worker: WorkerState, result: TaskResult) -> None:
         """A result nobody wants: its object goes back at once."""
-        if isinstance(result.payload, ObjectRef) and result.payload.id not in self.tables.objects:
-            self._free(worker, result.payload)
+        for payload in (result.payload, *[item.payload for item in result.tail or ()]):
+            if isinstance(payload, ObjectRef):
+                self.discard_object(worker, payload)
+
+    def discard_object(self, worker: WorkerState, ref: ObjectRef) -> None:
+        """An object nobody wants goes back at once."""
+        if ref.id not in self.tables.objects:
+            self._free(worker, ref)
+
+    def give_items(self, task: TaskState, worker: WorkerState, items: list[Item]) -> None:
+        """Items of a stream go to its submitter, who needs what they refer to."""
+        session = task.session
+        if self.tables.sessions.get(session.id) is not session:
+            return
+        for item in items:
+            if item.handles:
+                task.yielded = [*task.yielded, *item.handles]
+                self.hold(session, item.handles)
+            ref = item.payload
+            if isinstance(ref, ObjectRef):
+                stored = self.tables.objects.setdefault(ref.id, StoredObject(ref, worker))
+                stored.holders.add(session.id)
+                session.objects.add(ref.id)
 
     # --- records
 

@@ -475,6 +475,8 @@ class Lifecycle:
             self._let_go(task)
         if result.handles or result.payload.__class__ is ObjectRef:
             self.keeping.keep(task, result)
+        if result.tail and task.worker is not None:
+            self.keeping.give_items(task, task.worker, result.tail)
         session = task.session
         tables.ended.append((task, result, now))
         if result.missing:
@@ -527,7 +529,8 @@ class Lifecycle:
     def _leave_children(self, task: TaskState, result: TaskResult) -> None:
         """Unfinished children go with their parent, unless their handles escaped or they are detached."""
         assert task.children is not None
-        escaped = self._escaped(result) if result.handles else ()
+        yielded = [*task.yielded, *(handle for item in result.tail or () for handle in item.handles or ())]
+        escaped = self._escaped([*(result.handles or ()), *yielded]) if result.handles or yielded else ()
         for child in list(task.children.values()):
             if result.outcome == OK and (child.profile.detached or child.id in escaped):
                 child.owner = task.owner
@@ -541,10 +544,10 @@ class Lifecycle:
                 self.cancel_tree(child, "the task that submitted it has ended")
         task.children = None
 
-    def _escaped(self, result: TaskResult) -> set[int]:
+    def _escaped(self, handles: list[int]) -> set[int]:
         """Tasks that whoever gets this value can reach: futures inside of it, and inside of their values."""
         found: set[int] = set()
-        new = list(result.handles or ())
+        new = handles
         while new:
             task_id = new.pop()
             if task_id not in found:

@@ -319,7 +319,14 @@ class Placement:
             if looked >= _FEED_SCAN_MAX or len(tasks) >= most:
                 break
             lane = child.lane
-            if lane is None or lane.batch or child.profile.role != EXECUTOR or child.alone or child.profile.timeout:
+            if (
+                lane is None
+                or lane.batch
+                or child.spec.stream
+                or child.profile.role != EXECUTOR
+                or child.alone
+                or child.profile.timeout
+            ):
                 # A timeout is enforced by ending the process, which would end the parent too.
                 continue
             shape = child.profile.shape
@@ -431,6 +438,8 @@ class Placement:
                     0 if context is None else context.definition.id,
                 )
             )
+            if spec.stream:
+                worker.outgoing[-1].stream, worker.outgoing[-1].skip = spec.stream, task.consumed
         self.tables.dirty[session.id] = session
 
     def _check_recall(self, now: float) -> None:

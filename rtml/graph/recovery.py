@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.state import Receipt, Session, State, TaskState, WorkerState
+from rtml.graph.streams import Streams
 from rtml.graph.tables import Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import Blocked, Finished, Hosting, ObjectRef, Revoke, Task, TaskResult, session_of
@@ -24,8 +25,9 @@ from rtml.messages import Blocked, Finished, Hosting, ObjectRef, Revoke, Task, T
 class Recovery:
     """Keeps what came too early."""
 
-    def __init__(self, tables: Tables, workforce: Workforce, lifecycle: Lifecycle) -> None:
+    def __init__(self, tables: Tables, workforce: Workforce, lifecycle: Lifecycle, streams: Streams) -> None:
         self.tables = tables
+        self.streams = streams
         self.workforce = workforce
         self.lifecycle = lifecycle
         #: executors that existed before this dispatcher and have not spoken yet
@@ -291,6 +293,8 @@ class Recovery:
         self.workforce.adopt(worker, task, attempt, now)
         if task.hosted is not None:
             self.lifecycle.actors.adopted(task, worker)
+        if task.spec.stream:
+            self.streams.tell(task, again=True)
         message = self._blocked.pop(task.id, None)
         if message is not None:
             self.workforce.blocked(worker, task, message.inline)

@@ -259,6 +259,9 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     ancestors: Sequence[str] = ()
     #: the actor that it is a call on; the actor that it created
     actor: ActorState | None = None
+    #: of a stream: items that the consumer has taken, and the futures inside of items
+    consumed: int = 0
+    yielded: Sequence[int] = ()
     hosted: ActorState | None = None
     #: the other one of a task and its spare (`rtml.graph.hedging`), while both run; and whether this is the spare
     pair: TaskState | None = None

@@ -24,6 +24,7 @@ from rtml.client.client import Client
 from rtml.client.context import enter_context_task
 from rtml.messages import ASYNC_EXECUTOR, Attempt
 from rtml.workers import setup
+from rtml.workers.async_streaming import run_async_stream
 from rtml.workers.calls import Calls, Loaded
 from rtml.workers.core import Key, WorkerCore
 from rtml.workers.interrupt import in_our_code
@@ -54,6 +55,8 @@ class AsyncExecutor:
         #: Running asyncio tasks with the attempts that each is (several for a batch), by the first one's key.
         self._running: dict[Key, tuple[asyncio.Task[Any], list[Attempt]]] = {}
         self._told: set[Key] = set()
+        #: Set when the consumer of a stream may have taken something, by task.
+        self.credits: dict[int, asyncio.Event] = {}
         self._look = False
         self._done = asyncio.Event()
 
@@ -78,6 +81,8 @@ class AsyncExecutor:
             self._begin(group)
             self._watch.leave()
         self._cancel_revoked()
+        for event in self.credits.values():
+            event.set()
         self._settle()
         if core.dirty:
             self.driver.transmit_soon()
@@ -133,6 +138,8 @@ class AsyncExecutor:
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
             self._finish(group, loaded, None, error, start, batch=batch)
             return
+        if first.stream:
+            awaitable = run_async_stream(self, first, loaded, awaitable)
         if not asyncio.iscoroutine(awaitable):
             self._finish(group, loaded, awaitable, None, start, batch=batch)
             return
@@ -168,7 +175,9 @@ class AsyncExecutor:
         calls, core = self.calls, self.core
         run = time.perf_counter() - start
         if error is None:
-            if batch:
+            if group[0].stream:
+                results = [calls.success(group[0], None, run, loaded)]
+            elif batch:
                 results = calls.batch_results(group, value, run, loaded)
             else:
                 results = [calls.success(group[0], value, run, loaded)]
@@ -185,6 +194,9 @@ class AsyncExecutor:
                 logs.end_lines(member.id)
             if logs.dirty:
                 core.relay(logs.take())
+        outlet = core.outlets.get(group[0].id) if core.outlets else None
+        if outlet is not None:
+            core.close(outlet, results[0])
         for result in results:
             core.finish(result)
         self.driver.transmit_soon()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,7 +12,7 @@ from rtml.client.client import Client
 from rtml.client.context import TaskInfo, take_missing
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
-from rtml.errors import BatchError, ProtocolError
+from rtml.errors import BatchError, ProtocolError, SubmitError
 from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, TaskResult
 from rtml.workers.core import WorkerCore
 
@@ -130,7 +131,9 @@ class Calls:
                 encoded = codec.encode_data(value, self.store)
             else:
                 encoded = codec.encode_value(value, self.store, Future, leaving=True)
-        except BaseException as error:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
+        except BaseException:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
+            if inspect.isgenerator(value) or inspect.isasyncgen(value):
+                error = SubmitError(f"{loaded.name} is a generator function: use .stream(...) instead of .submit(...)")
             return self.failure(attempt, error, run, loaded)
         missing = take_missing(attempt.id)
         if encoded.handles or encoded.batch_key or missing:

@@ -28,6 +28,7 @@ from rtml.messages import (
     Attempt,
     Blocked,
     Checkpoint,
+    Consumed,
     Define,
     ErrorInfo,
     Finished,
@@ -49,6 +50,7 @@ from rtml.messages import (
     TaskResult,
     Welcome,
 )
+from rtml.workers.outlets import Outlet
 
 #: (task id, attempt number): one try at a task.
 Key = tuple[int, int]
@@ -101,6 +103,8 @@ class WorkerCore:
         #: The attempt that created the actor which lives here, its inputs as they were, and its last state.
         self.hosted: Attempt | None = None
         self.checkpoint: Checkpoint | None = None
+        #: Streams of running attempts, by task.
+        self.outlets: dict[int, Outlet] = {}
         #: Objects to hand to the store's `free`; the shell empties it.
         self.freed: list[int] = []
 
@@ -139,7 +143,11 @@ class WorkerCore:
             case Revoke():
                 self._revoke(message.attempts)
             case Free():
-                self.freed.extend(message.objects)
+                for number in message.objects:
+                    if not any(outlet.keeps(number) for outlet in self.outlets.values()):
+                        self.freed.append(number)
+            case Consumed():
+                self._consumed(message)
             case Leave():
                 self.leave()
             case Welcome():
@@ -262,6 +270,27 @@ class WorkerCore:
         hosted = self.hosted
         return hosted is not None and (self.leaving or (hosted.id, hosted.attempt) in self.revoked)
 
+    def open(self, attempt: Attempt) -> Outlet:
+        """A running attempt is a stream."""
+        outlet = self.outlets[attempt.id] = Outlet(attempt)
+        return outlet
+
+    def _consumed(self, message: Consumed) -> None:
+        outlet = self.outlets.get(message.task)
+        if outlet is not None:
+            self.freed += outlet.taken(message.count)
+            if message.again:
+                self.relay(outlet.again())
+
+    def close(self, outlet: Outlet, result: TaskResult) -> None:
+        """The stream has ended: what was not taken goes along with its result."""
+        self.outlets.pop(outlet.attempt.id, None)
+        result.made = outlet.made
+        if result.outcome == CANCELLED:
+            self.freed += outlet.unsent_objects()
+        else:
+            result.tail = list(outlet.waiting) or None
+
     def deadline(self, attempt: Attempt) -> float | None:
         """Absolute end of the attempt's budget on the caller's clock, or None. Only while it is queued or running."""
         return self._deadlines.get((attempt.id, attempt.attempt)) if self._deadlines else None
@@ -375,6 +404,8 @@ class WorkerCore:
             function = self.functions[hosted.function]
             again.append(Hosting(hosted.creates, hosted.attempt, function, hosted.deps or [], state))
         again += self._unsafe
+        for outlet in self.outlets.values():
+            again += outlet.again()
         again.extend(Blocked(task=task, attempt=number, inline=inline) for (task, number), inline in self._blocked)
         if self.leaving:
             again.append(Returned(attempts=[], leaving=True))

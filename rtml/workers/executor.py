@@ -36,6 +36,7 @@ from rtml.workers.interrupt import in_our_code
 from rtml.workers.page import COUNT, FIRST, IDS_MAX, LEFT, STATE
 from rtml.workers.preparer import Preparer
 from rtml.workers.setup import Child, ExecutorSettings
+from rtml.workers.streaming import run_stream
 
 #: Results that are worth a frame while there is more to run.
 RESULTS_MAX: Final = 64
@@ -172,7 +173,9 @@ class Executor:
         value, raised, run = self._call(group, loaded, args, kwargs)
         del args, kwargs
         loaded.ran(run)
-        if raised is None:
+        if raised is None and attempt.stream:
+            result = run_stream(self, attempt, loaded, value)
+        elif raised is None:
             result = self.calls.success(attempt, value, run, loaded)
         elif isinstance(raised, Interrupted):
             result = self.calls.cancelled(attempt, run, loaded)
@@ -234,6 +237,10 @@ class Executor:
         if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
             sys.stdout, sys.stderr = self._stdout, self._stderr
         return value, raised, run
+
+    def is_interruption(self, error: BaseException) -> bool:
+        """Whether it was raised here, because nobody wants the task any more."""
+        return isinstance(error, Interrupted)
 
     def _show(self, group: list[Attempt]) -> int:
         """Enters the attempts into the running page, on top of blocked ones; returns how many these are.
