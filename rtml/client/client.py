@@ -442,9 +442,10 @@ class Client(concurrent.futures.Executor):
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._pending.keys() - self.core.lasting:
+        while self._pending.keys() - self.core.lasting - self._streams.keys():
             with self.lock:
-                futures = {future for task, future in self._pending.items() if task not in self.core.lasting}
+                lasting = self.core.lasting | self._streams.keys()
+                futures = {future for task, future in self._pending.items() if task not in lasting}
             group = Group(futures, len(futures))
             self.register(group)
             try:

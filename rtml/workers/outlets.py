@@ -40,11 +40,6 @@ class Outlet:
         """Items that `send` would send."""
         return len(self.waiting) - self.sent
 
-    @property
-    def urgent(self) -> bool:
-        """Whether an unsent item refers to tasks, which nobody else may keep."""
-        return any(self.waiting[place].handles for place in range(self.sent, len(self.waiting)))
-
     def skip(self) -> None:
         """An item was yielded that is left out."""
         self.made += 1

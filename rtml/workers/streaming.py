@@ -74,9 +74,8 @@ def run_stream(executor: Executor, attempt: Attempt, loaded: Loaded, generator: 
             _, raised, run = executor._call([attempt], Steps(loaded, generator.close), (), {})
             result = calls.cancelled(attempt, total + run, loaded)
             break
-        if outlet.unsent and (outlet.urgent or step.slow > QUICK or time.monotonic() - sent_at > _AGE_MAX):
+        if outlet.unsent and (step.slow > QUICK or time.monotonic() - sent_at > _AGE_MAX):
             _send(executor, outlet)
-            executor.driver.transmit()
             sent_at = time.monotonic()
         value, raised, run = executor._call([attempt], step, (), {})
         total += run
@@ -91,7 +90,11 @@ def run_stream(executor: Executor, attempt: Attempt, loaded: Loaded, generator: 
             outlet.skip()
         else:
             try:
-                outlet.put(encode_item(calls, attempt, value))
+                item = encode_item(calls, attempt, value)
+                outlet.put(item)
+                if item.handles:
+                    # Before anything is received: once a future is known to have ended, it may be forgotten elsewhere.
+                    _send(executor, outlet)
             except BaseException as error:  # noqa: BLE001 - the user's __reduce__; it is the task's error
                 generator.close()
                 result = calls.failure(attempt, error, total, loaded)
@@ -101,21 +104,22 @@ def run_stream(executor: Executor, attempt: Attempt, loaded: Loaded, generator: 
 
 
 def _send(executor: Executor, outlet: Outlet) -> None:
-    """Put the unsent items behind all that was said so far."""
+    """Send the unsent items, behind all that was said so far."""
     driver = executor.driver
     if driver.touched and driver.urgent:
         driver.transmit()  # what was submitted comes before the items that refer to it
     executor.core.relay([outlet.send()])
+    driver.transmit()
 
 
 def _await_room(executor: Executor, attempt: Attempt, outlet: Outlet) -> bool:
     """Wait until the consumer has taken an item; False if nobody wants the stream any more."""
     core, driver = executor.core, executor.driver
     key = (attempt.id, attempt.attempt)
-    driver.receive(0)
     lends = driver.lends
     if outlet.unsent:
         _send(executor, outlet)
+    driver.receive(0)
     if not outlet.full or key in core.revoked:
         return key not in core.revoked
     if lends:

@@ -30,7 +30,10 @@ def children_of_this() -> list[int]:
 
 def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
-        text = (task / "children").read_text()
+        try:
+            text = (task / "children").read_text()
+        except OSError:
+            continue  # that thread has ended
         yield from map(int, text.split())
 
 
