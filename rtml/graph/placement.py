@@ -419,9 +419,9 @@ class Placement:
             else:
                 cost = function.estimate or UNKNOWN_COST
             workforce.hand_over(worker, task, task.attempt + 1, cost, now)
-            if task.profile.hedge and not batch and worker.role == EXECUTOR:
-                self.on_hedgeable(task, now)
             spec = task.spec
+            if task.profile.hedge and not batch and not spec.stream and worker.role == EXECUTOR:
+                self.on_hedgeable(task, now)
             worker.outgoing.append(
                 Attempt(
                     spec.id,
