@@ -39,6 +39,8 @@ PROBE_EVERY: Final = 1.0
 
 #: Seconds in which only one graph that missed is learned from: a machine that stood still hits many at once.
 _CENSOR_EVERY: Final = 0.05
+#: Unless more than this portion misses: then only those that were lucky would be learned from.
+_OFTEN: Final = 0.3
 
 #: Shortest advice to come back, in seconds.
 _RETRY_MIN: Final = 0.001
@@ -99,14 +101,19 @@ class Admission:
         """Tasks that run at a time."""
         return max(1.0, sum(node.cpu for node in self.tables.nodes.values()))
 
-    def _under_way(self, now: float) -> tuple[float, float]:
-        """Seconds that executors have worked for plans and not reported; and what of them the backlog still counts."""
+    def _under_way(self, now: float, but: Plan | None = None) -> tuple[float, float]:
+        """Seconds that executors have worked for plans and not reported; and what of them the backlog still counts.
+
+        Args:
+            now: the time.
+            but: a plan whose own work is not meant.
+        """
         seconds = counted = 0.0
         for worker in self.tables.workers.values():
             if worker.queue and worker.role == EXECUTOR:
                 head = next(iter(worker.queue.values()))
                 plan = head.graph.plan
-                if plan is not None:
+                if plan is not None and plan is not but:
                     elapsed = now - max(worker.head_since, head.assigned_at)
                     seconds += elapsed
                     # What takes longer than expected takes nothing off the others. A batch that has begun will take
@@ -129,7 +136,8 @@ class Admission:
             slots = self._slots()
             before = max(0.0, self.backlog.before(share, latest, work, now) - under_way)
             plan.base = before / slots
-            own = sure if before >= work * slots else forecast.own.at(LIKELY) or 0.0
+            cautious = before >= work * slots or forecast.missing > _OFTEN
+            own = sure if cautious else forecast.own.at(LIKELY) or 0.0
             plan.predicted = max(0.0, plan.base + own)
         elif not self.backlog.shares:
             plan.base = 0.0
@@ -194,6 +202,8 @@ class Admission:
         if not self.live[plan.tenant]:
             del self.live[plan.tenant]
         actual = now - plan.began
+        if outcome in (OK, EXPIRED):
+            forecast.ended(outcome == EXPIRED)
         if outcome == OK:
             plan.error = None if plan.predicted is None else plan.predicted - actual
             forecast.probed_at = max(forecast.probed_at, now)
@@ -208,7 +218,8 @@ class Admission:
     def _learn_censored(self, plan: Plan, actual: float, now: float) -> None:
         """How long it would have taken is not known, only that it is more than this."""
         forecast = plan.forecast
-        if plan.base is not None and now - forecast.censored_at >= _CENSOR_EVERY:
+        often = forecast.missing > _OFTEN or now - forecast.censored_at >= _CENSOR_EVERY
+        if plan.base is not None and often:
             own = self._unexplained(plan, actual, now)
             if own > (forecast.own.at(LIKELY) or 0.0):
                 forecast.censored_at = now
@@ -223,7 +234,7 @@ class Admission:
         overtaken by more urgent ones, which `Backlog.harmed` keeps within limits, not its own time.
         """
         slots = self._slots()
-        others = self.backlog.worked + self._under_way(now)[0] - plan.worked - plan.done
+        others = self.backlog.worked + self._under_way(now, plan)[0] - plan.worked - plan.done
         # While it ran itself, the other slots worked for others.
         return actual - max(plan.base or 0.0, (others - (slots - 1.0) * plan.done) / slots)
 

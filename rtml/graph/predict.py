@@ -20,6 +20,9 @@ WINDOW: Final = 256
 #: How much a new graph's work moves the expectation.
 _GAIN: Final = 1 / 16
 
+#: How much one end moves the portion of graphs that missed.
+_MISS_GAIN: Final = 1 / 32
+
 
 class Quantiles:
     """Quantiles of the last `WINDOW` values: exact, bounded, under a microsecond a value."""
@@ -56,7 +59,7 @@ class Quantiles:
 class Forecast:
     """What was learned of the graphs that begin with one function."""
 
-    __slots__ = ("censored_at", "live", "own", "probed_at", "unknown", "work")
+    __slots__ = ("censored_at", "live", "missing", "own", "probed_at", "unknown", "work")
 
     def __init__(self) -> None:
         #: Seconds from submission to the end, less those that were explained by other graphs' work.
@@ -69,8 +72,14 @@ class Forecast:
         self.unknown: list[Any] = []
         #: When one was last let in although it was predicted to miss, or ended.
         self.probed_at = -1e9
+        #: Portion of those that ended lately which missed.
+        self.missing = 0.0
         #: When the last one that missed was learned from.
         self.censored_at = -1e9
+
+    def ended(self, missed: bool) -> None:
+        """A graph has ended in time or was too late."""
+        self.missing += _MISS_GAIN * (missed - self.missing)
 
     def learn_work(self, seconds: float) -> None:
         """A graph took executors so many seconds."""

@@ -92,6 +92,7 @@ class Executor:
     sequence: int = 0
     recall: bool = False
     leaving: bool = False
+    killed: bool = False
 
 
 @dataclass
@@ -168,6 +169,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.starting.append(message.worker)
         elif isinstance(message, KillExecutor):
             self.starting = [worker for worker in self.starting if worker != message.worker]
+            if message.worker in self.executors:
+                self.executors[message.worker].killed = True
         elif isinstance(message, Leave):
             assert executor is not None
             executor.leaving = True
@@ -350,7 +353,11 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.executors))
     @rule(data=st.data(), reported=st.booleans())
     def executor_dies(self, data: st.DataObject, reported: bool) -> None:
-        executor = self.executors.pop(data.draw(st.sampled_from(sorted(self.executors))))
+        self.die(data.draw(st.sampled_from(sorted(self.executors))), reported)
+
+    def die(self, worker: int, reported: bool) -> None:
+        """Its process ends."""
+        executor = self.executors.pop(worker)
         running = [attempt.id for attempt in [*executor.blocked, *executor.queue[:1]]] if reported else []
         self.step([(executor.peer, None)])
         self.tell(SUPERVISOR_PEER, ExecutorDied(executor.worker, "signal SIGKILL", running))
@@ -411,7 +418,9 @@ class CoreMachine(RuleBasedStateMachine):
             while self.starting:
                 self.executor_joins()
             for executor in list(self.executors.values()):
-                if executor.queue:
+                if executor.killed:
+                    self.die(executor.worker, reported=True)
+                elif executor.queue:
                     self.finish(executor)
                 elif executor.blocked:
                     self.resume(executor)

@@ -187,6 +187,23 @@ def test_a_pause_of_the_machine_is_learned_from_once() -> None:
     assert not engine.outcome("b")
 
 
+def test_when_most_miss_it_is_not_learned_from_the_lucky_ones_alone() -> None:
+    engine = trained(0.01, times=60)
+    for number in range(80):
+        engine.submit(f"a{number}", deadline=0.03, admission=True)
+        if engine.outcome(f"a{number}"):
+            break
+        engine.advance(0.031)
+        engine.finish(f"a{number}", outcome=2)
+    assert 5 < number < 20, "the machine became slow: it is noticed"
+    engine.advance(1.0)
+    engine.submit("probe", deadline=0.03, admission=True)
+    engine.advance(0.01)
+    engine.finish("probe", run=0.01)
+    engine.submit("again", deadline=0.03, admission=True)
+    assert not engine.outcome("again"), "and that it is over, too"
+
+
 def test_missing_steps_are_named_when_the_deadline_passes() -> None:
     engine = Engine(loops=1)
     engine.define("program", asynchronous=True)
