@@ -98,13 +98,17 @@ def start(
     kwargs: dict[str, Any],
     options: Options | None,
     actor: ActorRef | None = None,
+    root: tuple[str, int] = ("", 0),
 ) -> Stream[Any]:
-    """Submit a call of a generator. It is tried again only if its options say so."""
+    """Submit a call of a generator. It is tried again only if its options say so.
+
+    `root` is the trace and the context of a root submission, see `Task`.
+    """
     given = options or Options()
     window = given.window or function.options.window or WINDOW
     if given.retries is None and function.options.retries is None:
         given = replace(given, retries=0)
-    future = client.call(function, args, kwargs, given, special=_Opening(window, actor))
+    future = client.call(function, args, kwargs, given, *root, special=_Opening(window, actor))
     inlet = client._streams.get(future.id)
     if inlet is None:  # it has failed already
         inlet = Inlet(client, future.id, window)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from rtml import codec
+from rtml.client import streams
 from rtml.client.client import Client
 from rtml.client.connecting import Connector, Peer
 from rtml.client.embedded import Embedded, open_client
@@ -47,6 +48,11 @@ class Engine(Protocol):
 
     def submit(self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Pending:
         """Open a graph. Raises `RtmlError` if the call cannot be sent."""
+
+    def stream(
+        self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> AsyncGenerator[Any, None]:
+        """Open a graph whose root is a generator; gives its items. Closing it ends the generator."""
 
     async def query(self, what: str) -> str:
         """Ask the dispatcher, see `rtml.messages.Query`. Raises `RtmlError` or `TimeoutError` if it does not answer."""
@@ -201,14 +207,33 @@ class ClientEngine:
         Raises:
             RtmlError: the call cannot be sent.
         """
+        options, root = self._of_visit(prepared, options)
+        return self._client.call(prepared.function, args, kwargs, options, *root)
+
+    async def stream(
+        self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> AsyncGenerator[Any, None]:
+        """Open a graph whose root is a generator; gives its items. Closing it ends the generator.
+
+        Raises:
+            RtmlError: the call cannot be sent, or how the generator ended, after its items.
+        """
+        options, root = self._of_visit(prepared, options)
+        items = streams.start(self._client, prepared.function, args, kwargs, options, None, root)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            items.close()
+
+    def _of_visit(self, prepared: Prepared, options: Options) -> tuple[Options, tuple[str, int]]:
+        """The options of a call for whoever asks, its trace, and the context of its graph."""
         visit = VISIT.get()
         if visit is not None and visit.tenant:
             options = msgspec.structs.replace(options, tenant=visit.tenant)
         trace = "" if visit is None or visit.trace is None else visit.trace.id
-        function = prepared.function
         # A model calls no other one.
-        context = 0 if function.rows else self._keeping.context
-        return self._client.call(function, args, kwargs, options, trace, context)
+        return options, (trace, 0 if prepared.function.rows else self._keeping.context)
 
     async def keep(self, prepared: Prepared) -> int:
         """Have a function loaded and warm in executors from now on. Returns in how many, when all have it.

@@ -28,6 +28,7 @@ from rtml.serving.conditions import Conditions
 from rtml.serving.docroutes import DocRoutes
 from rtml.serving.engine import Engine
 from rtml.serving.ensembles import Ensembles, model_name_of, of_endpoint
+from rtml.serving.events import StreamRoute
 from rtml.serving.front import Door, Front, Load
 from rtml.serving.inference import Inference
 from rtml.serving.listening import take_no_more
@@ -37,7 +38,7 @@ from rtml.serving.protocol import Server
 from rtml.serving.registry import Registry, of_app
 from rtml.serving.repository import APP as REPOSITORY_APP
 from rtml.serving.repository import ModelRepository, RepositorySettings
-from rtml.serving.results import served
+from rtml.serving.results import is_stream, served
 from rtml.serving.routes import ProgramRoute, Reading
 from rtml.serving.together import EverywhereRepository, Together
 from rtml.serving.tritonmetrics import show_aliases
@@ -309,7 +310,8 @@ class Gateway:
                 model = of_endpoint(self._engine, target, app.name, endpoint, name)
                 self.registry.add(model)
                 prepared = self._engine.prepare(served(endpoint.function))
-                routes.add("POST", path, ProgramRoute(self.inference, prepared, endpoint, model, reading))
+                kind = StreamRoute if is_stream(endpoint.function) else ProgramRoute
+                routes.add("POST", path, kind(self.inference, prepared, endpoint, model, reading))
 
     @property
     def description(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ as `RtmlError` or `HttpError`; each protocol says them in its own words.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 from typing import Any, Final
@@ -172,6 +173,31 @@ class Inference:
             raise
         model.statistics.succeeded(progress.elapsed(), 1, progress.timing, time.time_ns() // _MILLION)
         return value
+
+    async def stream_program(
+        self, model: ModelVersion, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress
+    ) -> AsyncGenerator[Any, None]:
+        """What a generator yields, within the request's budget; counted in its statistics as a model.
+
+        Args and Raises: as `run_program`, after the first item, too.
+        """
+        remaining = progress.remaining()
+        options = prepared.options
+        if remaining is not None:
+            options = msgspec.structs.replace(options, deadline=remaining)
+        before = 0.0
+        try:
+            async with contextlib.aclosing(self._engine.stream(prepared, args, kwargs, options)) as items:
+                index = 0
+                async for item in items:
+                    model.statistics.responded(index, progress.elapsed() - before, ok=True)
+                    before = progress.elapsed()
+                    index += 1
+                    yield item
+        except BaseException:
+            model.statistics.failed(progress.elapsed())
+            raise
+        model.statistics.succeeded(progress.elapsed(), 1, progress.timing, time.time_ns() // _MILLION)
 
     async def call(
         self,

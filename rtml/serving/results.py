@@ -6,7 +6,9 @@ A gateway unpickles nothing and has one core for everybody, so a program is serv
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -91,6 +93,30 @@ class ServedAsync(Served):
         return to_content(await self.program(*args, **kwargs))
 
 
+class ServedStream(Served):
+    """The same for a generator: each item is encoded for an event."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        for item in self.program(*args, **kwargs):
+            yield to_content(item)
+
+
+class ServedAsyncStream(Served):
+    """The same for an async generator."""
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        async with contextlib.aclosing(self.program(*args, **kwargs)) as items:
+            async for item in items:
+                yield to_content(item)
+
+
+def is_stream(program: RemoteFunction[..., Any]) -> bool:
+    """Whether the program is a generator, so that its items are events."""
+    return inspect.isgeneratorfunction(program.function) or inspect.isasyncgenfunction(program.function)
+
+
 def _load(kind: type[Served], path: str) -> Served:
     return kind(codec.load_function(Function(0, path, path), None))
 
@@ -103,5 +129,9 @@ def served(program: RemoteFunction[..., Any]) -> RemoteFunction[..., Any]:
     """
     if program.defaults.batch or (program.overrides is not None and program.overrides.batch):
         raise TypeError(f"{program!r} is a batch function; serve a program that submits to it")
-    kind = ServedAsync if codec.is_async(program.function) else Served
+    asynchronous = codec.is_async(program.function)
+    if is_stream(program):
+        kind: type[Served] = ServedAsyncStream if asynchronous else ServedStream
+    else:
+        kind = ServedAsync if asynchronous else Served
     return RemoteFunction(kind(program.function), program.defaults, program.overrides)

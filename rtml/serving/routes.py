@@ -105,7 +105,7 @@ class ProgramRoute(GraphRoute):
         self._prepared = prepared
         self._input = ProgramInput(endpoint.function)
 
-    async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.Response:
+    async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The program's result, which the executor has encoded (`rtml.serving.results`)."""
         query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
         args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -69,6 +69,11 @@ class InlineEngine:
         self.options.append(options)
         self.started.set()
         return InlineCall(self, prepared.function, args, kwargs)
+
+    async def stream(self, prepared: Prepared, args: Any, kwargs: Any, options: Options) -> AsyncGenerator[Any, None]:
+        self.options.append(options)
+        for item in prepared.function(*args, **kwargs):
+            yield item
 
     async def keep(self, prepared: Prepared) -> int:
         self.kept.append(prepared.function)

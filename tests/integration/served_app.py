@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -38,6 +40,27 @@ async def sum_squares(request: Sum) -> Answer:
     found = await rtml.gather(*[square.submit(number) for number in request.numbers])
     squares = [value for value, _ in found]
     return Answer(sum(squares), np.array(squares), sorted({pid for _, pid in found}))
+
+
+@app.endpoint("/v1/count")
+@rtml.task
+def count(to: int, pause: float = 0.0, gone: str = "") -> Iterator[dict[str, int]]:
+    try:
+        for number in range(to):
+            time.sleep(pause)
+            yield {"number": number}
+        if gone == "fail":
+            raise LookupError("as asked")
+    except GeneratorExit:
+        Path(gone).touch()
+        raise
+
+
+@app.endpoint("/v1/words")
+@rtml.task
+async def words(text: str) -> AsyncIterator[str]:
+    for word in text.split():
+        yield word
 
 
 @app.endpoint("/v1/reverse")
