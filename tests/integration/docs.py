@@ -41,6 +41,9 @@ def requests(page: Path) -> list[tuple[list[str], str]]:
     for block in blocks(page, "console"):
         for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
             command, _, output = part.replace("\\\n", "").partition("\n")
+            while command.count("'") % 2:  # a quoted text goes on
+                line, _, output = output.partition("\n")
+                command += "\n" + line
             words = shlex.split(command)
             if words[0] == "curl":
                 found.append((words, output.strip()))
