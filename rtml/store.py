@@ -11,34 +11,33 @@ Rules:
 * Sizes are rounded up to four classes per doubling, so that segments fit again; a fit may waste up to half.
 * Memory is allocated before it is written (`posix_fallocate`): a full tmpfs is an error here, not a SIGBUS later.
 * `free` takes no lock, so that a signal handler may call it; whoever holds the lock does the work.
+* What has no room is written to a disk, oldest objects first (`rtml.spilling`), if the node has one for that.
+* An object of another node is brought here by the node's data endpoint, once for all processes (`rtml.exchange`).
 """
 
 from __future__ import annotations
 
 import collections
 import os
-import pickle
 import shutil
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rtml.errors import LimitExceeded, ObjectLost, RtmlError
-from rtml.messages import INLINE_MAX, ObjectRef, task_id
+from rtml.exchange import Asker, Place
+from rtml.incoming import Incoming
+from rtml.messages import ObjectRef, task_id
+from rtml.parts import Buffer, copy, flat
 from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path
-
-Buffer = bytes | bytearray | memoryview | pickle.PickleBuffer
+from rtml.spilling import Disk, used, write_at
 
 #: Smallest segment, in bytes.
 SEGMENT_MIN: Final = 128 * 1024
 
 #: Most bytes that idle segments of one process keep from the system.
 IDLE_MAX: Final = 1024 * 1024 * 1024
-
-#: Copies from this size on let other threads run meanwhile, in bytes.
-_LONG_COPY: Final = 1024 * 1024
 
 #: Segments still pinned after `free` that one `put` looks at; `sweep` looks at all.
 _CHECKS_PER_PUT: Final = 8
@@ -49,11 +48,14 @@ _PRUNE_BYTES: Final = 256 * 1024 * 1024
 
 
 class _Segment:
-    """A file of this owner. In exactly one of: `_live` (holds an object), `_pinned` (freed, still read), `_idle`."""
+    """A file of this owner. In exactly one of: `_live` (holds an object), `_pinned` (freed, still read), `_idle`.
+
+    `mapping` is None if it lies on the disk: it is in `_live` then, and nowhere afterwards.
+    """
 
     __slots__ = ("capacity", "mapping", "name", "populated")
 
-    def __init__(self, name: str, capacity: int, mapping: Mapping, populated: int) -> None:
+    def __init__(self, name: str, capacity: int, mapping: Mapping | None, populated: int = 0) -> None:
         self.name = name
         self.capacity = capacity
         self.mapping = mapping
@@ -67,15 +69,17 @@ class Store:
     Args:
         directory: exists already, in tmpfs (see `Store.make`).
         session: this process's session, 1..SESSION_MAX; it names the files.
-        capacity: most bytes this process may occupy; by default half of the file system.
-        node: what `ObjectRef.node` says.
+        capacity: most bytes of shared memory that this process may occupy; by default half of the file system.
+        place: what the node is; by default what its supervisor has written into the directory.
     """
 
-    def __init__(self, directory: str, session: int, capacity: int | None = None, node: str = "") -> None:
+    def __init__(self, directory: str, session: int, capacity: int | None = None, place: Place | None = None) -> None:
         self.directory = directory
         self.session = session
-        self.node = node
         self._capacity = capacity
+        self._place = place
+        self._disk: Disk | None = None
+        self._asker: Asker | None = None
         self._presence = Presence(directory, session)
         self._pid = os.getpid()
         self._closed = False
@@ -108,7 +112,29 @@ class Store:
     def remove_session(directory: str, session: int) -> None:
         """Remove what a dead process left. Its objects are lost to those who have not mapped them yet."""
         _remove_segments(directory, session)
+        Disk(Place.of(directory).spill).remove_session(session)
         Path(presence_path(directory, session)).unlink(missing_ok=True)
+
+    @property
+    def place(self) -> Place:
+        """What the node is."""
+        if self._place is None:
+            self._place = Place.of(self.directory)
+        return self._place
+
+    @property
+    def disk(self) -> Disk:
+        """Where objects go that have no room."""
+        if self._disk is None:
+            self._disk = Disk(self.place.spill, self.place.spill_max)
+        return self._disk
+
+    @property
+    def asker(self) -> Asker:
+        """Asks the node's data endpoint."""
+        if self._asker is None:
+            self._asker = Asker(self.place.socket)
+        return self._asker
 
     @property
     def capacity(self) -> int:
@@ -140,7 +166,7 @@ class Store:
             RtmlError: the store is closed, or belongs to the process that this one was forked from.
         """
         self._check_usable()
-        flat = [_flat(part) for part in parts]
+        flat = [flat(part) for part in parts]
         table, offsets, size = layout([len(part) for part in flat])
         with self._lock:
             self._settle(_CHECKS_PER_PUT)
@@ -156,80 +182,195 @@ class Store:
                 self._pinned.append(segment)
                 raise
         self._live[object_id] = segment
-        return ObjectRef(object_id, size, segment.name, self.node)
+        return ObjectRef(object_id, size, segment.name, self.place.data)
 
     def _rewrite(self, segment: _Segment, head: bytes, parts: list[memoryview], offsets: list[int]) -> None:
-        memory = segment.mapping.memory
+        mapping = _mapped(segment)
+        memory = mapping.memory
         end = offsets[-1] + len(parts[-1]) if parts else HEADER_OFFSET + len(head)
         if segment.populated < end:
-            segment.mapping.populate(end)
+            mapping.populate(end)
             segment.populated = end
         memory[HEADER_OFFSET : HEADER_OFFSET + len(head)] = head
         for part, offset in zip(parts, offsets):
-            _copy(memory[offset : offset + len(part)], part)
+            copy(memory[offset : offset + len(part)], part)
 
     def _create(self, size: int, head: bytes, parts: list[memoryview], offsets: list[int]) -> _Segment:
         """A new segment with this content.
 
         Written through the file and not through the mapping: half the time, since no page is cleared and none faults.
         """
+        content = [(HEADER_OFFSET, memoryview(head)), *zip(offsets, parts)]
+        made = self._file(size)
+        if made is None:
+            with self._lock:
+                self._files += 1
+                name = f"{self.session:08x}-{self._files}"
+            if not self.disk.write(name, content, size):
+                raise self._full(size)
+            return _Segment(name, 0, None)
+        fd, segment = made
+        try:
+            for offset, part in content:
+                write_at(fd, part, offset)
+        except BaseException:
+            self._forget(segment)
+            raise
+        finally:
+            os.close(fd)
+        return segment
+
+    def _file(self, size: int) -> tuple[int, _Segment] | None:
+        """A new mapped segment for so many bytes, and its descriptor; None if there is no room."""
         capacity = _size_class(size)
         with self._lock:
             if not self._make_room(capacity):
-                raise self._full(size)
+                return None
             self._allocated += capacity
             self._files += 1
             name = f"{self.session:08x}-{self._files}"
-        path = f"{self.directory}/{name}"
+        segment = _Segment(name, capacity, None)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                self._allocate(fd, capacity, size)
-                _write(fd, memoryview(head), HEADER_OFFSET)
-                for part, offset in zip(parts, offsets):
-                    _write(fd, part, offset)
-                mapping = Mapping.open(fd, capacity, self.session, owner=True)
-            finally:
-                os.close(fd)
-        except BaseException as error:
-            with self._lock:
-                self._allocated -= capacity
-            Path(path).unlink(missing_ok=True)
-            if isinstance(error, FileNotFoundError):
-                raise ObjectLost(f"the shared memory of this session is gone: {self.directory}") from None
+            fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            self._forget(segment)
+            raise ObjectLost(f"the shared memory of this session is gone: {self.directory}") from None
+        try:
+            if self._allocate(fd, capacity):
+                segment.mapping = Mapping.open(fd, capacity, self.session, owner=True)
+                return fd, segment
+        except BaseException:
+            os.close(fd)
+            self._forget(segment)
             raise
-        return _Segment(name, capacity, mapping, 0)
+        os.close(fd)
+        self._forget(segment)
+        return None
 
-    def _allocate(self, fd: int, capacity: int, size: int) -> None:
-        try:
-            os.posix_fallocate(fd, 0, capacity)
-        except OSError:
-            with self._lock:
-                self._settle(None)
-                self._drop_idle(0)
+    def _forget(self, segment: _Segment) -> None:
+        """Undo `_file`."""
+        with self._lock:
+            self._allocated -= segment.capacity
+        Path(self._path(segment.name)).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+    def _allocate(self, fd: int, capacity: int) -> bool:
+        for attempt in range(3):
             try:
                 os.posix_fallocate(fd, 0, capacity)
-            except OSError as error:
-                raise self._full(size, error.strerror or "") from None
+            except OSError:
+                with self._lock:
+                    self._settle(None)
+                    self._drop_idle(0)
+                    if attempt:
+                        self._spill(2 * capacity)
+            else:
+                return True
+        return False
 
     def _make_room(self, size: int) -> bool:
-        """Whether `size` more bytes fit the capacity, after giving idle memory back if need be."""
-        if self._allocated + size <= self.capacity:
+        """Whether `size` more bytes fit, after giving idle memory back and spilling old objects if need be."""
+        if self._has_room(size):
             return True
         self._settle(None)
         self._drop_idle(self.capacity - size - self._allocated + self._idle_bytes)
-        return self._allocated + size <= self.capacity
+        if self._has_room(size):
+            return True
+        self._drop_idle(0)
+        return self._has_room(size) or (self._spill(size) and self._has_room(size))
 
-    def _full(self, size: int, reason: str = "") -> LimitExceeded:
+    def _has_room(self, size: int) -> bool:
+        if self._allocated + size > self.capacity:
+            return False
+        most = self.place.memory
+        return not most or used(self.directory) + size <= most
+
+    def _spill(self, size: int) -> bool:
+        """Move objects that nobody reads to the disk, oldest first, until so many bytes are given back."""
+        for object_id, segment in list(self._live.items()):
+            mapping = segment.mapping
+            if mapping is None or mapping.live or mapping.pinners():
+                continue
+            end = max([HEADER_OFFSET, *(at + length for at, length in mapping.parts(object_id))])
+            # With an empty pin table. Readers that have mapped the old file keep it, as it is.
+            content = [(HEADER_OFFSET, mapping.memory[HEADER_OFFSET : min(end, segment.capacity)])]
+            if not self.disk.write(segment.name, content, min(end, segment.capacity)):
+                return False
+            del mapping, content
+            Path(self._path(segment.name)).unlink(missing_ok=True)
+            self._live[object_id] = _Segment(segment.name, 0, None)
+            self._allocated -= segment.capacity
+            size -= segment.capacity
+            if size <= 0:
+                return True
+        return False
+
+    # --- copies of what is stored elsewhere ---------------------------------------------------------------------------
+
+    def reserve(self, object_id: int, size: int) -> Incoming:
+        """Room for an object of another store, whose bytes are about to arrive.
+
+        Raises:
+            LimitExceeded: there is none.
+        """
+        self._check_usable()
+        with self._lock:
+            self._settle(_CHECKS_PER_PUT)
+            segment = self._recycle(size)
+        fd = -1
+        if segment is None:
+            made = self._file(size)
+            if made is None:
+                raise self._full(size)
+            fd, segment = made
+        elif segment.populated < size:
+            _mapped(segment).populate(size)
+            segment.populated = size
+        return Incoming(object_id, size, segment.name, _mapped(segment).memory, fd, segment)
+
+    def publish(self, incoming: Incoming) -> None:
+        """All of it has arrived: from now on it is an object of this store like those that were put."""
+        incoming.close()
+        _mapped(incoming.place).parts(incoming.id)
+        self._live[incoming.id] = incoming.place
+
+    def abandon(self, incoming: Incoming) -> None:
+        """It will not arrive."""
+        incoming.close()
+        with self._lock:
+            self._pinned.append(incoming.place)
+
+    def has(self, object_id: int) -> bool:
+        """Whether this is an object of this owner."""
+        return object_id in self._live
+
+    def pinned(self, object_id: int) -> bool:
+        """Whether a process reads this object of ours."""
+        segment = self._live.get(object_id)
+        mapping = None if segment is None else segment.mapping
+        return mapping is not None and bool(mapping.live or mapping.pinners())
+
+    def _full(self, size: int) -> LimitExceeded:
         held = self._allocated - self._idle_bytes
         about = os.statvfs(self.directory)
         return LimitExceeded(
             f"no shared memory for an object of {_mib(size)}: this process holds {_mib(held)} of its"
             f" {_mib(self.capacity)} in {len(self._live)} objects ({len(self._pinned)} more are freed but still read);"
             f" {self.directory} has {_mib(about.f_bavail * about.f_frsize)} left of"
-            f" {_mib(about.f_blocks * about.f_frsize)}{' (' + reason + ')' if reason else ''}. Drop futures and arrays"
-            " that are no longer needed, or enlarge the tmpfs (docker: --shm-size, Kubernetes: emptyDir in Memory)."
+            f" {_mib(about.f_blocks * about.f_frsize)}{self._limits()}. Drop futures and arrays that are no longer"
+            " needed, or enlarge the tmpfs (docker: --shm-size, Kubernetes: emptyDir in Memory)."
         )
+
+    def _limits(self) -> str:
+        text = ""
+        if self.place.memory:
+            text += f", and all processes of the node use {_mib(used(self.directory))} of {_mib(self.place.memory)}"
+            text += " (object_memory)"
+        if self.place.spill:
+            text += f"; {self.place.spill} has {_mib(used(self.place.spill))} of {_mib(self.disk.limit)} (spill_max)"
+        return text
 
     # --- recycling ------------------------------------------------------------------------------------------------
 
@@ -265,7 +406,9 @@ class Store:
             segment = self._live.pop(self._freed.popleft(), None)
             if segment is None:
                 continue
-            if segment.mapping.live or segment.mapping.pinners():
+            if segment.mapping is None:
+                self.disk.remove(segment.name)
+            elif segment.mapping.live or segment.mapping.pinners():
                 self._pinned.append(segment)
             else:
                 self._retire(segment)
@@ -273,7 +416,8 @@ class Store:
         alive: dict[int, bool] = {}
         for _ in range(len(self._pinned) if checks is None else min(checks, len(self._pinned))):
             segment = self._pinned.popleft()
-            if segment.mapping.live or self._is_pinned(segment.mapping, alive, thorough=thorough):
+            mapping = _mapped(segment)
+            if mapping.live or self._is_pinned(mapping, alive, thorough=thorough):
                 self._pinned.append(segment)
             else:
                 self._retire(segment)
@@ -336,16 +480,28 @@ class Store:
         Raises:
             ObjectLost: it is gone: freed, or lost with its owner.
         """
+        if ref.node and ref.node != self.place.data:
+            return self._bring(ref)
         segment = self._live.get(ref.id)
-        if segment is not None:
-            mapping = segment.mapping
-        else:
+        mapping = None if segment is None else segment.mapping
+        if mapping is None:
             found = self._foreign.get(ref.segment)
             mapping = found if found is not None else self._map(ref)
         if not mapping.pinnable:
             return [memoryview(bytes(mapping.memory[at : at + size])) for at, size in mapping.parts(ref.id)]
         everything = mapping.export()
         return [everything[at : at + size] for at, size in mapping.parts(ref.id)]
+
+    def is_far(self, payload: Any) -> bool:
+        """Whether this is an object of another node: to `get` it may take a while."""
+        return payload.__class__ is ObjectRef and payload.node not in ("", self.place.data)
+
+    def _bring(self, ref: ObjectRef) -> list[memoryview]:
+        """The parts of an object of another node: its copy here."""
+        here = self.place
+        if not here.socket:
+            raise ObjectLost(f"shared object {ref.id:#x} lies at {ref.node}, and this process has no data endpoint")
+        return self.asker.fetch(ref, lambda segment: self.get(ObjectRef(ref.id, ref.size, segment, here.data)))
 
     def _map(self, ref: ObjectRef) -> Mapping:
         if "/" in ref.segment:
@@ -354,10 +510,7 @@ class Store:
         if count >= _PRUNE_COUNT or size >= _PRUNE_BYTES:
             self._prune()
             count = size = 0
-        try:
-            fd = os.open(f"{self.directory}/{ref.segment}", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise ObjectLost(f"shared object {ref.id:#x} is gone: no segment {ref.segment} on this node") from None
+        fd = self.open_segment(ref)
         try:
             with self._lock:
                 self._presence.enter()
@@ -368,6 +521,19 @@ class Store:
         self._foreign_new = (count + 1, size + length)
         # Two threads may have mapped it at once; each mapping has its own pin entry, so either may stay.
         return self._foreign.setdefault(ref.segment, mapping)
+
+    def open_segment(self, ref: ObjectRef) -> int:
+        """A descriptor of an object's file.
+
+        Raises:
+            ObjectLost: it is gone.
+        """
+        for path in (self._path(ref.segment), self.disk.path(ref.segment)):
+            try:
+                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        raise ObjectLost(f"shared object {ref.id:#x} is gone: no segment {ref.segment} on this node")
 
     def _prune(self) -> None:
         """Forget mappings of files that their owner removed, which would otherwise keep the memory."""
@@ -390,6 +556,9 @@ class Store:
             return
         if unlink:
             _remove_segments(self.directory, self.session)
+            self.disk.remove_session(self.session)
+        if self._asker is not None:
+            self._asker.close()
         self._live.clear()
         self._pinned.clear()
         self._idle.clear()
@@ -405,77 +574,14 @@ class Store:
             raise RtmlError("this process was forked from one that uses rtml: connect anew in the child")
 
 
-class NoStore(Store):
-    """The store of a process that shares no memory with the engine: refuses what would not fit a message.
-
-    Args:
-        session: this process's session.
-        address: of the engine, for messages.
-    """
-
-    def __init__(self, session: int, address: str) -> None:
-        super().__init__("", session, 0)
-        self._address = address
-
-    def put(self, parts: Sequence[Buffer]) -> ObjectRef:
-        """Refuse.
-
-        Raises:
-            LimitExceeded: always.
-        """
-        raise self._refusal("a function, argument or value", sum([len(_flat(part)) for part in parts]))
-
-    def get(self, ref: ObjectRef) -> list[memoryview]:
-        """Refuse. The object can still be an argument of tasks.
-
-        Raises:
-            LimitExceeded: always.
-        """
-        raise self._refusal("a result", ref.size)
-
-    def free(self, object_id: int) -> None:
-        """There is nothing to free."""
-
-    def close(self, *, unlink: bool = True) -> None:
-        """There is nothing to close."""
-
-    def _refusal(self, what: str, size: int) -> LimitExceeded:
-        return LimitExceeded(
-            f"{what} of {size} bytes cannot travel through {self._address}: for now, values above"
-            f" {INLINE_MAX // 1024} KiB need a unix: or ipc: address on the engine's own machine"
-        )
+def _mapped(segment: _Segment) -> Mapping:
+    assert segment.mapping is not None, "not on the disk"
+    return segment.mapping
 
 
 def _remove_segments(directory: str, session: int) -> None:
     for path in Path(directory).glob(f"{session:08x}-*"):
         path.unlink(missing_ok=True)
-
-
-def _flat(part: Buffer) -> memoryview:
-    view = part.raw() if isinstance(part, pickle.PickleBuffer) else memoryview(part)
-    if view.format == "B" and view.ndim == 1 and view.contiguous:
-        return view
-    return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-def _copy(target: memoryview, source: memoryview) -> None:
-    if len(source) < _LONG_COPY:
-        target[:] = source
-        return
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        # As fast as a memoryview's copy, but without the interpreter lock.
-        numpy.copyto(numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
-        return
-    for start in range(0, len(source), _LONG_COPY):
-        target[start : start + _LONG_COPY] = source[start : start + _LONG_COPY]
-
-
-def _write(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data = data[written:]
-        offset += written
 
 
 def _size_class(size: int) -> int:

@@ -11,7 +11,8 @@ import sys
 from typing import Any, Final
 
 from rtml.messages import INLINE_MAX, ObjectRef
-from rtml.store import Buffer, Store
+from rtml.parts import Buffer
+from rtml.store import Store
 
 #: Tag of a payload that is one numeric array: dtype, shape, data; readable in any language.
 TENSOR: Final = b"T"

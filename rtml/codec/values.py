@@ -30,7 +30,8 @@ from rtml.codec.arrays import ALIGNMENT, TENSOR, array_facts, decode_tensor, enc
 from rtml.codec.pickling import PROTOCOL, SCALARS, Pickled, dump, load, out_of_band, unpicklable
 from rtml.errors import RtmlError, SerializationError
 from rtml.messages import INLINE_MAX, ObjectRef
-from rtml.store import Buffer, Store
+from rtml.parts import Buffer
+from rtml.store import Store
 
 _NONE: Final = b"N"
 _PICKLE: Final = b"\x80"

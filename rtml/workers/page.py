@@ -5,7 +5,7 @@ to blame, everything else on the process is innocent (DESIGN D7). Writing costs 
 process ids in it also tell the janitor whom to end when the supervisor is gone.
 
 A slot is `WORDS` unsigned 64-bit words: process id, count of running ids, state, then the ids. Slot 0 is the
-dispatcher's.
+dispatcher's, the next one the data endpoint's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Final
 #: Processes of one node, the dispatcher included.
 SLOTS_MAX: Final = 1024
 WORDS: Final = 128
+#: The data endpoint's slot; executors have those behind it.
+DATA_SLOT: Final = 1
 _WORD_BYTES: Final = 8
 
 PID: Final = 0

@@ -31,6 +31,19 @@ class Settings:
     logs: bool = True
     drain: float = 2.0
     dispatcher_args: tuple[str, ...] = ()
+    #: Where the data endpoint listens, "host:port", "" for none; and the host that others are told.
+    data: str = ""
+    advertise: str = ""
+    data_keys: str = ""
+    object_memory: int = 0
+    spill_dir: str = ""
+    spill_max: int = 0
+
+    @property
+    def directories(self) -> list[str]:
+        """What this node owns, and removes at its end."""
+        own = [self.session_dir, self.shm_dir]
+        return own if os.path.dirname(self.spill_dir) == self.session_dir else [*own, self.spill_dir]
 
     @property
     def unix_address(self) -> str:
@@ -73,9 +86,19 @@ def parse(arguments: list[str], description: str) -> Settings:
     add("--no-logs", dest="logs", action="store_false", help="drop what tasks print and log")
     add("--drain", type=float, default=2.0, help="seconds that running tasks get when it is told to stop")
     add("--dispatcher-arg", action="append", default=[], help="passed on to the dispatcher (repeatable)")
+    add("--data", default="", help="host:port of the data endpoint (port 0: any); none by default")
+    add("--advertise", default="", help="host by which others reach the data endpoint")
+    add("--data-keys", default="", help="directory with data.secret")
+    add("--object-memory", type=int, default=0, help="most bytes of shared memory for objects")
+    add("--spill-dir", default="", help="where objects go that have no room; by default the session's directory")
+    add("--spill-max", type=int, default=0, help="most bytes there; by default half of what is free")
     found = parser.parse_args(arguments)
+    session_dir = os.path.abspath(found.session_dir)
+    spill_dir = os.path.join(session_dir, "objects")
+    if found.spill_dir:
+        spill_dir = os.path.join(os.path.abspath(found.spill_dir), os.path.basename(session_dir))
     return Settings(
-        session_dir=os.path.abspath(found.session_dir),
+        session_dir=session_dir,
         shm_dir=os.path.abspath(found.shm_dir),
         workers=found.workers,
         async_executors=found.async_executors,
@@ -93,4 +116,10 @@ def parse(arguments: list[str], description: str) -> Settings:
         logs=found.logs,
         drain=found.drain,
         dispatcher_args=tuple(found.dispatcher_arg),
+        data=found.data,
+        advertise=found.advertise,
+        data_keys=found.data_keys,
+        object_memory=found.object_memory,
+        spill_dir=spill_dir,
+        spill_max=found.spill_max,
     )

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
+from rtml.exchange import Place
 from rtml.link import Link, LinkClosed, connect
 from rtml.messages import (
     ACTOR,
@@ -53,7 +54,8 @@ from rtml.messages import (
     encode,
 )
 from rtml.workers import janitor
-from rtml.workers.page import PID, SLOTS_MAX, RunningPage
+from rtml.workers.data import DataEndpoint
+from rtml.workers.page import DATA_SLOT, PID, SLOTS_MAX, RunningPage
 from rtml.workers.processes import die_with_parent, fork, prefer_for_oom, reason_of
 from rtml.workers.settings import Settings, parse
 
@@ -103,7 +105,7 @@ class Supervisor:
         self._page = RunningPage()
         self._poll = select.poll()
         self._children: dict[int, Child] = {}  # by pidfd
-        self._slots = list(range(SLOTS_MAX - 1, 0, -1))  # slot 0 is the dispatcher's
+        self._slots = list(range(SLOTS_MAX - 1, DATA_SLOT, -1))  # slot 0 is the dispatcher's
         self._link: Link | None = None
         self._link_fd = -1
         self._dispatcher = -1  # pidfd; -1 while there is none
@@ -113,6 +115,7 @@ class Supervisor:
         self._driver = -1
         self._janitor = 0
         self._janitor_fd = -1
+        self._data: DataEndpoint | None = None
         self._wake_read = self._wake_write = -1
         #: Executors that end now do so because they were told to.
         self._ending = False
@@ -130,10 +133,11 @@ class Supervisor:
         try:
             try:
                 self._prepare()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 _say(f"cannot start: {error}")  # no room for a file or a process, say
                 return code
             self._start_dispatcher()
+            self._start_data()
             self._import_shared()
             for worker in range(1, self.settings.workers + 1):
                 self._fork_executor(worker, EXECUTOR)
@@ -154,8 +158,12 @@ class Supervisor:
         # our own: with autogroups the kernel compares nice values only within a session (D13 needs them compared).
         with contextlib.suppress(PermissionError):
             os.setpgid(0, 0)
-        for directory in (self.settings.session_dir, self.settings.shm_dir):
+        for directory in self.settings.directories:
             janitor.own(directory)
+        os.makedirs(self.settings.spill_dir, mode=0o700, exist_ok=True)
+        if self.settings.data:
+            self._data = DataEndpoint(self.settings)
+        self._place().write(self.settings.shm_dir)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
@@ -172,6 +180,12 @@ class Supervisor:
             except ProcessLookupError:
                 raise SystemExit("rtml: the driver process is gone already") from None
             self._poll.register(self._driver, select.POLLIN)
+
+    def _place(self) -> Place:
+        if self._data is not None:
+            return self._data.place(self.settings)
+        settings = self.settings
+        return Place(memory=settings.object_memory, spill=settings.spill_dir, spill_max=settings.spill_max)
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stops += 1
@@ -208,10 +222,28 @@ class Supervisor:
                 elif fd == self._janitor_fd:
                     self._reap_janitor()
                     self._start_janitor()
+                elif self._data is not None and fd == self._data.pidfd:
+                    self._data_died(self._data)
                 elif fd in self._children:
                     self._child_died(self._children[fd])
                 elif fd == self._link_fd:
                     self._receive()
+
+    # --- data endpoint ----------------------------------------------------------------------------------------------
+
+    def _start_data(self) -> None:
+        if self._data is not None:
+            self._data.start(self._fork)
+            self._page.slot(DATA_SLOT)[PID] = self._data.pid
+            self._poll.register(self._data.pidfd, select.POLLIN)
+
+    def _data_died(self, data: DataEndpoint) -> None:
+        self._poll.unregister(data.pidfd)
+        self._page.slot(DATA_SLOT)[PID] = 0
+        if data.died():
+            self._start_data()
+        else:
+            _say("the data endpoint dies at its start: large objects cannot leave this node any more")
 
     # --- dispatcher -------------------------------------------------------------------------------------------------
 
@@ -219,6 +251,8 @@ class Supervisor:
         arguments = [sys.executable, "-P", "-m", "rtml.dispatcher", "--shm-dir", self.settings.shm_dir]
         for address in self.settings.listen_addresses:
             arguments += ["--listen", address]
+        if self._data is not None:
+            arguments += ["--data", self._data.address, "--data-socket", self._data.path]
         arguments += self.settings.dispatcher_args
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         environment = dict(os.environ)
@@ -356,6 +390,8 @@ class Supervisor:
                 os.close(fd)
         for child in self._children.values():
             os.close(child.pidfd)
+        if self._data is not None:
+            self._data.close_in_child()
         if self._link is not None:
             self._link.close()
 
@@ -428,7 +464,7 @@ class Supervisor:
 
     def _start_janitor(self) -> None:
         us = os.pidfd_open(os.getpid())
-        directories = [self.settings.session_dir, self.settings.shm_dir]
+        directories = self.settings.directories
 
         def run() -> int:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -465,7 +501,10 @@ class Supervisor:
         if self._dispatcher >= 0:
             self._lose_link()
             self._end_dispatcher(1.0 if drain > 0 else 0.0)
-        for directory in (self.settings.session_dir, self.settings.shm_dir):
+        if self._data is not None and self._data.pidfd >= 0:
+            janitor.kill_group(self._data.pid)
+            self._data.died()
+        for directory in self.settings.directories:
             janitor.remove(directory)
         if self._janitor_fd >= 0:
             with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,390 @@
+"""What processes say to data endpoints: frames, the proof of a shared secret, and how a process asks its own endpoint.
+
+A node's data endpoint (`rtml.transfer`) listens on tcp for other endpoints and remote clients, and on a Unix socket for
+the processes of its node. Both carry the messages below, each behind its length (4 bytes), and after some of them raw
+bytes, which are never copied into messages.
+
+    tcp    <- Challenge   -> Proof   <- Accepted         both sides have the same secret; nothing is encrypted
+           -> Open        <- Opened                      is it there, and who else has it
+           -> Read        <- Chunk + bytes, Chunk + ...  from an offset to the end, as the bytes become available
+           -> Put + bytes <- Stored      -> Hold, Drop   a client's own objects, kept while it is there
+    unix   -> Fetch       <- Fetched     -> Drop         the local copy of an object; kept until the next message
+           -> Prefetch                                   the same, nobody waits
+
+What an object's bytes are: its segment from `rtml.segment.HEADER_OFFSET` on, so that a copy is a segment again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from rtml.errors import ObjectLost, ProtocolError, RtmlError
+from rtml.messages import ObjectRef
+
+VERSION: Final = 1
+#: Longest message, without the bytes behind it.
+_MESSAGE_MAX: Final = 1024 * 1024
+_NONCE: Final = 32
+_LENGTH: Final = struct.Struct("<I")
+#: Seconds for a connection to be made and for its handshake; and without any byte, afterwards.
+CONNECT_TIMEOUT: Final = 3.0
+IDLE_TIMEOUT: Final = 15.0
+#: Seconds for which a node's endpoint may be away: its supervisor starts it again.
+_AWAY: Final = 5.0
+
+#: The file in a node's directory of shared memory that says what the node is.
+PLACE_FILE: Final = ".place"
+
+
+class Challenge(msgspec.Struct, array_like=True, tag=1):
+    """The endpoint's first message."""
+
+    version: int
+    nonce: bytes
+
+
+class Proof(msgspec.Struct, array_like=True, tag=2):
+    """The caller knows the secret, and has a nonce too."""
+
+    nonce: bytes
+    mac: bytes
+
+
+class Accepted(msgspec.Struct, array_like=True, tag=3):
+    """So does the endpoint."""
+
+    mac: bytes
+
+
+class Open(msgspec.Struct, array_like=True, tag=4):
+    """Is this object (or a part of it) there? `data` is where the caller will have a copy soon, "" if nowhere."""
+
+    ref: ObjectRef
+    data: str = ""
+    #: Others that were named by an earlier `Opened`, and do not have it.
+    failed: list[str] = []
+
+
+class Opened(msgspec.Struct, array_like=True, tag=5):
+    """`error` says why not. `sources` have a copy, or a part that grows: better ones than this endpoint, best first."""
+
+    error: str = ""
+    sources: list[str] = []
+
+
+class Read(msgspec.Struct, array_like=True, tag=6):
+    """The bytes of the opened object from `offset` of its segment to the end."""
+
+    offset: int
+
+
+class Chunk(msgspec.Struct, array_like=True, tag=7):
+    """So many bytes follow; 0: there will be none, for this reason."""
+
+    count: int
+    error: str = ""
+
+
+class Put(msgspec.Struct, array_like=True, tag=8):
+    """An object of a remote client, whose `size` less `HEADER_OFFSET` bytes follow."""
+
+    id: int
+    size: int
+
+
+class Stored(msgspec.Struct, array_like=True, tag=9):
+    """Where it lies; or why not."""
+
+    segment: str
+    error: str = ""
+
+
+class Drop(msgspec.Struct, array_like=True, tag=10):
+    """The sender needs these objects no more: (id, segment)."""
+
+    objects: list[tuple[int, str]] = []
+
+
+class Hold(msgspec.Struct, array_like=True, tag=11):
+    """The connection's client, and what it has put earlier and still needs."""
+
+    session: int
+    objects: list[tuple[int, str]] = []
+
+
+class Fetch(msgspec.Struct, array_like=True, tag=12):
+    """Bring this object here."""
+
+    ref: ObjectRef
+
+
+class Fetched(msgspec.Struct, array_like=True, tag=13):
+    """The segment of the copy, or why there is none."""
+
+    segment: str
+    error: str = ""
+    #: Bytes that were moved for it, and the seconds that took; 0 if it was here already.
+    moved: int = 0
+    seconds: float = 0.0
+
+
+class Prefetch(msgspec.Struct, array_like=True, tag=14):
+    """These will be wanted soon. Not answered."""
+
+    refs: list[ObjectRef]
+
+
+Word = (
+    Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Put | Stored | Drop | Hold | Fetch | Fetched | Prefetch
+)
+_W = TypeVar("_W", bound=msgspec.Struct)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Word).decode
+
+
+def send(sock: socket.socket, message: Word) -> None:
+    """Send one message.
+
+    Raises:
+        OSError: the connection is lost.
+    """
+    body = _encode(message)
+    sock.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive(sock: socket.socket) -> Word | None:
+    """The next message; None at the end of the connection.
+
+    Raises:
+        OSError: the connection is lost, or silent for too long.
+        ProtocolError: what came is no message.
+    """
+    head = bytearray(_LENGTH.size)
+    if not receive_into(sock, memoryview(head), end_allowed=True):
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if not 0 < length <= _MESSAGE_MAX:
+        raise ProtocolError(f"a message of {length} bytes at a data endpoint")
+    body = bytearray(length)
+    receive_into(sock, memoryview(body))
+    try:
+        message: Word = _decode(body)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"no message for a data endpoint: {error}") from None
+    return message
+
+
+def expect(sock: socket.socket, kind: type[_W]) -> _W:
+    """The next message, which must be of this kind.
+
+    Raises:
+        OSError: the connection is lost.
+        ProtocolError: it is another one.
+    """
+    message = receive(sock)
+    if message is None:
+        raise ConnectionResetError("the data endpoint has closed the connection")
+    if not isinstance(message, kind):
+        raise ProtocolError(f"a data endpoint said {type(message).__name__} instead of {kind.__name__}")
+    return message
+
+
+def receive_into(sock: socket.socket, target: memoryview, *, end_allowed: bool = False) -> bool:
+    """Fill `target`; False if the connection ended before its first byte and that is allowed.
+
+    Raises:
+        OSError: the connection is lost.
+    """
+    at = 0
+    while at < len(target):
+        count = sock.recv_into(target[at:])
+        if not count:
+            if end_allowed and not at:
+                return False
+            raise ConnectionResetError("the connection has ended in the midst of a message")
+        at += count
+    return True
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+
+
+def challenge(sock: socket.socket, secret: bytes) -> None:
+    """The endpoint's side of the handshake.
+
+    Raises:
+        ProtocolError: the caller does not know the secret.
+        OSError: the connection is lost.
+    """
+    nonce = os.urandom(_NONCE)
+    send(sock, Challenge(VERSION, nonce))
+    proof = expect(sock, Proof)
+    if not hmac.compare_digest(proof.mac, _mac(secret, b"caller", nonce, proof.nonce)):
+        raise ProtocolError("the caller has another secret")
+    send(sock, Accepted(_mac(secret, b"endpoint", nonce, proof.nonce)))
+
+
+def call(address: str, secret: bytes) -> socket.socket:
+    """A connection to the data endpoint at "host:port", proven from both sides.
+
+    Raises:
+        OSError: it cannot be reached.
+        ProtocolError: it does not know the secret, or speaks another version.
+    """
+    host, _, port = address.rpartition(":")
+    sock = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        asked = expect(sock, Challenge)
+        if asked.version != VERSION:
+            raise ProtocolError(f"the data endpoint at {address} speaks version {asked.version}, not {VERSION}")
+        nonce = os.urandom(_NONCE)
+        send(sock, Proof(nonce, _mac(secret, b"caller", asked.nonce, nonce)))
+        answer = receive(sock)
+        if not isinstance(answer, Accepted) or not hmac.compare_digest(
+            answer.mac, _mac(secret, b"endpoint", asked.nonce, nonce)
+        ):
+            raise ProtocolError(f"the data endpoint at {address} has another secret (data.secret of the keys)")
+        sock.settimeout(IDLE_TIMEOUT)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _mac(secret: bytes, who: bytes, first: bytes, second: bytes) -> bytes:
+    return hmac.digest(secret, who + first + second, hashlib.sha256)
+
+
+# --- what a node is ---------------------------------------------------------------------------------------------------
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What the processes of a node must know about its objects; written by the supervisor."""
+
+    #: Address of the node's data endpoint, "" if it has none, and its Unix socket.
+    data: str = ""
+    socket: str = ""
+    #: Most bytes of shared memory for objects; 0: what the processes take by themselves.
+    memory: int = 0
+    #: Directory for objects that have no room there, and most bytes of it (0: half of what is free).
+    spill: str = ""
+    spill_max: int = 0
+
+    def write(self, directory: str) -> None:
+        """Tell it to all who have this directory of shared memory."""
+        fresh = Path(directory, PLACE_FILE + ".new")
+        fresh.write_bytes(msgspec.json.encode(self))
+        fresh.rename(Path(directory, PLACE_FILE))
+
+    @staticmethod
+    def of(directory: str) -> Place:
+        """What is written there; a place of its own without data endpoint if nothing is."""
+        try:
+            return msgspec.json.decode(Path(directory, PLACE_FILE).read_bytes(), type=Place)
+        except OSError:
+            return Place()
+
+
+class Granted(Protocol):
+    """Leads from the name of a local copy to something that keeps it."""
+
+    def __call__(self, segment: str) -> list[memoryview]:
+        """Map and pin the segment."""
+
+
+class Asker:
+    """Asks the node's own data endpoint; for all threads of a process.
+
+    Args:
+        path: of its Unix socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._idle: list[socket.socket] = []
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        #: Bytes that were moved for this process, and the seconds that it waited for them.
+        self.moved = 0
+        self.seconds = 0.0
+
+    def fetch(self, ref: ObjectRef, keep: Granted) -> list[memoryview]:
+        """Have the object brought here; `keep` pins it, until then the endpoint keeps it.
+
+        Raises:
+            ObjectLost: nobody has it any more.
+            RtmlError: it cannot be brought here, as there is no room or no endpoint.
+        """
+        until = time.monotonic() + _AWAY
+        while True:
+            sock = None
+            try:
+                sock = self._connection()
+                send(sock, Fetch(ref))
+                sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
+                answer = expect(sock, Fetched)
+                if answer.error:
+                    self._idle.append(sock)
+                    raise _error(answer.error)
+                found = keep(answer.segment)
+                send(sock, Drop())
+            except OSError as error:
+                _close(sock)
+                if time.monotonic() > until:
+                    raise RtmlError(f"the node's data endpoint does not answer: {error}") from None
+                time.sleep(0.02)  # only while its supervisor starts it again
+                continue
+            except BaseException:
+                if sock is not None and sock not in self._idle:
+                    sock.close()
+                raise
+            self._idle.append(sock)
+            with self._lock:
+                self.moved += answer.moved
+                self.seconds += answer.seconds
+            return found
+
+    def _connection(self) -> socket.socket:
+        if os.getpid() != self._pid:
+            self._pid, self._idle = os.getpid(), []  # a forked child has no part in its parent's conversations
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def close(self) -> None:
+        """End the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _close(sock: socket.socket | None) -> None:
+    if sock is not None:
+        sock.close()
+
+
+#: How an endpoint marks an error as not the object's own.
+NO_ROOM: Final = "no room: "
+
+
+def _error(text: str) -> RtmlError:
+    from rtml.errors import LimitExceeded
+
+    return LimitExceeded(text.removeprefix(NO_ROOM)) if text.startswith(NO_ROOM) else ObjectLost(text)
