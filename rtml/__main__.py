@@ -91,11 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
 
     engine, http, address = config.EngineSettings, config.HttpSettings, config.DispatcherAddress
-    keys = config.KeySettings
-    add("serve", _serve, "serve apps over HTTP, with an engine of their own", http, engine, keys)
-    add("up", _serve, "start an engine to connect to, and a gateway without apps", http, engine, keys)
+    keys, objects = config.KeySettings, config.ObjectSettings
+    add("serve", _serve, "serve apps over HTTP, with an engine of their own", http, engine, keys, objects)
+    add("up", _serve, "start an engine to connect to, and a gateway without apps", http, engine, keys, objects)
     add("gateway", _gateway, "serve apps over HTTP, on an engine that is running", http, address, keys)
-    add("worker", _worker, "run a node that works for a dispatcher elsewhere", config.NodeSettings, keys)
+    add("worker", _worker, "run a node that works for a dispatcher elsewhere", config.NodeSettings, keys, objects)
     commands.add_parser("dispatcher", help="run a dispatcher alone; see rtml dispatcher --help")
     add("status", _status, "show what an engine is doing", address, keys)
     add("trace", _trace, "show where the time of a graph went", address, keys)
@@ -154,7 +154,9 @@ def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.
         _fail(f"rtml {options.command}: name an app (MODULE:APP) or a model repository (--model-repository)", _USAGE)
     keys = _load(config.KeySettings, options)
     say(f"rtml {options.command}: {config.show(http, engine, keys)}")
-    arguments = engine.for_connect() if isinstance(engine, config.EngineSettings) else {}
+    arguments = {}
+    if isinstance(engine, config.EngineSettings):
+        arguments = engine.for_connect() | _load(config.ObjectSettings, options).for_connect()
     arguments["keys"] = keys.keys
     return run(apps, http, address, arguments, say)
 
@@ -186,14 +188,15 @@ def _worker(options: argparse.Namespace) -> int:
     from rtml.node import run
 
     node, keys = _load(config.NodeSettings, options), _load(config.KeySettings, options)
+    objects = _load(config.ObjectSettings, options)
     if not node.dispatcher:
         _fail("rtml worker: --dispatcher is missing: the address of the dispatcher to work for", _USAGE)
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    say(f"rtml worker: {config.show(node, keys)}")
-    return run(node, keys.keys, say)
+    say(f"rtml worker: {config.show(node, keys, objects)}")
+    return run(node, keys.keys, say, objects)
 
 
 def _status(options: argparse.Namespace) -> int:

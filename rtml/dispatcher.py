@@ -317,6 +317,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--node", default="", metavar="NAME", help="this node's name over there")
     parser.add_argument("--shm-dir", default="", help="directory of this node's shared-memory segments")
+    parser.add_argument("--data", default="", metavar="HOST:PORT", help="this node's data endpoint, for others")
+    parser.add_argument("--data-socket", default="", metavar="PATH", help="and its Unix socket")
     parser.add_argument(
         "--policy", choices=sorted(POLICIES), default=DEFAULT, help=f"order of ready tasks (default {DEFAULT})"
     )
@@ -362,7 +364,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     name = (options.node or f"{socket.gethostname()}-{os.getpid()}") if uplink is not None else ""
     scheduling = Scheduling(POLICIES[options.policy], dict(options.tenant_weight))
-    dispatcher = Dispatcher(hub, Core(epoch, limits, name, scheduling), metrics, options.shm_dir, uplink)
+    core = Core(epoch, limits, name, scheduling)
+    core.tables.data = options.data
+    dispatcher = Dispatcher(hub, core, metrics, options.shm_dir, uplink)
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -146,8 +146,9 @@ class Prefetch(msgspec.Struct, array_like=True, tag=14):
 
 
 Word = (
-    Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Put | Stored | Drop | Hold | Fetch | Fetched | Prefetch
-)
+    Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Put | Stored | Drop | Hold
+    | Fetch | Fetched | Prefetch
+)  # fmt: skip
 _W = TypeVar("_W", bound=msgspec.Struct)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Word).decode

@@ -1,4 +1,4 @@
-"""An object on its way into a segment of this process's store: its bytes come in order, and can be passed on at once."""
+"""An object on its way into a segment of this process's store: its bytes come in order, and are passed on at once."""
 
 from __future__ import annotations
 

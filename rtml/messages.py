@@ -86,7 +86,7 @@ def session_of(task: int) -> int:
 
 
 class ObjectRef(msgspec.Struct, array_like=True, frozen=True):
-    """Where a payload above `INLINE_MAX` lies: a segment of shared memory on `node`.
+    """Where a payload above `INLINE_MAX` lies: a segment of shared memory on `node`, named by its data endpoint.
 
     `id` is unique for ever (segments are recycled, ids are not) and its upper bits name the owner as in `task_id`.
     """
@@ -332,6 +332,8 @@ class Hello(msgspec.Struct, array_like=True, tag=10):
     #: Seconds for which a lost connection is no farewell: a network may be cut. 0: the dispatcher's own limit, which is
     #: for peers on its machine, whose links break only when they end.
     grace: Amount = 0.0
+    #: Dispatchers: the data endpoint of their node, "host:port"; "" if it has none.
+    data: str = ""
 
 
 class Submit(msgspec.Struct, array_like=True, gc=False, tag=11):
@@ -514,6 +516,8 @@ class Welcome(msgspec.Struct, array_like=True, tag=50):
     wire: tuple[int, int] = WIRE_VERSION
     node: str = ""
     cpus: float = 0.0
+    #: Data endpoints ("host:port") where a submitter that shares no memory with this engine may put its objects.
+    data: list[str] = []
 
 
 class Refused(msgspec.Struct, array_like=True, tag=51):

@@ -23,12 +23,12 @@ from typing import Final
 
 import msgspec
 
-from rtml.client.embedded import Embedded, node_arguments
+from rtml.client.embedded import Embedded, data_arguments, node_arguments
 from rtml.errors import RtmlError
 from rtml.link import AddressError
 from rtml.link.keys import NODE, peer_keys
 from rtml.operating import ask
-from rtml.settings import NodeSettings
+from rtml.settings import NodeSettings, ObjectSettings
 
 #: A label is a resource of which there is enough for everybody.
 LABEL_AMOUNT: Final = 1e9
@@ -37,7 +37,7 @@ _GOODBYE: Final = 5.0
 _EXIT_ENDED: Final = 1
 
 
-def arguments_of(settings: NodeSettings, keys: str) -> list[str]:
+def arguments_of(settings: NodeSettings, keys: str, objects: ObjectSettings) -> list[str]:
     """The supervisor's command line for a node.
 
     Raises:
@@ -61,7 +61,9 @@ def arguments_of(settings: NodeSettings, keys: str) -> list[str]:
         given["memory"] = settings.memory
     if settings.preimport:
         given["preimport"] = settings.preimport
-    arguments = node_arguments(workers, settings.logs, given)
+    arguments = node_arguments(workers, settings.logs, given | objects.for_connect())
+    key_dir = os.path.abspath(keys) if keys else ""
+    arguments += data_arguments(objects.data, objects.advertise, settings.dispatcher, key_dir)
     for option in (f"--uplink={settings.dispatcher}", f"--node={name_of(settings)}"):
         arguments.append(f"--dispatcher-arg={option}")
     if keys:
@@ -75,13 +77,19 @@ def name_of(settings: NodeSettings) -> str:
     return settings.name or f"{socket.gethostname()}-{os.getpid()}"
 
 
-def run(settings: NodeSettings, keys: str, say: Callable[[str], None]) -> int:
+def run(
+    settings: NodeSettings,
+    keys: str,
+    say: Callable[[str], None],
+    objects: ObjectSettings = ObjectSettings(),  # noqa: B008 - frozen
+) -> int:
     """Serve until SIGTERM or SIGINT; a second one does not wait for running tasks.
 
     Args:
         settings: what the node offers, and to whom.
         keys: directory of keys; "" for none.
         say: tells the operator a line.
+        objects: where its objects lie, and how others get them.
 
     Returns:
         The process's exit code.
@@ -89,7 +97,7 @@ def run(settings: NodeSettings, keys: str, say: Callable[[str], None]) -> int:
     Raises:
         AddressError: an address, or the keys, cannot be used.
     """
-    tree = Embedded(arguments_of(settings, keys), "unix")
+    tree = Embedded(arguments_of(settings, keys, objects), "unix")
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writable)
     for number in (signal.SIGTERM, signal.SIGINT):

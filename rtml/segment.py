@@ -77,6 +77,29 @@ def header(object_id: int, table: bytes) -> bytes:
     return _HEADER.pack(object_id, len(table) // 8) + table
 
 
+def parts_of(memory: memoryview, object_id: int) -> list[tuple[int, int]]:
+    """Offset and size of each part of the object in a segment.
+
+    Raises:
+        ObjectLost: it holds another object, or something that is none.
+    """
+    found, count = _HEADER.unpack_from(memory, HEADER_OFFSET)
+    if found != object_id:
+        raise ObjectLost(f"shared object {object_id:#x} is gone: its memory was recycled for {found:#x}")
+    if count > (len(memory) - HEADER_OFFSET) // 8:
+        raise ObjectLost(f"shared object {object_id:#x} is damaged: it claims {count} parts")
+    sizes = struct.unpack_from(f"<{count}Q", memory, HEADER_OFFSET + _HEADER.size)
+    offset = HEADER_OFFSET + _HEADER.size + 8 * count
+    parts = []
+    for size in sizes:
+        offset = (offset + ALIGNMENT - 1) & -ALIGNMENT
+        parts.append((offset, size))
+        offset += size
+    if offset > len(memory):
+        raise ObjectLost(f"shared object {object_id:#x} is damaged: its parts are longer than its segment")
+    return parts
+
+
 class Mapping:
     """A mapped segment. `live` has one entry per exported view that is still reachable in this process."""
 
@@ -146,17 +169,7 @@ class Mapping:
         Raises:
             ObjectLost: the segment holds another object by now.
         """
-        found, count = _HEADER.unpack_from(self.memory, HEADER_OFFSET)
-        if found != object_id:
-            raise ObjectLost(f"shared object {object_id:#x} is gone: its memory was recycled for {found:#x}")
-        sizes = struct.unpack_from(f"<{count}Q", self.memory, HEADER_OFFSET + _HEADER.size)
-        offset = HEADER_OFFSET + _HEADER.size + 8 * count
-        found_parts = []
-        for size in sizes:
-            offset = (offset + ALIGNMENT - 1) & -ALIGNMENT
-            found_parts.append((offset, size))
-            offset += size
-        return found_parts
+        return parts_of(self.memory, object_id)
 
     def export(self) -> memoryview:
         """A read-only view of everything; the segment stays pinned until it and all that is made of it are gone."""

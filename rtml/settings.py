@@ -144,6 +144,28 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     model_bytes_max: Annotated[int, Meta(ge=1, description="largest size of a version's files, in bytes")] = 8 << 30
 
 
+class ObjectSettings(Settings, frozen=True, kw_only=True):
+    """Large objects of a node: where they lie, and how they come and go."""
+
+    data: Annotated[
+        str, Meta(description="host:port for large objects of others; by default any port, if others are let in at all")
+    ] = ""
+    advertise: Annotated[str, Meta(description="host by which others reach it; by default the one it listens on")] = ""
+    object_memory: Annotated[
+        int, Meta(ge=0, description="most bytes of shared memory for objects; 0: half of it for each process")
+    ] = 0
+    spill_dir: Annotated[
+        str, Meta(description="directory for objects that have no room there; by default a temporary one")
+    ] = ""
+    spill_max: Annotated[
+        int, Meta(ge=0, description="most bytes of objects in it; 0: half of what is free there at first")
+    ] = 0
+
+    def for_connect(self) -> dict[str, Any]:
+        """As arguments of `rtml.connect`: what differs from the defaults."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value}
+
+
 class NodeSettings(Settings, frozen=True, kw_only=True):
     """A node that works for a dispatcher elsewhere."""
 

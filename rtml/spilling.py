@@ -69,8 +69,7 @@ class Disk:
     def remove_session(self, session: int) -> None:
         """Remove what one process has spilled."""
         if self.directory:
-            for path in Path(self.directory).glob(f"{session:08x}-*"):
-                path.unlink(missing_ok=True)
+            remove_segments(self.directory, session)
 
 
 def used(directory: str) -> int:
@@ -81,6 +80,17 @@ def used(directory: str) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += entry.stat(follow_symlinks=False).st_size
     return total
+
+
+def remove_segments(directory: str, session: int) -> None:
+    """Remove all files of one process."""
+    for path in Path(directory).glob(f"{session:08x}-*"):
+        path.unlink(missing_ok=True)
+
+
+def mib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**20:.1f} MiB"
 
 
 def write_at(fd: int, data: memoryview, offset: int) -> None:

@@ -31,7 +31,7 @@ from rtml.incoming import Incoming
 from rtml.messages import ObjectRef, task_id
 from rtml.parts import Buffer, copy, flat
 from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path
-from rtml.spilling import Disk, used, write_at
+from rtml.spilling import Disk, mib, remove_segments, used, write_at
 
 #: Smallest segment, in bytes.
 SEGMENT_MIN: Final = 128 * 1024
@@ -83,6 +83,8 @@ class Store:
         self._presence = Presence(directory, session)
         self._pid = os.getpid()
         self._closed = False
+        #: Why the file system had no room, last time.
+        self._problem = ""
         self._lock = threading.Lock()
         #: Bytes of all segment files of this owner, those being made included.
         self._allocated = 0
@@ -111,7 +113,7 @@ class Store:
     @staticmethod
     def remove_session(directory: str, session: int) -> None:
         """Remove what a dead process left. Its objects are lost to those who have not mapped them yet."""
-        _remove_segments(directory, session)
+        remove_segments(directory, session)
         Disk(Place.of(directory).spill).remove_session(session)
         Path(presence_path(directory, session)).unlink(missing_ok=True)
 
@@ -128,6 +130,9 @@ class Store:
         if self._disk is None:
             self._disk = Disk(self.place.spill, self.place.spill_max)
         return self._disk
+
+    def endpoints(self, addresses: list[str]) -> None:
+        """The dispatcher says where objects may be put by those that share no memory with it; others need not know."""
 
     @property
     def asker(self) -> Asker:
@@ -166,18 +171,18 @@ class Store:
             RtmlError: the store is closed, or belongs to the process that this one was forked from.
         """
         self._check_usable()
-        flat = [flat(part) for part in parts]
-        table, offsets, size = layout([len(part) for part in flat])
+        pieces = [flat(part) for part in parts]
+        table, offsets, size = layout([len(piece) for piece in pieces])
         with self._lock:
             self._settle(_CHECKS_PER_PUT)
             self._objects += 1
             object_id = task_id(self.session, self._objects)
             segment = self._recycle(size)
         if segment is None:
-            segment = self._create(size, header(object_id, table), flat, offsets)
+            segment = self._create(size, header(object_id, table), pieces, offsets)
         else:
             try:
-                self._rewrite(segment, header(object_id, table), flat, offsets)
+                self._rewrite(segment, header(object_id, table), pieces, offsets)
             except BaseException:
                 self._pinned.append(segment)
                 raise
@@ -260,7 +265,8 @@ class Store:
         for attempt in range(3):
             try:
                 os.posix_fallocate(fd, 0, capacity)
-            except OSError:
+            except OSError as error:
+                self._problem = error.strerror or ""
                 with self._lock:
                     self._settle(None)
                     self._drop_idle(0)
@@ -356,20 +362,21 @@ class Store:
         held = self._allocated - self._idle_bytes
         about = os.statvfs(self.directory)
         return LimitExceeded(
-            f"no shared memory for an object of {_mib(size)}: this process holds {_mib(held)} of its"
-            f" {_mib(self.capacity)} in {len(self._live)} objects ({len(self._pinned)} more are freed but still read);"
-            f" {self.directory} has {_mib(about.f_bavail * about.f_frsize)} left of"
-            f" {_mib(about.f_blocks * about.f_frsize)}{self._limits()}. Drop futures and arrays that are no longer"
+            f"no shared memory for an object of {mib(size)}: this process holds {mib(held)} of its"
+            f" {mib(self.capacity)} in {len(self._live)} objects ({len(self._pinned)} more are freed but still read);"
+            f" {self.directory} has {mib(about.f_bavail * about.f_frsize)} left of"
+            f" {mib(about.f_blocks * about.f_frsize)}{self._limits()}. Drop futures and arrays that are no longer"
             " needed, or enlarge the tmpfs (docker: --shm-size, Kubernetes: emptyDir in Memory)."
         )
 
     def _limits(self) -> str:
-        text = ""
+        text = f" ({self._problem})" if self._problem else ""
+        self._problem = ""
         if self.place.memory:
-            text += f", and all processes of the node use {_mib(used(self.directory))} of {_mib(self.place.memory)}"
+            text += f", and all processes of the node use {mib(used(self.directory))} of {mib(self.place.memory)}"
             text += " (object_memory)"
         if self.place.spill:
-            text += f"; {self.place.spill} has {_mib(used(self.place.spill))} of {_mib(self.disk.limit)} (spill_max)"
+            text += f"; {self.place.spill} has {mib(used(self.place.spill))} of {mib(self.disk.limit)} (spill_max)"
         return text
 
     # --- recycling ------------------------------------------------------------------------------------------------
@@ -555,7 +562,7 @@ class Store:
         if os.getpid() != self._pid:
             return
         if unlink:
-            _remove_segments(self.directory, self.session)
+            remove_segments(self.directory, self.session)
             self.disk.remove_session(self.session)
         if self._asker is not None:
             self._asker.close()
@@ -579,18 +586,9 @@ def _mapped(segment: _Segment) -> Mapping:
     return segment.mapping
 
 
-def _remove_segments(directory: str, session: int) -> None:
-    for path in Path(directory).glob(f"{session:08x}-*"):
-        path.unlink(missing_ok=True)
-
-
 def _size_class(size: int) -> int:
     """The capacity for so many bytes: 1, 1.25, 1.5, 1.75 times a power of two."""
     if size <= SEGMENT_MIN:
         return SEGMENT_MIN
     step = 1 << ((size - 1).bit_length() - 3)
     return (size + step - 1) // step * step
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

@@ -322,6 +322,8 @@ class Client(concurrent.futures.Executor):
             welcome = isinstance(message, Welcome)
             forgotten = [self._kept.pop(task) for task in list(self._kept) if welcome and self.core.settled(task)]
         del forgotten
+        if isinstance(message, Welcome):
+            self.store.endpoints(message.data)
         return False
 
     def collect(self) -> list[Message]:

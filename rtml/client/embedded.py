@@ -11,6 +11,7 @@ import os
 import secrets
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,9 @@ from rtml.client.core import ClientCore
 from rtml.client.driver import Driver
 from rtml.client.threads import ThreadDriver
 from rtml.link import Hub
-from rtml.link.keys import hub_keys
+from rtml.link.keys import data_secret, has_data_secret, hub_keys
 from rtml.messages import SESSION_MAX
-from rtml.store import NoStore, Store
+from rtml.store import Store
 
 C = TypeVar("C", bound=Client)
 
@@ -40,7 +41,7 @@ _SOCKET: Final = "dispatcher.sock"
 #: Settings that are numbers, and whether they are whole ones.
 _AMOUNTS: Final = {
     "workers": True, "async_executors": True, "cpu": False, "gpu": False, "memory": True, "blocked_max": True,
-    "drain": False,
+    "drain": False, "object_memory": True, "spill_max": True,
 }  # fmt: skip
 
 
@@ -230,6 +231,8 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
         arguments = node_arguments(workers, logs, settings)
         if key_dir:
             arguments.append(f"--dispatcher-arg=--keys={key_dir}")
+        tcp = next((one for one in _several(settings.get("listen", ())) if one.startswith("tcp://")), "")
+        arguments += data_arguments(settings.get("data", ""), settings.get("advertise", ""), tcp, key_dir)
         embedded = Embedded(arguments, link)
         if "listen" in settings:
             check_addresses(_several(settings["listen"]), key_dir)
@@ -239,7 +242,13 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
         if settings or workers is not None:
             raise TypeError("workers and the node's settings belong to a new engine, not to one that is running")
         shm_dir = _shm_dir_for(address)
-        store = Store(shm_dir, session) if shm_dir else NoStore(session, address)
+        if shm_dir:
+            store = Store(shm_dir, session)
+        else:
+            from rtml.transfer.remote import RemoteStore
+
+            secret = data_secret(key_dir) if has_data_secret(key_dir) else b""
+            store = RemoteStore(session, address, secret)
     connector = Connector(
         address,
         timings=timings,
@@ -284,6 +293,11 @@ def node_arguments(workers: int | None, logs: bool, settings: Mapping[str, Any])
         "name",
         "limits",
         "policy",
+        "data",
+        "advertise",
+        "object_memory",
+        "spill_dir",
+        "spill_max",
         "tenant_weights",
     }
     unknown = set(settings) - known
@@ -303,6 +317,8 @@ def node_arguments(workers: int | None, logs: bool, settings: Mapping[str, Any])
             arguments += [f"--dispatcher-arg={argument}" for argument in limit_arguments(value)]
         elif name in ("policy", "tenant_weights"):
             arguments += [f"--dispatcher-arg={argument}" for argument in order_arguments(**{name: value})]
+        elif name in ("data", "advertise"):
+            continue  # see `data_arguments`
         elif name == "preimport":
             arguments += [option, value if isinstance(value, str) else ",".join(value)]
         elif name == "resources":
@@ -312,6 +328,43 @@ def node_arguments(workers: int | None, logs: bool, settings: Mapping[str, Any])
         else:
             arguments += [option, str(value)]
     return arguments
+
+
+def data_arguments(data: str, advertise: str, peer: str, keys: str) -> list[str]:
+    """The supervisor's arguments for the node's data endpoint.
+
+    Args:
+        data: where it shall listen, "host:port"; "" for what suits `peer`.
+        advertise: the host that others are told; "" for what it listens on.
+        peer: address of a dispatcher elsewhere for which this is a node, or at which this engine listens for others; ""
+            if there is none. Only then is there an endpoint by default.
+        keys: directory of keys, or "".
+    """
+    secret = has_data_secret(keys)
+    if not data and peer.startswith("tcp://"):
+        if secret:
+            data, advertise = "0.0.0.0:0", advertise or own_address(peer)
+        else:
+            data = "127.0.0.1:0"
+    if not data:
+        return []
+    if data.startswith(("0.0.0.0:", "[::]:")) and not advertise:
+        advertise = own_address(peer) if peer else socket.gethostname()
+    arguments = ["--data", data, "--advertise", advertise]
+    return [*arguments, "--data-keys", keys] if secret else arguments
+
+
+def own_address(towards: str) -> str:
+    """The address of this machine that a machine at "tcp://host:port" would see."""
+    host, _, port = towards.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((host, int(port) or 9))
+        except (OSError, ValueError):
+            return socket.gethostname()
+        return str(sock.getsockname()[0])
 
 
 def _check_amounts(settings: Mapping[str, Any]) -> None:

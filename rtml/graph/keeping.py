@@ -104,8 +104,9 @@ class Keeping:
             if known:
                 self.hold(session, task.inner)
         ref = result.payload
-        if isinstance(ref, ObjectRef) and task.worker is not None:
-            stored = self.tables.objects[ref.id] = StoredObject(ref, task.worker)
+        owner = task.worker or task.home
+        if isinstance(ref, ObjectRef) and owner is not None:
+            stored = self.tables.objects[ref.id] = StoredObject(ref, owner)
             stored.holders.add(task.id)
             if known:
                 stored.holders.add(session.id)

@@ -13,6 +13,7 @@ from rtml.graph.tables import Close, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     ASYNC_EXECUTOR,
+    CLIENT,
     DISPATCHER,
     EXECUTORS,
     SUPERVISOR,
@@ -90,7 +91,7 @@ class Membership:
             self.recovery.begin(now)
         tables.peers[peer] = session
         cpus = sum(node.cpu for node in tables.nodes.values())
-        session.outbox[:0] = [Welcome(tables.epoch, cpus=cpus), *tables.resend(session)]
+        session.outbox[:0] = [Welcome(tables.epoch, cpus=cpus, data=tables.endpoints()), *tables.resend(session)]
         tables.dirty[session.id] = session
         if hello.role in EXECUTORS:
             self._executor(session, hello, now)
@@ -110,6 +111,11 @@ class Membership:
         if fresh:
             self.recovery.holds(worker, hello.holds, now)
         self.workforce.joined(worker, now)
+        if hello.data and worker.node.data != hello.data:
+            worker.node.data = hello.data
+            for client in self.tables.sessions.values():
+                if client.role == CLIENT and client.peer is not None:
+                    self.tables.tell(client, Welcome(self.tables.epoch, data=self.tables.endpoints()))
 
     def dialled(self, peer: int, now: float) -> None:
         """The link to the dispatcher above is there: introduce this node."""

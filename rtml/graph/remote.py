@@ -137,7 +137,8 @@ class Remote:
         """What we say first to another dispatcher, with what we hold of its."""
         holds = list(session.delegations.items())
         worker = WORKER_IDS + session.id
-        return Hello(DISPATCHER, session.id, name=name, worker=worker, holds=holds, epoch=session.epoch)
+        data = self.tables.data
+        return Hello(DISPATCHER, session.id, name=name, worker=worker, holds=holds, epoch=session.epoch, data=data)
 
     def _again(self, worker: WorkerState, now: float) -> None:
         """A connection has begun."""

@@ -321,6 +321,8 @@ class NodeState:
         self.free_cpu = cpu
         self.free_extra = dict(extra)
         self.supervisor: Session | None = None
+        #: the data endpoint of another dispatcher's node, "" if it has none
+        self.data = ""
         self.blocked_max = 64
         self.can_grow = False
         #: the executor that makes a function ready: one at a time, the others go on at full speed

@@ -133,6 +133,8 @@ class Tables:
         self.limits = limits
         #: this node's name for the dispatcher above it; "" if there is none
         self.uplink = uplink
+        #: this node's data endpoint, "host:port"; "" if there is none
+        self.data = ""
         self.peers: dict[int, Session] = {}
         self.sessions: dict[int, Session] = {}
         self.functions: dict[int, FunctionState] = {}
@@ -237,6 +239,13 @@ class Tables:
         return profile
 
     # --- outgoing
+
+    def endpoints(self) -> list[str]:
+        """Data endpoints where those that share no memory with any node may put objects: our own, else our nodes'."""
+        if self.data:
+            return [self.data]
+        below = [worker for worker in self.remotes.values() if not worker.upward and worker.node.data]
+        return [worker.node.data for worker in below if worker.session is not None and worker.session.peer is not None]
 
     def tell(self, session: Session, message: Message) -> None:
         """Queue a message for the session's peer."""

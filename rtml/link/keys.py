@@ -4,6 +4,7 @@ dispatcher.secret   the dispatcher's; it lets in whoever has the secret of a NAM
 client.secret       of all that submit: programs, gateways, commands
 node.secret         of worker nodes
 NAME.public         the other half of NAME.secret
+data.secret         of all that read and write large objects at nodes' data endpoints; it has no other half
 
 So a dispatcher needs its secret and the public keys of its peers; a peer needs its secret and `dispatcher.public`. Both
 sides prove who they are, and everything is encrypted (CURVE, which is Curve25519).
@@ -24,6 +25,7 @@ from rtml.link.base import AddressError
 DISPATCHER: Final = "dispatcher"
 CLIENT: Final = "client"
 NODE: Final = "node"
+DATA: Final = "data"
 
 #: 32 bytes in Z85.
 _KEY: Final = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -43,7 +45,9 @@ class CurveKeys:
 
 
 def make_keys(directory: str) -> list[str]:
-    """Write new key pairs of a dispatcher, its clients and its nodes; only their owner can read the files.
+    """Write new key pairs of a dispatcher, its clients and its nodes, and a secret of data endpoints.
+
+    Only their owner can read the files.
 
     Args:
         directory: made if it is not there, with mode 0700.
@@ -63,6 +67,7 @@ def make_keys(directory: str) -> list[str]:
     for name in (DISPATCHER, CLIENT, NODE):
         public, secret = new_pair()
         texts[folder / f"{name}.public"], texts[folder / f"{name}.secret"] = public, secret
+    texts[folder / f"{DATA}.secret"] = new_pair()[1]
     written: list[str] = []
     try:
         for path, text in texts.items():
@@ -110,6 +115,20 @@ def peer_keys(directory: str, role: str = CLIENT) -> CurveKeys:
 
     secret = _read(Path(directory), f"{role}.secret")
     return CurveKeys(public_of(secret), secret, server=_read(Path(directory), f"{DISPATCHER}.public"))
+
+
+def has_data_secret(directory: str) -> bool:
+    """Whether the directory has the secret of data endpoints. Keys of earlier versions have none."""
+    return bool(directory) and Path(directory, f"{DATA}.secret").exists()
+
+
+def data_secret(directory: str) -> bytes:
+    """The secret of data endpoints.
+
+    Raises:
+        AddressError: the file is missing or no key, or can be read by everybody.
+    """
+    return _read(Path(directory), f"{DATA}.secret").encode()
 
 
 def _read(directory: Path, name: str) -> str:

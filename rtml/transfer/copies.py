@@ -1,4 +1,4 @@
-"""Copies of other nodes' objects on this node: brought here once for all processes, forgotten least recently used first."""
+"""Copies of other nodes' objects on this node: brought here once for all its processes, and forgotten in time."""
 
 from __future__ import annotations
 

@@ -93,13 +93,24 @@ class Endpoint:
         self.holders = Holders()
         self._connections = threading.Semaphore(CONNECTIONS_MAX)
         self._worked = threading.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """Let nobody in any more, and leave `run`. Conversations go on until the callers end them."""
+        self._closed = True
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        self.caller.close()
+        self._worked.set()
 
     def run(self) -> None:
-        """Serve for ever."""
+        """Serve until `close`."""
         outside, inside = self._listeners
         threading.Thread(target=self._accept, args=(inside, self._inside), daemon=True).start()
         threading.Thread(target=self._accept, args=(outside, self._outside), daemon=True).start()
-        while True:
+        while not self._closed:
             self._worked.wait()
             self._worked.clear()
             threading.Event().wait(_TIDY_AFTER)
@@ -113,6 +124,8 @@ class Endpoint:
                 sock, _ = listener.accept()
             except OSError:
                 self._connections.release()
+                if self._closed:
+                    return
                 threading.Event().wait(0.1)  # out of descriptors, for the moment
                 continue
             threading.Thread(target=self._converse, args=(sock, body), daemon=True).start()
@@ -213,7 +226,11 @@ class Endpoint:
         if opened.copy is not None:
             self._serve_copy(sock, ref, offset)
             return
-        fd = self.store.open_segment(ref)
+        try:
+            fd = self.store.open_segment(ref)
+        except ObjectLost as error:
+            send(sock, Chunk(0, str(error)))
+            return
         try:
             size = min(ref.size, os.fstat(fd).st_size)
             if size < ref.size:

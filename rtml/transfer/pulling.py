@@ -162,9 +162,7 @@ def _from_home(
     return [], _stream(sock, ref.node, incoming, caller, arrived), False
 
 
-def _from_other(
-    source: str, ref: ObjectRef, incoming: Incoming, caller: Caller, arrived: Callable[[], None]
-) -> str:
+def _from_other(source: str, ref: ObjectRef, incoming: Incoming, caller: Caller, arrived: Callable[[], None]) -> str:
     try:
         sock, opened = caller.open(source, Open(ref))
     except (OSError, ProtocolError) as error:
@@ -175,9 +173,7 @@ def _from_other(
     return _stream(sock, source, incoming, caller, arrived)
 
 
-def _stream(
-    sock: socket.socket, address: str, incoming: Incoming, caller: Caller, arrived: Callable[[], None]
-) -> str:
+def _stream(sock: socket.socket, address: str, incoming: Incoming, caller: Caller, arrived: Callable[[], None]) -> str:
     """Receive until all is there ("") or something goes wrong."""
     try:
         send(sock, Read(incoming.at))

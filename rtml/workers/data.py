@@ -7,7 +7,6 @@ dies and is started again. What was on its way goes on where it stopped.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Final
@@ -98,15 +97,3 @@ class DataEndpoint:
             os.close(self.pidfd)
             self._outside.close()
             self._inside.close()
-
-
-def own_address(towards: str) -> str:
-    """The address of this machine that a machine at "tcp://host:port" would see."""
-    host, _, port = towards.removeprefix("tcp://").rpartition(":")
-    family = socket.AF_INET6 if ":" in host.strip("[]") else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((host.strip("[]"), int(port)))
-        except OSError:
-            return "127.0.0.1"
-        return str(sock.getsockname()[0])

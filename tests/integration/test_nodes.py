@@ -58,8 +58,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[Cluster]:
-    made = Cluster()
+def cluster(nodes: int, kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
+    made = kind()
     try:
         for number in range(nodes):
             made.add(f"n{number}")

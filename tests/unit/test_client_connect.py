@@ -17,7 +17,7 @@ from rtml.errors import ConnectionLost, LimitExceeded
 from rtml.graph.tables import Limits
 from rtml.link import AddressError
 from rtml.messages import ObjectRef
-from rtml.store import NoStore
+from rtml.transfer.remote import RemoteStore
 from tests.fake_dispatcher import connected
 
 
@@ -95,10 +95,10 @@ def test_nobody_reconnects_to_processes_that_are_gone() -> None:
 
 
 def test_a_store_of_a_distant_engine_refuses() -> None:
-    store = NoStore(7, "tcp://127.0.0.1:7411")
+    store = RemoteStore(7, "tcp://127.0.0.1:7411")
     with pytest.raises(LimitExceeded, match=r"of 100000 bytes cannot travel through tcp://.*:7411: .*above 64 KiB"):
         store.put([bytes(60_000), bytes(40_000)])
-    with pytest.raises(LimitExceeded, match=r"a result of 5 bytes .*unix: or ipc: address"):
+    with pytest.raises(LimitExceeded, match=r"a result of 5 bytes .*unix: address"):
         store.get(ObjectRef(1, 5, "segment", ""))
     store.free(1)
     store.sweep()

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from rtml.errors import LimitExceeded, ObjectLost, RtmlError
+from rtml.exchange import Place
 from rtml.messages import ObjectRef, session_of
 from rtml.segment import ALIGNMENT, ENTRIES, HEADER_OFFSET, Mapping, is_alive
 from rtml.store import SEGMENT_MIN, Store, _size_class
@@ -114,7 +115,7 @@ def test_reference(owner: Store) -> None:
     assert session_of(first.id) == OWNER
     assert first.id != second.id
     assert first.segment != second.segment
-    assert Store(owner.directory, 3, node="here").put([b""]).node == "here"
+    assert Store(owner.directory, 3, place=Place("here:1")).put([b""]).node == "here:1"
 
 
 @given(st.integers(1, 1 << 40))
