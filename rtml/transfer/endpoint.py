@@ -103,6 +103,8 @@ class Endpoint:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         self.caller.close()
+        self.store.close()
+        self.uploads.store.close()
         self._worked.set()
 
     def run(self) -> None:

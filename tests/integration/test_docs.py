@@ -57,7 +57,10 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize(("kinds", "head"), [(KINDS, "option"), ((settings.NodeSettings,), "worker's option")])
+@pytest.mark.parametrize(
+    ("kinds", "head"),
+    [(KINDS, "option"), ((settings.NodeSettings,), "worker's option"), ((settings.ObjectSettings,), "object option")],
+)
 def test_settings(kinds: tuple[type[settings.Settings], ...], head: str) -> None:
     expected = []
     for kind in kinds:
@@ -91,6 +94,7 @@ def test_arguments_of_connect() -> None:
         rtml.connect(nonsense=1)
     node = set(str(refused.value).partition("there are ")[2].split(", "))
     shared = set(settings.EngineSettings.__struct_fields__) - {"workers", "link", "logs"}
+    shared |= set(settings.ObjectSettings.__struct_fields__)
     assert described | shared == node | {"address", "keys", "timings", "reconnect_timeout"}
 
 

@@ -87,6 +87,11 @@ def eventually(true: Callable[[], Any], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
+def evicted(endpoint: Endpoint, ref: ObjectRef) -> bool:
+    endpoint.copies._evict(0)
+    return ref.id not in endpoint.copies._copies
+
+
 def content(size: int, seed: int = 1) -> bytes:
     return (bytes(range(256)) * (size // 256 + 1))[seed : seed + size]
 
@@ -236,8 +241,7 @@ def test_copies_are_sources_and_a_lost_one_is_replaced(hosts: Callable[..., Host
     assert here.endpoint.holders._holders[ref.id] == [first.address, second.address]
     del body
     for host in (first, second):
-        copies = host.endpoint.copies
-        eventually(lambda copies=copies: copies._evict(0) or ref.id not in copies._copies)
+        eventually(lambda: evicted(host.endpoint, ref))  # noqa: B023 - called at once
     (body,) = third.store(1).get(ref)
     assert bytes(body) == content(2 * MIB)
 
@@ -369,9 +373,7 @@ def test_what_has_no_room_is_refused_clearly(hosts: Callable[..., Host]) -> None
     client.close()
 
 
-def test_the_next_life_of_an_endpoint_keeps_what_clients_claim(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_life_of_an_endpoint_keeps_what_clients_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "GRACE", 0.3)
     store = Store(str(tmp_path), 5)
     kept, lost = store.put([content(MIB)]), store.put([content(MIB)])
