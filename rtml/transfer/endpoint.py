@@ -219,7 +219,9 @@ class Endpoint:
         except (ObjectLost, OSError) as error:
             return None, Opened(str(error))
         sources = self.holders.joins(ref.id, ref.size, message.data, message.failed)
-        return _Opened(ref, None, views), Opened("", sources)
+        if sources:
+            return None, Opened("", sources)  # it comes again if they fail: nothing is kept for it meanwhile
+        return _Opened(ref, None, views), Opened()
 
     def _serve(self, sock: socket.socket, opened: _Opened, offset: int) -> None:
         ref = opened.ref
