@@ -137,7 +137,6 @@ class HttpSettings(Settings, frozen=True, kw_only=True):
     load_model: Annotated[
         tuple[str, ...], Meta(description="model to load at the start in explicit mode; * for all")
     ] = ()
-    model_uploads: Annotated[bool, Meta(description="load requests may bring files")] = False
     model_cache: Annotated[
         str, Meta(description="directory for copies of what is loaded, for executors to read; by default a new one")
     ] = ""

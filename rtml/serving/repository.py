@@ -77,7 +77,7 @@ class RepositorySettings(NamedTuple):
             settings.model_control,
             settings.repository_poll_secs,
             settings.load_model,
-            settings.model_uploads,
+            settings.allow_model_upload,
             Path(settings.model_cache).absolute() if settings.model_cache else None,
             settings.model_bytes_max,
         )
@@ -286,7 +286,7 @@ class ModelRepository:
     def _upload(self, name: str, config: ModelConfig | None, files: dict[str, Any]) -> Found:
         """The files of a load request as a model's directory."""
         if not self._settings.uploads:
-            raise ValueError("files in load requests are not allowed: start with --model-uploads")
+            raise ValueError("files in load requests are not allowed: start with --allow-model-upload")
         if config is None:
             raise ValueError("files need the parameter 'config' beside them")
         if not modelfiles.valid_name(name):

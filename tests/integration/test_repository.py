@@ -417,7 +417,7 @@ async def test_explicit_mode(repository: Repository) -> None:
         with pytest.raises(HttpError, match="it is not in the repository"):
             await models.load("nothing", {})
         encoded = base64.b64encode(tiny_onnx.adder(7)).decode()
-        with pytest.raises(HttpError, match="start with --model-uploads"):
+        with pytest.raises(HttpError, match="start with --allow-model-upload"):
             await models.load("new", {"config": "{}", "file:1/model.onnx": encoded})
 
 
