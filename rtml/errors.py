@@ -75,6 +75,10 @@ class TaskCancelled(concurrent.futures.CancelledError, RtmlError):
     http_status = 499
 
 
+class Superseded(TaskCancelled):
+    """A newer call with the same `latest` key came before this one had begun."""
+
+
 class DeadlineExceeded(RtmlError, TimeoutError):
     """The graph's deadline passed before the task ended.
 

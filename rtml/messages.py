@@ -136,6 +136,8 @@ class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True)
     admission: bool | None = None  # of a root submission: refuse it at once if it cannot end within its deadline
     hedge: Portion | None = None  # an attempt slower than this quantile of all gets a second one beside it [0: none]
     window: Count | None = None  # items that a stream may be ahead of its consumer [16]
+    latest: str | None = None  # of calls with the same key only the newest is worth beginning [""]
+    max_age: Amount | None = None  # seconds after its submission in which it has to begin
 
 
 class Function(msgspec.Struct, array_like=True):

@@ -46,8 +46,10 @@ _CLASS_OPTIONS: Final = frozenset({"cpu", "gpu", "memory", "resources"})
 _ACTOR_OPTIONS: Final = frozenset(
     {"name", "lifetime", "concurrency", "max_restarts", "checkpoint_calls", "checkpoint_seconds", "max_task_retries"}
 )
-_METHOD_OPTIONS: Final = frozenset({"batch", "batch_delay", "retries", "timeout", "window", "name"})
-_CALL_OPTIONS: Final = frozenset({"retries", "timeout", "deadline", "window"})
+_METHOD_OPTIONS: Final = frozenset(
+    {"batch", "batch_delay", "retries", "timeout", "window", "latest", "max_age", "name"}
+)
+_CALL_OPTIONS: Final = frozenset({"retries", "timeout", "deadline", "window", "latest", "max_age"})
 
 #: Calls at a time of a class with coroutine methods, if nothing is said.
 _ASYNC_CONCURRENCY: Final = 1000

@@ -27,7 +27,7 @@ _OPTIONS: Final = frozenset(Options.__struct_fields__)
 _COUNTS: Final = frozenset({"window", "memory", "retries", "priority", "batch"})
 #: Characters of a name among the options.
 _TEXT_MAX: Final = 1000
-_SECONDS: Final = frozenset({"timeout", "deadline", "batch_delay"})
+_SECONDS: Final = frozenset({"timeout", "deadline", "batch_delay", "max_age"})
 
 
 class RemoteFunction(Generic[P, R]):

@@ -440,7 +440,7 @@ class Actors:
 
 def _waits(task: TaskState) -> bool:
     """Whether the call is handed over only when nothing is before it."""
-    return bool(task.profile.batch) or task.profile.timeout is not None
+    return bool(task.profile.batch) or task.profile.timeout is not None or task.profile.prompt
 
 
 def _begun(calls: list[TaskState], running: list[int]) -> int:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from rtml.graph.actors import Actors
 from rtml.graph.admission import MISSING_MAX, Admission, missing_steps
 from rtml.graph.facts import completed_key, timing
+from rtml.graph.freshness import Freshness
 from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
 from rtml.graph.placement import Placement
@@ -78,6 +79,7 @@ class Lifecycle:
         self.hedging: Hedging
         self.policy = admission.policy
         self.actors = actors
+        self.freshness = Freshness(tables, self.fail, self.drain)
         actors.fail = self.fail
         actors.unneeded = keeping.unneeded
         keeping.on_unheld = actors.unheld
@@ -177,6 +179,8 @@ class Lifecycle:
             task.batch_key = spec.batch_key
         if spec.actor:
             self.actors.admit(task, session)
+        if profile.prompt:
+            self.freshness.arrived(task, now)
         if spec.deps and not self._link(task, spec.deps):
             return task
         if not task.waiting:
@@ -468,6 +472,8 @@ class Lifecycle:
             self.readiness.forget_unused(function)
         if task.actor is not None or task.hosted is not None:
             self.actors.ended(task)
+        if task.profile.latest:
+            self.freshness.ended(task)
         if task.children:
             self._leave_children(task, result)
         spec = task.spec

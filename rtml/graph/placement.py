@@ -299,7 +299,13 @@ class Placement:
         while lane.count and len(tasks) < most:
             task = lane.pop()
             estimate = task.function.estimate
-            if estimate is None or task.alone or task.profile.timeout or load + estimate > PREFETCH:
+            if (
+                estimate is None
+                or task.alone
+                or task.profile.timeout
+                or task.profile.prompt
+                or load + estimate > PREFETCH
+            ):
                 lane.unpop(task)
                 break
             load += estimate
@@ -326,6 +332,7 @@ class Placement:
                 or child.profile.role != EXECUTOR
                 or child.alone
                 or child.profile.timeout
+                or child.profile.prompt
             ):
                 # A timeout is enforced by ending the process, which would end the parent too.
                 continue

@@ -91,8 +91,8 @@ class Profile:
     """A function's options with every default filled in: what one call of it asks for."""
 
     __slots__ = (
-        "admission", "batch", "batch_delay", "detached", "hedge", "lane", "name", "priority", "retries", "role",
-        "shape", "tenant", "timeout",
+        "admission", "batch", "batch_delay", "detached", "hedge", "lane", "latest", "max_age", "name",
+        "priority", "prompt", "retries", "role", "shape", "tenant", "timeout",
     )  # fmt: skip
 
     def __init__(self, function: Function, options: Options, shape: Shape) -> None:
@@ -110,6 +110,10 @@ class Profile:
         self.tenant = options.tenant or ""
         self.admission = bool(options.admission)
         self.hedge = options.hedge or 0.0
+        self.latest = options.latest or ""
+        self.max_age = options.max_age
+        #: it is handed over only to begin at once
+        self.prompt = bool(self.latest) or self.max_age is not None
 
 
 class FunctionState:

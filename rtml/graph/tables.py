@@ -227,7 +227,8 @@ class Tables:
         # All but the deadline, which is different for each call and the task's business.
         key = (
             definition.id, o.cpu, o.gpu, o.memory, resources, o.retries, o.timeout, o.priority, o.detached, o.batch,
-            o.batch_delay, o.name, o.tenant, o.admission, o.hedge,
+            o.batch_delay, o.name, o.tenant, o.admission, o.hedge, o.latest,
+            o.max_age,
         )  # fmt: skip
         profile = self._profiles.get(key)
         if profile is None:
