@@ -18,6 +18,7 @@ from rtml.messages import (
     CANCELLED,
     OUTCOMES,
     Ack,
+    ActorOptions,
     Assign,
     Attempt,
     Define,
@@ -133,6 +134,10 @@ class Scene:
             on = str(options.get("on") or self.engine.holder(names[0]))
             payload = self.objects[stores] = self.engine.stored(on, stores)
         self.engine.finish(*names, value=payload, **options)
+
+    def _do_create(self, *names: str, actor_name: str = "", concurrency: int = 1, **options: Any) -> None:
+        """Actors."""
+        self.engine.submit(*names, hosts=ActorOptions(actor_name, concurrency), **options)
 
     def _do_drop(self, *names: str) -> None:
         """What an executor answers to Revoke."""
