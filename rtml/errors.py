@@ -154,6 +154,16 @@ class ActorDied(RtmlError):
     """The actor has ended, or its process died with this call; the message says why."""
 
 
+class UnknownSequence(InvalidInput):
+    """A request goes on with a sequence that has not begun, or has ended; the message says which."""
+
+
+class SequenceLost(RtmlError):
+    """The process that held the state of a sequence has died; the sequence has to begin again."""
+
+    http_status = 409
+
+
 class DependencyFailed(RtmlError):
     """A future among the arguments ended without a value. Carries the dependency's own error as its cause."""
 

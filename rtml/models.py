@@ -178,7 +178,7 @@ class Model:
             if dtype is None:
                 return
             feed[tensor.name] = np.full(shape, "", dtype) if dtype == np.dtype(object) else np.zeros(shape, dtype)
-        result = self._run(feed)
+        result = self.run_feed(feed)
         if isinstance(result, Exception):
             if asked:
                 raise RuntimeError(f"{self!r} does not run on its warm-up shape: {result}")
@@ -269,19 +269,20 @@ class Model:
     def _run_group(self, feeds: list[dict[str, Array]]) -> list[Any]:
         """The results of calls that fit together: from one run, or if that fails, each from its own."""
         if len(feeds) == 1:
-            return [self._finish(self._run(feeds[0]))]
+            return [self._finish(self.run_feed(feeds[0]))]
         import numpy as np
 
         joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         rows = [len(next(iter(feed.values()))) for feed in feeds]
-        outputs = self._run(joined)
+        outputs = self.run_feed(joined)
         if not isinstance(outputs, Exception) and _has_rows(outputs, sum(rows)):
             value = self._finish(outputs)
             if not isinstance(value, Exception) and _has_rows(value, sum(rows)):
                 return _split(value, rows)
-        return [self._finish(self._run(feed)) for feed in feeds]
+        return [self._finish(self.run_feed(feed)) for feed in feeds]
 
-    def _run(self, feed: dict[str, Array]) -> dict[str, Array] | Exception:
+    def run_feed(self, feed: dict[str, Array]) -> dict[str, Array] | Exception:
+        """The outputs of one run by name, or why there are none: for those who have checked and joined the inputs."""
         names = [output.name for output in self.metadata().outputs]
         try:
             return dict(zip(names, self._session.run(names, feed), strict=True))

@@ -103,7 +103,10 @@ class ActorClass(Generic[P, T]):
         """
         from rtml.client.api import client
 
-        here = client()
+        return self.create_at(client(), args, kwargs)
+
+    def create_at(self, here: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Actor:
+        """Start an actor at this client's engine, as `create` does."""
         described = self._described
         if described is None or described[0] is not here:
             function = here.describe(self.function, self.options_)
@@ -271,7 +274,11 @@ def get_actor(name: str) -> Actor:
     """
     from rtml.client.api import client
 
-    here = client()
+    return actor_at(client(), name)
+
+
+def actor_at(here: Client, name: str) -> Actor:
+    """As `get_actor`, at this client's engine."""
     found = msgspec.json.decode(here.query("actor", name), type=_Found | None)
     if found is None:
         raise LookupError(f"there is no actor named {name!r}")

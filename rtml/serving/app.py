@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from rtml.serving.sequencespec import SequenceSpec
 
 _Program = TypeVar("_Program", bound=Callable[..., Any])
 
@@ -49,6 +52,8 @@ class ServedModel(NamedTuple):
     outputs: tuple[TensorSpec, ...] | None
     version: str
     deadline: float | None
+    #: Of a model that keeps state.
+    sequence: SequenceSpec | None = None
 
 
 class Endpoint(NamedTuple):
@@ -87,6 +92,7 @@ class App:
         outputs: Sequence[TensorSpec] | None = None,
         version: str = "1",
         deadline: float | None = None,
+        sequence: SequenceSpec | None = None,
     ) -> _Program:
         """Serve `function` as the Open Inference Protocol model `name`.
 
@@ -98,6 +104,7 @@ class App:
             outputs: The same for what it returns.
             version: The version under which it is served.
             deadline: Seconds that a request has when it brings no deadline of its own.
+            sequence: Which of its tensors are state, see `rtml.serving.sequencespec`; for what `rtml.model` returned.
 
         Returns:
             `function`, unchanged.
@@ -117,6 +124,7 @@ class App:
             None if outputs is None else tuple(outputs),
             version,
             deadline,
+            sequence,
         )
         return function
 

@@ -20,6 +20,7 @@ from rtml.client.loop import AsyncDriver
 from rtml.client.served import ServedVersion
 from rtml.errors import TaskError
 from rtml.messages import ErrorInfo, Hello, Message, ObjectRef, Options, Timing
+from rtml.serving.hosts import Host, HostPlan
 from rtml.serving.keeping import Keeping
 from rtml.serving.visits import VISIT
 
@@ -69,6 +70,9 @@ class Engine(Protocol):
 
     def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
         """From now on graphs find these models, each (version, function), under these names by `rtml.served`."""
+
+    def host(self, plan: HostPlan, user: str) -> Host:
+        """The handle of a named actor, to be connected."""
 
     @property
     def ready(self) -> bool:
@@ -255,6 +259,10 @@ class ClientEngine:
                 for name, (version, prepared) in models.items()
             }
         )
+
+    def host(self, plan: HostPlan, user: str) -> Host:
+        """The handle of a named actor, to be connected."""
+        return Host(self._client, plan, user)
 
     async def query(self, what: str) -> str:
         """Ask the dispatcher, see `rtml.messages.Query`.

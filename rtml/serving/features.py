@@ -9,6 +9,7 @@ from rtml.errors import InvalidInput
 #: Of `GET /v2`: the extensions that are always there.
 _ALWAYS: Final = (
     "classification",
+    "sequence",
     "binary_tensor_data",
     "parameters",
     "model_configuration",

@@ -40,6 +40,8 @@ from rtml.serving.repository import APP as REPOSITORY_APP
 from rtml.serving.repository import ModelRepository, RepositorySettings
 from rtml.serving.results import is_stream, served
 from rtml.serving.routes import ProgramRoute, Reading
+from rtml.serving.sequences import Stateful
+from rtml.serving.statefulmodels import of_spec
 from rtml.serving.together import EverywhereRepository, Together
 from rtml.serving.tritonmetrics import show_aliases
 
@@ -106,6 +108,7 @@ class Gateway:
         self._lag_timer: asyncio.TimerHandle | None = None
         self._stop_gc_watch: Any = None
         self._repository: ModelRepository | None = None
+        self._stateful: list[Stateful] = []
 
     def open_repository(self, settings: RepositorySettings) -> None:
         """Serve the models of a repository, too; before `start`.
@@ -171,6 +174,8 @@ class Gateway:
             await web.TCPSite(self._runner, host, port, **listening).start()
         except OSError as error:
             raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+        for stateful in self._stateful:
+            stateful.open_soon()
         if grpc_port is not None:
             self.grpc_port = await self._start_grpc(host, grpc_port)
         if self._repository is not None and conditions.peers is None:
@@ -212,6 +217,8 @@ class Gateway:
             await runner.cleanup()
         self._hands.close()
         self._hands = Hands()
+        for stateful in self._stateful:
+            stateful.close()
         if self._repository is not None:
             await self._repository.stop()
         if self._stop_gc_watch is not None:
@@ -299,7 +306,10 @@ class Gateway:
                 if model.name in self.registry.names():
                     raise ValueError(f"two apps have a model {model.name!r}")
                 target = self.metrics.target(app.name, model.name)
-                self.registry.add(of_app(self._engine, target, app.name, model))
+                version = of_app(self._engine, target, app.name, model)
+                if model.sequence is not None:
+                    self._stateful.append(of_spec(self._engine, version, model.sequence))
+                self.registry.add(version)
 
     def _add_programs(self, routes: http.Routes, reading: Reading) -> None:
         """Serve the apps' graph programs, each under its path and as a model."""

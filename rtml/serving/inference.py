@@ -24,7 +24,9 @@ from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
 from rtml.serving.registry import ModelVersion
 from rtml.serving.requesttraces import RequestTraces
+from rtml.serving.sequences import Stateful, required
 from rtml.serving.tensors import Array
+from rtml.serving.visits import VISIT
 
 #: Seconds that the engine may be late with its own answer to a deadline, which knows more about it than the gateway.
 _GRACE: Final = 0.005
@@ -106,7 +108,10 @@ class Inference:
         """
         progress.model = model
         try:
-            outputs = await self._outputs(model, request, progress)
+            if model.stateful is None:
+                outputs = await self._outputs(model, request, progress)
+            else:
+                model, outputs = await self._step(model, model.stateful, request, progress)
         except BaseException:  # also when the client has gone: it had no answer
             model.statistics.failed(progress.elapsed())
             raise
@@ -132,6 +137,17 @@ class Inference:
         reply = await self.run(model, request, progress)
         model.statistics.responded(index, progress.elapsed() - before, ok=True)
         yield reply
+
+    async def _step(
+        self, model: ModelVersion, stateful: Stateful, request: oip.Request, progress: Progress
+    ) -> tuple[ModelVersion, dict[str, Array]]:
+        """One step of a sequence, and the version that has made it: the one which the sequence began with."""
+        sequence = required(model.name, request.sequence)
+        progress.tighten(oip.budget_of(request.parameters))
+        visit = VISIT.get()
+        tenant = "" if visit is None else visit.tenant
+        owner, outputs = await stateful.step(tenant, sequence, request.inputs, progress)
+        return owner.version or model, outputs
 
     async def _outputs(self, model: ModelVersion, request: oip.Request, progress: Progress) -> dict[str, Array]:
         priority = None

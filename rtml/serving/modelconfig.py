@@ -8,13 +8,14 @@ are pure: no file is opened here.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from rtml.onnxfile import ModelInfo, TensorInfo
-from rtml.serving import oip
+from rtml.sequences import Layout
+from rtml.serving import oip, sequenceconfig, sequencespec
 from rtml.serving.app import TensorSpec
 from rtml.serving.registry import spec_of, version_order
 
@@ -127,6 +128,7 @@ class ModelConfig(msgspec.Struct):
     instance_group: list[InstanceGroup] = []
     default_model_filename: str = ""
     dynamic_batching: DynamicBatching | None = None
+    sequence_batching: sequenceconfig.SequenceBatching | None = None
     parameters: dict[str, Parameter] = {}
     model_warmup: list[Warmup] = []
 
@@ -259,15 +261,18 @@ class Plan(NamedTuple):
     label_files: dict[str, str]
     #: The answer to `GET .../config`.
     config: dict[str, Any]
+    #: Of a model that keeps state.
+    layout: Layout | None = None
 
 
-def plan(name: str, config: ModelConfig | None, info: ModelInfo) -> Plan:
+def plan(name: str, config: ModelConfig | None, info: ModelInfo, initial: Mapping[str, bytes] | None = None) -> Plan:
     """How to serve a file under a configuration, or under none.
 
     Args:
         name: The model's.
         config: None: all is taken from the file.
         info: What the file says of itself.
+        initial: Contents of the files that states begin with, by name.
 
     Raises:
         ConfigError: they contradict each other, or the file has no plain tensors.
@@ -275,6 +280,11 @@ def plan(name: str, config: ModelConfig | None, info: ModelInfo) -> Plan:
     given = config or ModelConfig()
     if given.name not in {"", name}:
         raise ConfigError(f"the configuration is of model {given.name!r}, its directory is {name!r}")
+    layout = _layout(name, given, info, initial or {})
+    if layout is not None:
+        hidden = sequencespec.hidden_inputs(layout)
+        outputs_seen = tuple(tensor for tensor in info.outputs if tensor.name in layout.outputs)
+        info = info._replace(inputs=tuple(one for one in info.inputs if one.name not in hidden), outputs=outputs_seen)
     try:
         known_in = {tensor.name: spec_of(tensor) for tensor in info.inputs}
         known_out = {tensor.name: spec_of(tensor) for tensor in info.outputs}
@@ -305,7 +315,7 @@ def plan(name: str, config: ModelConfig | None, info: ModelInfo) -> Plan:
         arguments["batch_delay"] = batching.max_queue_delay_microseconds / _MILLION
     if given.dynamic_batching and given.dynamic_batching.default_priority_level:
         arguments["priority"] = oip.priority_of({"priority": given.dynamic_batching.default_priority_level})
-    if given.output:
+    if given.output and layout is None:
         arguments["outputs"] = [spec.name for spec in outputs]
     threads = _number(given, "threads") or _number(given, "intra_op_thread_count")
     if threads:
@@ -314,7 +324,27 @@ def plan(name: str, config: ModelConfig | None, info: ModelInfo) -> Plan:
         arguments["warmup"] = [_warmup(sample, known_in, batch_max) for sample in given.model_warmup]
     labels = {tensor.name: tensor.label_filename for tensor in given.output if tensor.label_filename}
     described = _described(name, given, batch_max, inputs, outputs)
-    return Plan(inputs, outputs, batch_max, arguments, deadline, labels, described)
+    if layout is not None:
+        described.pop("dynamic_batching", None)
+        described["sequence_batching"] = sequencespec.described(layout)
+        arguments = {key: value for key, value in arguments.items() if key not in {"batch", "batch_delay", "warmup"}}
+    return Plan(inputs, outputs, batch_max, arguments, deadline, labels, described, layout)
+
+
+def _layout(name: str, given: ModelConfig, info: ModelInfo, initial: Mapping[str, bytes]) -> Layout | None:
+    """How a model that keeps state is run."""
+    if given.sequence_batching is None:
+        return None
+    if given.dynamic_batching is not None:
+        raise ConfigError("a model has dynamic_batching or sequence_batching, not both")
+    holders = max(1, sum(group.count for group in given.instance_group))
+    texts = {key: parameter.string_value for key, parameter in given.parameters.items()}
+    try:
+        return sequenceconfig.layout(
+            name, given.sequence_batching, given.max_batch_size or 0, holders, texts, info, initial
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _is_open(tensor: TensorInfo) -> bool:

@@ -9,7 +9,7 @@ sure that it can be called.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
 from rtml.serving.programs import ProgramTensors
 from rtml.serving.statistics import ModelStatistics
+
+if TYPE_CHECKING:
+    from rtml.serving.sequences import Stateful
 
 State = Literal["READY", "LOADING", "UNAVAILABLE"]
 
@@ -78,6 +81,8 @@ class ModelVersion:
         self.app = app
         self.program = program
         self.statistics = ModelStatistics()
+        #: Of a model that keeps state: its sequences.
+        self.stateful: Stateful | None = None
         self.state: State = "READY"
         #: Why it is not ready, or what is the matter with a newer file under its name.
         self.reason = ""
@@ -132,6 +137,8 @@ class Registry:
         self._others: dict[str, dict[str, Status]] = {}
         #: What a request without a version means.
         self._default: dict[str, ModelVersion] = {}
+        #: Served no more, but sequences that began with them go on.
+        self._draining: dict[str, ModelVersion] = {}
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -184,6 +191,17 @@ class Registry:
         self._forget_status(name, version)
         self.generation += 1
 
+    def drain(self, version: ModelVersion, on: bool) -> None:
+        """A version that was removed still has sequences, or has none any more.
+
+        As long as nothing else is served under its name, requests reach it: they say themselves what they cannot do.
+        """
+        if on:
+            self._draining[version.name] = version
+        elif self._draining.get(version.name) is version:
+            del self._draining[version.name]
+        self.generation += 1
+
     def _forget_status(self, name: str, version: str) -> None:
         statuses = self._others.get(name, {})
         statuses.pop(version, None)
@@ -211,6 +229,9 @@ class Registry:
         found = self._default.get(name) if version is None else self._ready.get(name, {}).get(version)
         if found is not None:
             return found
+        draining = self._draining.get(name)
+        if draining is not None and version in (None, draining.version):
+            return draining
         others = self._others.get(name, {})
         status = others.get(version) if version is not None else _most_hopeful(others.values())
         if status is not None:

@@ -27,18 +27,22 @@ import rtml
 from rtml import onnxfile
 from rtml.errors import RtmlError
 from rtml.metrics import Target
-from rtml.serving import modelconfig, modelfiles
-from rtml.serving.engine import Engine
+from rtml.serving import modelconfig, modelfiles, sequenceconfig
+from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
 from rtml.serving.modelconfig import ModelConfig
 from rtml.serving.modelfiles import Copies, Copy, Found, Stamp
 from rtml.serving.registry import ModelVersion, Registry, version_order
+from rtml.serving.sequences import Family, Stateful
+from rtml.serving.statefulmodels import make
 from rtml.settings import HttpSettings
 
 _logger = logging.getLogger("rtml.serving")
 
 #: The name under which the repository's models are counted.
 APP: Final = "repository"
+#: Names of classes, by output.
+Labels = dict[str, list[str]]
 _FILE: Final = "file:"
 _REASON_MAX: Final = 1000
 #: Seconds that the gateway is not ready because of models that are still being loaded.
@@ -130,6 +134,10 @@ class ModelRepository:
         #: One load or unload of a model at a time.
         self._locks: dict[str, asyncio.Lock] = {}
         self._uploaded: dict[str, Path] = {}
+        #: Versions with state of each model.
+        self._families: dict[str, Family] = {}
+        #: Versions that are not served any more, and still have sequences.
+        self._drains: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         #: What was there at the start is loaded, or has failed.
         self.started = asyncio.Event()
@@ -146,6 +154,11 @@ class ModelRepository:
         if self._task is not None:
             tasks.append(self._task)
             self._task = None
+        tasks += self._drains
+        for versions in self._live.values():
+            for one in versions.values():
+                if one.model.stateful is not None:
+                    one.model.stateful.close()
         for task in tasks:
             task.cancel()
         if tasks:
@@ -376,14 +389,25 @@ class ModelRepository:
         try:
             plan, function, labels = await asyncio.to_thread(_prepare, name, copy, source)
             prepared = self._engine.prepare(function)
-            executors = await self._engine.keep(prepared)
+            model = self._version(name, version, plan, function, prepared, labels)
+            if plan.layout is None:
+                executors = await self._engine.keep(prepared)
+            else:
+                family = self._families.setdefault(name, Family())
+                await make(self._engine, model, plan.layout, family).open()
+                executors = plan.layout.holders
         except BaseException as error:
             await asyncio.shield(asyncio.to_thread(self._copies.give_back, copy))
             if isinstance(error, RtmlError):  # executors name the file; clients, who are told the reason, need no path
                 raise ValueError(str(error).replace(f"{copy.path}/", "")) from None
             raise
         _logger.info("model %s, version %s, is ready in %d executors", name, version, executors)
-        model = ModelVersion(
+        return _Live(model, (found.stamp, found.versions[version]), copy)
+
+    def _version(
+        self, name: str, version: str, plan: modelconfig.Plan, function: Any, prepared: Prepared, labels: Labels
+    ) -> ModelVersion:
+        return ModelVersion(
             name=name,
             version=version,
             function=function,
@@ -398,7 +422,6 @@ class ModelRepository:
             labels=labels,
             app=APP,
         )
-        return _Live(model, (found.stamp, found.versions[version]), copy)
 
     async def _take(self, directory: Path) -> Copy:
         taking = asyncio.get_running_loop().run_in_executor(None, self._copies.take, directory)
@@ -445,10 +468,25 @@ class ModelRepository:
             _logger.info("model %s, version %s: %s", name, version, reason or "removed from the repository")
 
     def _let_go(self, old: _Live) -> None:
+        if old.model.stateful is not None:
+            task = asyncio.get_running_loop().create_task(self._drain(old, old.model.stateful), name="drain sequences")
+            self._drains.add(task)
+            task.add_done_callback(self._drains.discard)
+            return
+
         def forgotten() -> None:
             asyncio.get_running_loop().run_in_executor(None, self._copies.give_back, old.copy)
 
         self._engine.drop(old.model.prepared, forgotten)
+
+    async def _drain(self, old: _Live, stateful: Stateful) -> None:
+        """Let the sequences of a version end before its file goes."""
+        self._registry.drain(old.model, on=True)
+        try:
+            await stateful.retire()
+        finally:
+            self._registry.drain(old.model, on=False)
+        await asyncio.to_thread(self._copies.give_back, old.copy)
 
 
 def _override(parameters: Mapping[str, Any]) -> ModelConfig | None:
@@ -496,7 +534,12 @@ def _prepare(name: str, copy: Copy, source: _Source) -> tuple[modelconfig.Plan, 
         info = onnxfile.describe(str(file))
     except ValueError as error:
         raise ValueError(str(error).replace(str(file), file.name)) from None
-    plan = modelconfig.plan(name, source.config, info)
+    batching = source.config.sequence_batching if source.config is not None else None
+    initial = {}
+    if batching is not None:
+        for place in sequenceconfig.initial_files(batching):
+            initial[place] = modelfiles.inside(source.found.path / "initial_state", place).read_bytes()
+    plan = modelconfig.plan(name, source.config, info, initial)
     labels = {output: modelfiles.labels(source.found.path, place) for output, place in plan.label_files.items()}
     return plan, rtml.model(file, **plan.arguments), labels
 

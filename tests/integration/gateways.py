@@ -20,6 +20,7 @@ from rtml.serving import App
 from rtml.serving.app import TensorSpec
 from rtml.serving.engine import Prepared, RemoteError
 from rtml.serving.gateway import Gateway
+from rtml.serving.hosts import Host, HostPlan
 from rtml.serving.results import Content
 
 
@@ -85,6 +86,9 @@ class InlineEngine:
 
     def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
         self.published = {name: version for name, (version, _) in models.items()}
+
+    def host(self, plan: HostPlan, user: str) -> Host:
+        raise AssertionError("no model here keeps state")
 
     async def query(self, what: str) -> str:
         answer = {"metrics": self.metrics, "calls": self.calls}[what]

@@ -203,6 +203,7 @@ async def test_the_server_says_what_is_on() -> None:
         assert (status, body["name"]) == (200, "rtml")
         assert body["extensions"] == [
             "classification",
+            "sequence",
             "binary_tensor_data",
             "parameters",
             "model_configuration",

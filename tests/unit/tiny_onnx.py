@@ -92,3 +92,25 @@ def adder(number: int) -> bytes:
     """y = x + number, of shape [N]."""
     shape = [tensor(name, INT64, ("N",)) for name in "xy"]
     return model([node("Add", ["x", "number"], ["y"])], shape[:1], shape[1:], weights=[weight("number", [number])])
+
+
+def accumulator(sign: str = "Add") -> bytes:
+    """y = t = s + x (or s - x: "Sub"), of shape [N, 1]: with s the last t, the sum of what came."""
+    shape: tuple[int | str, ...] = ("N", 1)
+    return model(
+        [node(sign, ["s", "x"], ["y"]), node(sign, ["s", "x"], ["t"])],
+        [tensor(name, FLOAT, shape) for name in "xs"],
+        [tensor(name, FLOAT, shape) for name in "yt"],
+    )
+
+
+def controlled() -> bytes:
+    """Control inputs of shape [N, 1] come back as outputs, called like them with an "o" before; x is dropped."""
+    names = ("start", "end", "ready", "corrid")
+    shape: tuple[int | str, ...] = ("N", 1)
+    kinds = {"corrid": INT64}
+    return model(
+        [node("Identity", [name], ["o" + name]) for name in ("x", *names)],
+        [tensor(name, kinds.get(name, FLOAT), shape) for name in ("x", *names)],
+        [tensor("o" + name, kinds.get(name, FLOAT), shape) for name in ("x", *names)],
+    )
