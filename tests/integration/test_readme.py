@@ -27,6 +27,7 @@ def write_files(page: Path, directory: Path) -> None:
     both = [tiny_onnx.tensor(name, tiny_onnx.FLOAT, ("N", 3)) for name in ("x", "y")]
     doubled = tiny_onnx.model([tiny_onnx.node("Add", ["x", "x"], ["y"])], inputs=both[:1], outputs=both[1:])
     (directory / "classifier.onnx").write_bytes(doubled)
+    (directory / "sum.onnx").write_bytes(tiny_onnx.accumulator())
 
 
 def test_every_page_is_found() -> None:
