@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers demo chart check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench demo chart check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: setup ## rtml against ProcessPoolExecutor (QUICK=1: under 45 s; JSON=1: o
 
 bench-peers: setup .venv-ray/.installed .venv-dask/.installed ## the same with Ray and Dask beside, three repetitions, medians
 	@$(PY) -m benchmarks.run --peers $(if $(QUICK),--quick) $(if $(JSON),--json) $(BENCH)
+
+microbench: setup .venv-ray/.installed ## Ray's own suite, `ray microbenchmark`, on rtml and Ray in turn (QUICK=1: some three minutes)
+	@$(PY) -m benchmarks.microbench $(if $(QUICK),--quick) $(if $(JSON),--json) $(BENCH)
 
 .venv-%/.installed: benchmarks/requirements-%.lock
 	@[ -x .venv-$*/bin/python ] || $(PYTHON) -m venv .venv-$*

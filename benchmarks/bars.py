@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 Table = dict[str, dict[str, float | None]]
 
-LARGER_IS_BETTER = frozenset({"async_tasks_per_s", "actor_async_per_s"})
+
+def larger_is_better(row: str) -> bool:
+    """Rates; everything else is a time or an amount."""
+    return row.endswith(("_per_s", " /s"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def advantage(row: str, ours: float | None, theirs: float | None) -> float | Non
     """How many times better ours is than theirs; None if either was not measured."""
     if not ours or not theirs:
         return None
-    return ours / theirs if row in LARGER_IS_BETTER else theirs / ours
+    return ours / theirs if larger_is_better(row) else theirs / ours
 
 
 def verdicts(rows: Table) -> list[str]:

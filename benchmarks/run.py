@@ -226,10 +226,26 @@ def run(parts: list[Part], repetitions: int, quick: bool) -> list[dict[str, Any]
     return results
 
 
-def keep(report: dict[str, Any]) -> Path:
+def describe(results: list[dict[str, Any]], quick: bool, repetitions: int) -> dict[str, Any]:
+    """What a report says of its run, beside the rows."""
+    systems = list(dict.fromkeys(result["system"] for result in results))
+    versions = {result["system"]: result["version"] for result in reversed(results)}
+    return {
+        "versions": {"python": platform.python_version(), **{system: versions[system] for system in systems}},
+        "rows": merge(results),
+        "run": {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "quick": quick,
+            "repetitions": repetitions,
+        },
+    }
+
+
+def keep(report: dict[str, Any], directory: Path = RESULTS) -> Path:
     """Writes the report to its file, and a line of it to the history."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{report['run']['date'][:10]}-{report['run']['commit']}.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{report['run']['date'][:10]}-{report['run']['commit']}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     line = {**report["run"], "machine": report["machine"], "versions": report["versions"], "rows": report["rows"]}
     with HISTORY.open("a") as history:
@@ -255,16 +271,8 @@ def main() -> int:
     say(f"{len(parts)} parts, {repetitions} repetition(s)")
     results = run(parts, repetitions, options.quick)
 
-    systems = list(dict.fromkeys(result["system"] for result in results))
-    versions = {result["system"]: result["version"] for result in reversed(results)}
-    report["versions"] = {"python": platform.python_version(), **{system: versions[system] for system in systems}}
-    report["rows"] = merge(results)
-    report["run"] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "quick": options.quick,
-        "repetitions": repetitions,
-    }
+    report.update(describe(results, options.quick, repetitions))
+    systems = [system for system in report["versions"] if system != "python"]
     path = keep(report)
     if options.json:
         print(json.dumps(report))

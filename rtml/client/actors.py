@@ -49,7 +49,7 @@ _ACTOR_OPTIONS: Final = frozenset(
 _METHOD_OPTIONS: Final = frozenset(
     {"batch", "batch_delay", "retries", "timeout", "window", "latest", "max_age", "name"}
 )
-_CALL_OPTIONS: Final = frozenset({"retries", "timeout", "deadline", "window", "latest", "max_age"})
+_CALL_OPTIONS: Final = frozenset({"retries", "timeout", "deadline", "detached", "window", "latest", "max_age"})
 
 #: Calls at a time of a class with coroutine methods, if nothing is said.
 _ASYNC_CONCURRENCY: Final = 1000
@@ -208,7 +208,7 @@ class ActorMethod:
         return function
 
     def options(self, **changes: Any) -> ActorMethod:
-        """The same method with other options for its calls: retries, timeout, deadline."""
+        """The same method with other options for its calls: retries, timeout, deadline, detached."""
         _known(changes, _CALL_OPTIONS, "a call on an actor")
         base = {} if self._overrides is None else msgspec.structs.asdict(self._overrides)
         return ActorMethod(self._ref, self._shown, self._name, self._options, make_options({**base, **changes}))
