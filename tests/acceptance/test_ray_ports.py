@@ -55,7 +55,7 @@ def test_tasks_and_their_results() -> None:
 
 def test_objects_as_arguments() -> None:
     obj_ref1 = my_function.submit()
-    obj_ref2 = function_with_an_argument.submit(obj_ref1)  # type: ignore[arg-type]
+    obj_ref2 = function_with_an_argument.submit(obj_ref1)
     assert rtml.get(obj_ref2) == 2
     # Nested in an object: Ray gives references inside lists as references; here `rtml.ref` says so.
     echo_and_get = rtml.task(rtml.get)
@@ -95,7 +95,8 @@ def test_options_at_the_call() -> None:
 
 def partition(collection: list[int]) -> tuple[list[int], int, list[int]]:
     pivot = collection.pop()
-    greater, lesser = [], []
+    greater: list[int] = []
+    lesser: list[int] = []
     for element in collection:
         (greater if element > pivot else lesser).append(element)
     return lesser, pivot, greater
@@ -120,7 +121,8 @@ def test_nested_tasks_quick_sort() -> None:
 
 def test_limiting_pending_tasks_with_wait() -> None:
     """Pattern: back-pressure by `wait`; each result is read once."""
-    max_pending, result_refs, seen = 10, [], []
+    max_pending, seen = 10, []
+    result_refs: list[rtml.Future[int]] = []
     for number in range(100):
         if len(result_refs) > max_pending:
             ready_refs, result_refs = rtml.wait(result_refs, num_returns=1)
@@ -402,6 +404,10 @@ def test_closures_capture_objects() -> None:
     stored = rtml.put([1, 2, 3])
 
     def make(factor: int) -> Callable[[], int]:
-        return lambda: factor * sum(rtml.get(stored))
+        def scaled() -> int:
+            numbers = rtml.get(stored)
+            return factor * sum(numbers)
+
+        return scaled
 
     assert rtml.get([rtml.submit(make(factor)) for factor in (1, 2)]) == [6, 12]
