@@ -37,6 +37,7 @@ from rtml.graph.workforce import Workforce
 from rtml.messages import (
     ACTOR,
     ASYNC_ACTOR,
+    DISPATCHER,
     STOP,
     ActorOptions,
     ErrorInfo,
@@ -45,10 +46,14 @@ from rtml.messages import (
     ObjectRef,
     Revoke,
     Task,
+    Unwatch,
 )
 
 #: Calls that an ordered actor's process may have before it needs them.
 AHEAD_MAX: Final = 256
+
+#: More calls than there can be.
+_ALL: Final = 1 << 62
 
 #: Ended actors whose reason is remembered for late calls.
 _ENDED_KEPT: Final = 4096
@@ -175,8 +180,11 @@ class Actors:
 
     def adopted(self, task: TaskState, worker: WorkerState) -> None:
         """This process holds the actor since before this dispatcher."""
-        worker.actor = task.hosted
-        self.touch(worker)
+        if worker.role == DISPATCHER:
+            self.unheld(task)
+        else:
+            worker.actor = task.hosted
+            self.touch(worker)
 
     def _enqueue(self, actor: ActorState, task: TaskState) -> None:
         queue = actor.queues.get(task.session.id)
@@ -211,6 +219,12 @@ class Actors:
         wanted: dict[str, int] = {}
         for actor in list(self._pending.values()):
             task = actor.task
+            remote = self.placement.spreading.host(task) if self.tables.remotes else None
+            if remote is not None:
+                del self._pending[task.id]
+                self.placement.spreading.delegate(remote, task, now)
+                self._touched[task.id] = actor
+                continue
             worker = self._idle(actor)
             if worker is None:
                 wanted[actor.role] = wanted.get(actor.role, 0) + 1
@@ -256,13 +270,25 @@ class Actors:
             return
         if actor.stopping and not actor.calls and not actor.leaving and worker.session is not None:
             actor.leaving = True
-            self.tables.tell(worker.session, Leave())
+            self.tables.tell(worker.session, Unwatch([task.id]) if worker.role == DISPATCHER else Leave())
+        if worker.role == DISPATCHER:
+            self._pass_on(actor, worker, now)
+            return
         most = AHEAD_MAX if actor.role == ACTOR else max(1, actor.options.concurrency)
         while actor.queues:
             calls = self._next_calls(actor, most - len(worker.queue) + 1, len(worker.queue) == 1, now)
             if not calls:
                 return
             self.placement.assign(worker, calls, now)
+
+    def _pass_on(self, actor: ActorState, worker: WorkerState, now: float) -> None:
+        """The actor lives at another dispatcher, which keeps the queues: calls go there in their order."""
+        while actor.queues:
+            calls = self._next_calls(actor, _ALL, True, now)
+            if not calls:
+                return
+            for call in calls:
+                self.placement.spreading.delegate(worker, call, now)
 
     def _next_calls(self, actor: ActorState, room: int, idle: bool, now: float) -> list[TaskState]:
         """Calls to be handed over together: a batch, or some that run one after the other; at most `room`."""
@@ -330,7 +356,14 @@ class Actors:
         self._remember(task.id, info)
         for call in list(actor.calls.values()):
             self.fail(call, info)
-        self.pools.kill(task.worker, "its actor was ended")
+        self._end_process(task, revoke=task.worker.role == DISPATCHER)
+
+    def _end_process(self, task: TaskState, revoke: bool) -> None:
+        worker = task.worker
+        assert worker is not None
+        self.pools.kill(worker, "its actor was ended")
+        if revoke and worker.session is not None:
+            self.tables.tell(worker.session, Revoke([(task.id, task.attempt)]))
 
     def _remember(self, number: int, info: ErrorInfo) -> None:
         """Why calls on this actor fail from now on."""
@@ -370,9 +403,7 @@ class Actors:
         for call in list(hosted.calls.values()):
             self.fail(call, info)
         if task.worker is not None and task.receipt is None:
-            self.pools.kill(task.worker, "its actor was ended")
-            if task.worker.session is not None:  # the supervisor may be away
-                self.tables.tell(task.worker.session, Revoke([(task.id, task.attempt)]))
+            self._end_process(task, revoke=True)  # the supervisor may be away
         task.hosted = None
 
     def has_ended(self, number: int) -> bool:
@@ -405,6 +436,21 @@ class Actors:
                     self.fail(call, failure("ActorDied", text, call))
                     continue
             again.append(call)
+        return again
+
+    def lost(self, tasks: list[TaskState], reason: str) -> list[TaskState]:
+        """A dispatcher with actors of ours is gone. Returns the tasks of actors that are to be made ready again."""
+        again = []
+        for task in tasks:
+            if task.state is State.DONE or (task.hosted is None and task.actor is None):
+                continue
+            task.failures += 1
+            if task.failures > task.profile.retries:
+                what = "actor" if task.hosted is not None else "the actor of"
+                message = f"{what} {task.profile.name!r} was lost: its node is gone ({reason})"
+                self.fail(task, failure("ActorDied", message, task))
+            else:
+                again.append(task)
         return again
 
     # --- what others ask

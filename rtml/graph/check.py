@@ -14,7 +14,7 @@ from rtml.graph.actors import ActorState
 from rtml.graph.core import Core
 from rtml.graph.queues import Lane
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState
-from rtml.messages import ACTOR, ASYNC_ACTOR, EXECUTOR, STOP, ObjectRef
+from rtml.messages import ACTOR, ASYNC_ACTOR, DISPATCHER, EXECUTOR, STOP, ObjectRef
 
 #: Resources are sums of floats.
 _TOLERANCE: Final = 1e-6
@@ -456,7 +456,8 @@ def _actors(core: Core) -> Iterable[object]:
             name = actor.options.name
             if name and not actor.killed and core.actors.by_name.get(name) is not actor:
                 yield task.id, "is not found by its name"
-            if task.state is State.ASSIGNED and (task.worker is None or task.worker.actor is not actor):
+            there = task.worker is not None and task.worker.role == DISPATCHER
+            if task.state is State.ASSIGNED and not there and (task.worker is None or task.worker.actor is not actor):
                 yield task.id, "is alive without a process of its own"
         if task.actor is not None and task.state is not State.DONE:
             calls[id(task.actor)] += 1
@@ -466,6 +467,8 @@ def _actors(core: Core) -> Iterable[object]:
         if task.hosted is not None and len(task.hosted.calls) != calls[id(task.hosted)]:
             yield task.id, "has calls", len(task.hosted.calls), calls[id(task.hosted)]
     for worker in core.tables.workers.values():
+        if worker.role == DISPATCHER:
+            continue
         for task in worker.queue.values():
             ours = worker.role in (ACTOR, ASYNC_ACTOR)
             if task.state is not State.DONE and ours != (task.actor is not None or task.hosted is not None):

@@ -322,6 +322,10 @@ class Membership:
             for task in self.lifecycle.actors.died(worker, lost, message):
                 self.lifecycle.again(task, now)
             lost = []
+        if worker.role == DISPATCHER:
+            for task in self.lifecycle.actors.lost(lost, message.reason):
+                self.lifecycle.again(task, now)
+            lost = [task for task in lost if task.hosted is None and task.actor is None]
         for task in lost:
             if task.state is State.DONE:
                 continue

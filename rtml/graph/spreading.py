@@ -192,7 +192,7 @@ class Spreading:
             task = lane.pop()
             worker = self._choose(task, room, now)
             if worker is not None:
-                self._delegate(worker, task, now)
+                self.delegate(worker, task, now)
             elif self._goes_back(task, now):
                 self.give_back(task)
             else:
@@ -252,7 +252,20 @@ class Spreading:
             self._spill_at = due
             self.tables.at(due, wake, None)
 
-    def _delegate(self, worker: WorkerState, task: TaskState, now: float) -> None:
+    def host(self, task: TaskState) -> WorkerState | None:
+        """Another dispatcher to make an actor at, which no node here can ever hold; None: not now."""
+        if self._fits_here(task) or task.hops >= HOPS_MAX:
+            return None
+        room = [
+            worker
+            for worker in self.tables.remotes.values()
+            if worker.ready and worker.session is not task.session and worker.node.fits(task.profile.shape)
+        ]
+        # Below if possible: above it is only passed on.
+        return min(room, key=lambda worker: (worker.upward, len(worker.queue)), default=None)
+
+    def delegate(self, worker: WorkerState, task: TaskState, now: float) -> None:
+        """Hand a ready task to another dispatcher."""
         self.workforce.occupy(worker, [task], now)
         self.workforce.hand_over(worker, task, task.attempt + 1, task.function.estimate or UNKNOWN_COST, now)
         self._send(worker, task, now)
@@ -280,7 +293,7 @@ class Spreading:
                     spec.id, spec.function, spec.args, 0,
                     None if not task.inputs else [(0, payload) for payload in task.inputs],
                     spec.handles, self._options(task, now), task.batch_key, spec.items, task.graph.trace,
-                    0 if context is None else context.definition.id,
+                    0 if context is None else context.definition.id, spec.actor, spec.hosts, spec.stream,
                 ),
                 task.attempt, task.graph.id, task.chain()[:-1], task.hops + 1, task.session.data_only or task.data_only,
             )
@@ -311,6 +324,7 @@ class Spreading:
             batch=profile.batch,
             batch_delay=profile.batch_delay,
             name=profile.name,
+            detached=profile.detached or None,
             tenant=profile.tenant or None,
             hedge=profile.hedge or None,
         )

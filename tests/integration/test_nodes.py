@@ -186,3 +186,62 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+
+
+class CounterClass:
+    """Counts, in a process of its own somewhere."""
+
+    def __init__(self, start: int) -> None:
+        self.count = start
+
+    def add(self, number: int) -> int:
+        self.count += number
+        return self.count
+
+    def where(self) -> tuple[int, int]:
+        return os.getppid(), os.getpid()
+
+
+Counter: Any = rtml.actor(CounterClass)
+
+
+@rtml.task
+def squares(n: int) -> Iterator[int]:
+    for number in range(n):
+        yield number * number
+
+
+def test_actors_and_streams_live_on_nodes() -> None:
+    with cluster(2) as nodes, nodes.connect():
+        counter = Counter.create(10)
+        assert [future.result(30) for future in [counter.add.submit(1) for _ in range(50)]] == list(range(11, 61))
+        other = Counter.create(0)
+        assert {counter.where.submit().result(30)[0], other.where.submit().result(30)[0]}
+        assert list(squares.stream(100)) == [number * number for number in range(100)]
+        rtml.kill(other)
+        with pytest.raises(rtml.errors.ActorDied):
+            other.add.submit(1).result(30)
+        # Its process dies: there are no restarts, so it is gone.
+        os.kill(counter.where.submit().result(30)[1], signal.SIGKILL)
+        with pytest.raises(rtml.errors.ActorDied):
+            counter.add.submit(1).result(30)
+
+
+def test_an_actor_of_a_killed_node_begins_anew_elsewhere() -> None:
+    with cluster(2) as nodes, nodes.connect():
+        counter = Counter.options(max_restarts=1).create(5)
+        assert counter.add.submit(1).result(30) == 6
+        supervisor, _ = counter.where.submit().result(30)
+        worker = next(
+            process
+            for name, process in nodes.processes.items()
+            if name != "root" and supervisor in children(process.pid)
+        )
+        worker.kill()
+        worker.wait()
+        assert counter.add.options(retries=3).submit(1).result(60) == 6
+
+
+def children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
