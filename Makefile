@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers microbench demo chart check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench demo chart conformance check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ lint: setup ## ruff, format, layers
 types: setup ## mypy --strict
 	$(BIN)/mypy
 
-test: setup ## unit, transcripts, property, integration, deploy, tidy, then SEEDS=200 simulations
+test: setup ## unit, transcripts, property, integration, conformance, deploy, tidy, then SEEDS=200 simulations
 	$(BIN)/pytest $(PYTEST)
 	$(PY) -m tests.sim --seeds $(SEEDS)
 
@@ -68,6 +68,9 @@ demo: setup ## serve the examples, read sample pages over HTTP, load for ten sec
 
 chart: setup ## the Helm chart and the image: lint, render, validate, run its commands (part of `make test`)
 	$(BIN)/pytest tests/deploy $(PYTEST)
+
+conformance: setup ## others' clients, load generator and models against the gateway, all of it (part is in `make test`)
+	$(BIN)/pytest tests/conformance --whole $(PYTEST)
 
 check: lint types test ## all that CI runs
 

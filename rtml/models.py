@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 #: Tried in this order, as far as the executor's onnxruntime has them.
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
+#: `TensorProto.BFLOAT16`.
+_ONNX_BFLOAT16 = 16
 
 #: Whether to run once before the first call, and on what shapes.
 Warmup = bool | Sequence[int] | Mapping[str, Sequence[int]]
@@ -69,6 +71,8 @@ class Model:
         self.__name__ = self.__qualname__ = settings.name
         self._session: Any = None
         self._info: ModelInfo | None = None
+        #: Some input or output is of that type.
+        self._bfloat16 = False
 
     def __repr__(self) -> str:
         source = self._source if isinstance(self._source, str) else f"{len(self._source)} bytes"
@@ -111,6 +115,7 @@ class Model:
             return
         session = self._open()
         self._session, self._info = session, self._described(session)
+        self._bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*self._info.inputs, *self._info.outputs))
         self._warm_up()
 
     def metadata(self) -> ModelInfo:
@@ -284,11 +289,29 @@ class Model:
     def run_feed(self, feed: dict[str, Array]) -> dict[str, Array] | Exception:
         """The outputs of one run by name, or why there are none: for those who have checked and joined the inputs."""
         names = [output.name for output in self.metadata().outputs]
+        run = self._run_values if self._bfloat16 else self._session.run
         try:
-            return dict(zip(names, self._session.run(names, feed), strict=True))
+            return dict(zip(names, run(names, feed), strict=True))
         except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions cannot be carried to where it is missing
             shapes = ", ".join(f"{name} {_shown(array.shape)}" for name, array in feed.items())
             return RuntimeError(f"model {self._settings.name!r} failed on {shapes}: {error}")
+
+    def _run_values(self, names: list[str], feed: dict[str, Array]) -> list[Array]:
+        """`session.run` for models with bfloat16, which onnxruntime does not exchange with numpy."""
+        from onnxruntime import OrtValue
+
+        from rtml import bfloat16
+
+        values = {}
+        for tensor in self.metadata().inputs:
+            array = feed[tensor.name]
+            if tensor.dtype == "bfloat16":
+                bits = bfloat16.narrow(array)
+                values[tensor.name] = OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+            else:
+                values[tensor.name] = OrtValue.ortvalue_from_numpy(array)
+        found = self._session.run_with_ort_values(names, values)
+        return [_from_value(value) for value in found]
 
     def _finish(self, outputs: dict[str, Array] | Exception) -> Any:
         """What callers get of a run's outputs."""
@@ -400,7 +423,27 @@ def _numpy_dtype(tensor: TensorInfo) -> np.dtype[Any] | None:
     """The type of arrays for this input; None where numpy has none (then onnxruntime is the judge)."""
     import numpy as np
 
-    return None if tensor.dtype in ("", "bfloat16") else np.dtype(tensor.dtype)
+    if tensor.dtype == "bfloat16":
+        return np.dtype("float32")
+    return np.dtype(tensor.dtype) if tensor.dtype else None
+
+
+def _from_value(value: Any) -> Array:
+    """A copy of what is in an `OrtValue` in this machine's memory; bfloat16 as float32."""
+    if value.data_type() != "tensor(bfloat16)":
+        array: Array = value.numpy()
+        return array
+    import ctypes
+    import math
+
+    import numpy as np
+
+    from rtml import bfloat16
+
+    shape = value.shape()
+    size = 2 * math.prod(shape)
+    bits = np.frombuffer(ctypes.string_at(value.data_ptr(), size) if size else b"", np.uint16)
+    return bfloat16.widen(bits).reshape(shape)
 
 
 def _has_rows(value: Any, rows: int) -> bool:

@@ -30,6 +30,20 @@ _DTYPES: Final = {
     15: "complex128",
     16: "bfloat16",
 }
+#: Other element types, and what is no tensor: field of TypeProto -> name.
+_OTHER_DTYPES: Final = {
+    17: "float8e4m3fn",
+    18: "float8e4m3fnuz",
+    19: "float8e5m2",
+    20: "float8e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4e2m1",
+    24: "float8e8m0",
+    25: "uint2",
+    26: "int2",
+}
+_KINDS: Final = {4: "a sequence", 5: "a map", 7: "an opaque type", 8: "a sparse tensor", 9: "an optional"}
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES_MAX: Final = 10
@@ -43,6 +57,8 @@ class TensorInfo(NamedTuple):
     dtype: str
     #: -1 is a dimension of any size; None: the file does not say, not even the rank.
     shape: tuple[int, ...] | None
+    #: What it is where `dtype` is "": "a sequence", "a tensor of float8e5m2", ...
+    other: str = ""
 
 
 class ModelInfo(NamedTuple):
@@ -101,25 +117,29 @@ def _model(data: memoryview) -> ModelInfo:
 
 
 def _tensor(data: memoryview) -> TensorInfo:
-    name, dtype, shape = "", "", None
+    name, dtype, shape, other = "", "", None, ""
     for number, value in _fields(data):
         if number == 1:
             name = _text(value)
         elif number == 2:
             for kind, inner in _fields(_message(value)):
-                if kind == 1:  # a tensor; sequences, maps and optionals have no dtype here
-                    dtype, shape = _tensor_type(_message(inner))
-    return TensorInfo(name, dtype, shape)
+                if kind == 1:
+                    dtype, shape, other = _tensor_type(_message(inner))
+                else:
+                    other = _KINDS.get(kind, other)
+    return TensorInfo(name, dtype, shape, other)
 
 
-def _tensor_type(data: memoryview) -> tuple[str, tuple[int, ...] | None]:
-    dtype, shape = "", None
+def _tensor_type(data: memoryview) -> tuple[str, tuple[int, ...] | None, str]:
+    dtype, shape, other = "", None, ""
     for number, value in _fields(data):
         if number == 1 and isinstance(value, int):
             dtype = _DTYPES.get(value, "")
+            if not dtype:
+                other = f"a tensor of {_OTHER_DTYPES.get(value, f'element type {value}')}"
         elif number == 2:
             shape = tuple(_dimension(_message(dim)) for field, dim in _fields(_message(value)) if field == 1)
-    return dtype, shape
+    return dtype, shape, other
 
 
 def _dimension(data: memoryview) -> int:

@@ -347,4 +347,7 @@ def spec_of(tensor: Any) -> TensorSpec:
     try:
         return TensorSpec(tensor.name, tensors.datatype_of(np.dtype(tensor.dtype)), tensor.shape)
     except (TypeError, ValueError):
-        raise ValueError(f"{tensor.name!r} is no tensor of a datatype that can be served: {tensor.dtype!r}") from None
+        what = tensor.other or (
+            f"a tensor of {tensor.dtype}" if tensor.dtype else "of a type that the file does not say"
+        )
+        raise ValueError(f"{tensor.name!r} is {what}, no tensor of a datatype that can be served") from None

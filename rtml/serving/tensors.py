@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from rtml import bfloat16
 from rtml.errors import InvalidInput
 
 Array = npt.NDArray[Any]
@@ -115,9 +116,7 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> 
             f"tensor {name!r} brings {len(data)} bytes; {datatype} of shape {list(shape)} takes {count * width}"
         )
     if datatype == "BF16":
-        widened = np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)
-        floats: Array = widened.view("<f4")
-        return floats.reshape(shape)
+        return bfloat16.widen(np.frombuffer(data, "<u2")).reshape(shape)
     if datatype == "BOOL":
         # Any byte but 0 and 1 would make a numpy bool that compares wrongly.
         flags: Array = np.frombuffer(data, "u1") != 0
@@ -152,11 +151,7 @@ def to_bytes(datatype: str, array: Array) -> Buffer:
         elements = to_bytes_list(array)
         return b"".join([part for element in elements for part in (_LENGTH.pack(len(element)), element)])
     if datatype == "BF16":
-        bits = np.ascontiguousarray(array, "<f4").view("<u4")
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        # Rounding would carry a NaN's low bits up into infinity: keep its upper bits and set a quiet one.
-        rounded = np.where(np.isnan(array), (bits >> np.uint32(16)) | np.uint32(0x40), rounded)
-        return np.ascontiguousarray(rounded, "<u2").tobytes()
+        return bfloat16.narrow(array).tobytes()
     return np.ascontiguousarray(array, DTYPES[datatype]).reshape(-1).view("u1").data
 
 

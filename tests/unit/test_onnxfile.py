@@ -49,8 +49,12 @@ def test_unknown_rank_and_strings() -> None:
 
 def test_what_is_no_tensor() -> None:
     sequence = field(1, "x") + field(2, field(4, field(1, tensor("", FLOAT, (1,)))))
-    info = describe(model([], [sequence], []))
-    assert info.inputs == (TensorInfo("x", "", None),)
+    info = describe(model([], [sequence, tensor("f", 19, (2,)), tensor("z", 99, None)], []))
+    assert info.inputs == (
+        TensorInfo("x", "", None, "a sequence"),
+        TensorInfo("f", "", (2,), "a tensor of float8e5m2"),
+        TensorInfo("z", "", None, "a tensor of element type 99"),
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"hello, this is no model", b"\x3a\xff\xff\xff\xff\x0f", b"\xff" * 20])

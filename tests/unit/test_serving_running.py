@@ -99,5 +99,5 @@ def test_a_model_that_takes_no_tensor_cannot_be_served() -> None:
 
     app = App("x")
     app.model("m", Strange(double, rtml.task(double).defaults))
-    with pytest.raises(ValueError, match="'map' is no tensor"):
+    with pytest.raises(ValueError, match="'map' is of a type that"):
         describe(app.models["m"])
