@@ -16,7 +16,7 @@ from tests.integration.test_serve import Server, wait_for
 class Gateway(Server):
     """`rtml serve` with a model repository and everything that is off by default."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, patience: float = 60) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.grpc_port = probe.getsockname()[1]
@@ -38,7 +38,7 @@ class Gateway(Server):
         # The log of a thousand refused models is more than a pipe holds.
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        wait_for(lambda: self.request("GET", "/v2/health/ready")[0] == 200, 60)
+        wait_for(lambda: self.request("GET", "/v2/health/ready")[0] == 200, patience)
 
     def _read(self) -> None:
         assert self.process.stdout is not None

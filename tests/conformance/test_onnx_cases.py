@@ -68,7 +68,7 @@ def served(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Itera
         path = directory / "models" / model_name(case) / "1" / "model.onnx"
         path.parent.mkdir(parents=True)
         path.write_bytes(case.model)
-    gateway = Gateway(directory)
+    gateway = Gateway(directory, patience=300)
     wait_for(lambda: not any(row["state"] == "LOADING" for row in index(gateway).values()), 900)
     yield gateway
     gateway.stop()
