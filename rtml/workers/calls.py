@@ -12,7 +12,7 @@ from rtml.client.client import Client
 from rtml.client.context import TaskInfo, take_missing
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
-from rtml.errors import BatchError, ProtocolError, SubmitError
+from rtml.errors import BatchError, ProtocolError, SerializationError
 from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, TaskResult
 from rtml.workers.core import WorkerCore
 
@@ -131,9 +131,11 @@ class Calls:
                 encoded = codec.encode_data(value, self.store)
             else:
                 encoded = codec.encode_value(value, self.store, Future, leaving=True)
-        except BaseException:  # noqa: BLE001 - runs the user's __reduce__; anything that goes wrong is the task's error
+        except BaseException as caught:  # noqa: BLE001 - runs the user's __reduce__; what goes wrong is the task's error
+            error = caught
             if inspect.isgenerator(value) or inspect.isasyncgen(value):
-                error = SubmitError(f"{loaded.name} is a generator function: use .stream(...) instead of .submit(...)")
+                text = f"the result of {loaded.name} is a generator: use .stream(...) instead of .submit(...)"
+                error = SerializationError(text)
             return self.failure(attempt, error, run, loaded)
         missing = take_missing(attempt.id)
         if encoded.handles or encoded.batch_key or missing:
