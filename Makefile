@@ -10,10 +10,10 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers microbench demo chart conformance check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench load figures serving-peers mlperf perf-analyzer demo chart conformance check proto lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv and install the lock there (only when it changed)
 
@@ -63,6 +63,36 @@ microbench: setup .venv-ray/.installed ## Ray's own suite, `ray microbenchmark`,
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+load: setup ## open-loop load on the gateway: all scenarios, capacity, goodput (5 minutes; QUICK=1: under one); plots in out/load
+	@$(PY) -m loadtests standard $(if $(QUICK),--quick) $(LOAD)
+
+figures: setup ## the serving gateway's figures, one after the other (15 minutes; QUICK=1: 4)
+	@$(PY) -m loadtests.figures $(if $(QUICK),--quick) $(FIGURES)
+
+SERVERS := triton mosec kserve mlserver litserve ray bentoml
+MODEL ?= four
+
+serving-peers: setup $(SERVERS:%=.venv-serve-%/.installed) ## the same model behind other servers, in turn (40 minutes; QUICK=1: 4; MODEL=wide)
+	@$(PY) -m loadtests.peers --model $(MODEL) $(if $(QUICK),--quick) $(SERVING)
+
+# One that does not install is left out, and the table says so.
+.venv-serve-%/.installed: loadtests/peers/requirements-%.lock
+	@[ -x .venv-serve-$*/bin/python ] || $(PYTHON) -m venv .venv-serve-$*
+	@echo "installing $< into .venv-serve-$*" >&2
+	@.venv-serve-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ || rm -rf .venv-serve-$*
+
+.venv-mlperf/.installed: loadtests/outside/requirements-mlperf.lock
+	@[ -x .venv-mlperf/bin/python ] || $(PYTHON) -m venv .venv-mlperf
+	@echo "installing $< into .venv-mlperf" >&2
+	@.venv-mlperf/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+mlperf: setup .venv-mlperf/.installed ## MLPerf's LoadGen (Server scenario) against the gateway (QUICK=1: ten seconds)
+	@$(PY) -m loadtests.outside.mlperf $(if $(QUICK),--quick) $(MLPERF)
+
+perf-analyzer: setup ## Triton's perf_analyzer against the gateway, closed and open loop (QUICK=1: shorter)
+	@$(PY) -m loadtests.outside.perf_analyzer $(if $(QUICK),--quick) $(PERF)
+
 demo: setup ## serve the examples, read sample pages over HTTP, load for ten seconds (KEEP=1 keeps serving)
 	@$(PY) -m examples.demo $(if $(KEEP),--keep)
 
@@ -85,8 +115,12 @@ lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to t
 	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) benchmarks/requirements-$$peer.in -o benchmarks/requirements-$$peer.lock; \
 	done
+	for file in loadtests/*/requirements-*.in; do \
+	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) $$file -o $${file%.in}.lock; \
+	done
 
 clean: ## remove what builds, tests and runs left; environments too with ALL=1
 	rm -rf build dist out .tools *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find rtml tests benchmarks loadtests $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +
-	$(if $(ALL),rm -rf .venv .venv-ray .venv-dask .venv-lock)
+	$(if $(ALL),rm -rf .venv .venv-*)

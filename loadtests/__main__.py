@@ -34,11 +34,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the scenarios that come with the project")
     one = commands.add_parser("run", help="one scenario")
-    search = commands.add_parser("capacity", help="the highest rate of which 99 %% is answered in time, then goodput at "
-                                 "0.5, 0.9, 1.2 and 2 times of it")  # fmt: skip
+    search = commands.add_parser("capacity", help="the highest rate of which 99 %% is in time, and goodput beyond it")
     for command in (one, search):
-        command.add_argument("scenario", help="a file (.toml, .yaml, .json), or the name of one that comes with the project")
-    standard = commands.add_parser("standard", help="all scenarios that come with the project, then capacity and goodput")
+        command.add_argument("scenario", help="a file (.toml, .yaml, .json), or a name that `list` shows")
+    standard = commands.add_parser("standard", help="all scenarios of the project, then capacity and goodput")
     standard.add_argument("--quick", action="store_true", help="two seconds each: under a minute")
     one.add_argument("--rate", type=float, help="requests a second on average, instead of the file's")
     search.add_argument("--rate", type=float, default=0.0, help="where the search begins, instead of the file's rate")
@@ -46,12 +45,12 @@ def parser() -> argparse.ArgumentParser:
     for command in (one, search):
         command.add_argument("--seconds", type=float, help="run for so long instead (of a search: each probe and load)")
         command.add_argument("--seed", type=int, help="instead of the file's")
-        command.add_argument("--no-deadlines", action="store_true", help="do not tell the server of deadlines; they still "
-                             "decide what is good")  # fmt: skip
+        command.add_argument(
+            "--no-deadlines", action="store_true", help="do not tell the server; they still say what is good"
+        )
     for command in (one, search, standard):
         command.add_argument("--url", help="of a server that runs, like http://127.0.0.1:8000")
-        command.add_argument("--serve", default="", metavar="OPTIONS", help="options for the gateway that is started, like "
-                             "'--policy fifo'")  # fmt: skip
+        command.add_argument("--serve", default="", metavar="OPTIONS", help="of the gateway, like '--policy fifo'")
         command.add_argument("--processes", type=int, default=1, help="generators (default 1)")
         command.add_argument("--out", type=Path, default=OUT, help=f"folder for JSON and PNG (default {OUT})")
     return top
@@ -105,7 +104,12 @@ def _capacity(
     """Searches and measures; rows of a table, and what to save."""
     target = _target(site, scenario, options)
     found = measuring.capacity(
-        target, scenario, seconds=seconds, start=getattr(options, "rate", 0.0), probes=probes, processes=options.processes
+        target,
+        scenario,
+        seconds=seconds,
+        start=getattr(options, "rate", 0.0),
+        probes=probes,
+        processes=options.processes,
     )
     document: dict[str, Any] = {"machine": machine.facts(), "scenario": scenario, "capacity": found}
     if not found.rate:

@@ -17,6 +17,9 @@ from rtml.serving import App
 from rtml.serving.app import TensorSpec
 
 FOLDER = Path(os.environ.get("RTML_LOAD_MODELS", "out/load/models")).absolute()
+#: Where `/v1/chain` notes when its calls ran.
+NOTES = Path(os.environ.get("RTML_LOAD_NOTES", "out/load/notes")).absolute()
+NOTES.mkdir(parents=True, exist_ok=True)
 #: Most rows of a batch of `wide`; what other sizes give is asked by `python -m loadtests.figures batching`.
 BATCH = int(os.environ.get("RTML_LOAD_BATCH", "16"))
 
@@ -37,9 +40,7 @@ async def one(x: np.ndarray) -> np.ndarray:
     return await four.submit(x)  # type: ignore[no-any-return]
 
 
-app.model(
-    "one", one, inputs=(TensorSpec("x", "FP32", (-1, 4)),), outputs=(TensorSpec("y", "FP32", (-1, 4)),)
-)
+app.model("one", one, inputs=(TensorSpec("x", "FP32", (-1, 4)),), outputs=(TensorSpec("y", "FP32", (-1, 4)),))
 
 
 @rtml.task
@@ -58,20 +59,30 @@ async def ask(seed: int, width: int = 3) -> dict[str, int]:
     return {"digit": await classify.submit([answer[0].tolist() for answer in found])}
 
 
+@rtml.task
+def noted(run: int, seconds: float) -> None:
+    """Is busy for so long, and then notes from when to when."""
+    start = time.monotonic()
+    while (end := time.monotonic()) < start + seconds:
+        pass
+    with (NOTES / str(run)).open("a") as notes:
+        notes.write(f"{start} {end}\n")
+
+
 @app.endpoint("/v1/chain")
 @rtml.task
-async def chain(length: int = 10) -> int:
-    """Calls of a model of some milliseconds, one after the other."""
-    x = np.ones((1, 1024), np.float32)
+async def chain(run: int, length: int = 10, seconds: float = 0.005) -> int:
+    """Calls one after the other, each noted in the file `run` of `NOTES`."""
     for _ in range(length):
-        x = await single.submit(x / np.abs(x).max())
+        await noted.submit(run, seconds)
     return length
 
 
 @rtml.task
 def step(seen: list[float], seconds: float) -> list[float]:
     """Notes when the graph's deadline is, as this step is told."""
-    deadline = rtml.current_task().deadline
+    task = rtml.current_task()
+    deadline = task.deadline if task else None
     time.sleep(seconds)
     return [*seen, -1.0 if deadline is None else deadline]
 

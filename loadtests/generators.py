@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
-import multiprocessing.connection
+import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import SpawnProcess
-from multiprocessing.sharedctypes import Synchronized
+from contextlib import ExitStack
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -19,8 +20,7 @@ from loadtests.sender import Sender, Sent, Target, closed
 
 #: Seconds that a generator may take until it is ready, and beyond its plan until it has ended.
 _PATIENCE: Final = 60.0
-#: Seconds between two looks at how far they are, for the progress bar.
-_LOOK: Final = 0.2
+_ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 class Outcome(NamedTuple):
@@ -30,37 +30,51 @@ class Outcome(NamedTuple):
     sent: Sent
 
 
-def _child(pipe: multiprocessing.connection.Connection, target: Target, plan: Plan, shared: list[Any]) -> None:
-    import uvloop
+class Child:
+    """A generator's process, and a pipe to it; a context that ends it."""
 
-    def progress(sent: int, ended: int) -> None:
-        shared[0].value, shared[1].value = sent, ended
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.pipe = Connection(ours.detach())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "loadtests.generators", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            cwd=_ROOT,
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        )
+        theirs.close()
 
-    async def work() -> Sent:
-        sender = Sender(target, plan, progress)
-        await sender.prepare(min(64, len(plan.times)))
-        pipe.send("ready")
-        start = await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-        return await sender.run(start)
+    def __enter__(self) -> Child:
+        return self
 
-    try:
-        pipe.send(uvloop.run(work()))
-    except (ConnectionError, EOFError, KeyboardInterrupt) as error:
-        pipe.send(error)
+    def __exit__(self, *_: object) -> None:
+        self.pipe.close()
+        try:
+            self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def received(self, patience: float) -> Any:
+        """What it says next.
+
+        Raises:
+            ConnectionError: it says so, or nothing for so many seconds, or it died.
+        """
+        if not self.pipe.poll(patience):
+            raise ConnectionError(f"a generator said nothing for {patience:g} seconds")
+        try:
+            found = self.pipe.recv()
+        except EOFError:
+            raise ConnectionError("a generator died") from None
+        if isinstance(found, ConnectionError):
+            raise found
+        return found
 
 
-def _closed_child(
-    pipe: multiprocessing.connection.Connection, target: Target, concurrency: int, seconds: float
-) -> None:
-    import uvloop
-
-    try:
-        pipe.send(uvloop.run(closed(target, concurrency, seconds)))
-    except (ConnectionError, KeyboardInterrupt) as error:
-        pipe.send(error)
-
-
-def run(target: Target, plan: Plan, processes: int = 1, bar: Callable[[float, int, int], None] | None = None) -> Outcome:
+def run(
+    target: Target, plan: Plan, processes: int = 1, bar: Callable[[float, int, int], None] | None = None
+) -> Outcome:
     """Sends the plan from so many processes.
 
     Args:
@@ -72,26 +86,17 @@ def run(target: Target, plan: Plan, processes: int = 1, bar: Callable[[float, in
     Raises:
         ConnectionError: nothing listens there.
     """
-    context = multiprocessing.get_context("spawn")
-    children: list[tuple[SpawnProcess, multiprocessing.connection.Connection, list[Synchronized[int]]]] = []
-    try:
-        for number in range(processes):
-            ours, theirs = context.Pipe()
-            shared = [context.Value("l", 0), context.Value("l", 0)]
-            child = context.Process(target=_child, args=(theirs, target, plan.part(number, processes), shared))
-            child.start()
-            theirs.close()
-            children.append((child, ours, shared))
-        for _, pipe, _ in children:
-            _received(pipe, _PATIENCE)
+    with ExitStack() as stack:
+        children = [stack.enter_context(Child()) for _ in range(processes)]
+        for number, child in enumerate(children):
+            child.pipe.send(("plan", target, plan.part(number, processes)))
+        for child in children:
+            child.received(_PATIENCE)
         start = time.monotonic() + 0.1
-        for _, pipe, _ in children:
-            pipe.send(start)
+        for child in children:
+            child.pipe.send(start)
         seconds = float(plan.times[-1]) if len(plan.times) else 0.0
-        _watch([pipe for _, pipe, _ in children], [shared for _, _, shared in children], start, seconds, bar)
-        parts = [_received(pipe, _PATIENCE + target.timeout) for _, pipe, _ in children]
-    finally:
-        _end([child for child, _, _ in children])
+        parts = _followed(children, start, seconds, _PATIENCE + target.timeout, bar)
     return Outcome(plan, _together(parts, len(plan.times)))
 
 
@@ -101,43 +106,34 @@ def keep(target: Target, concurrency: int, seconds: float) -> Sent:
     Raises:
         ConnectionError: nothing listens there.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_closed_child, args=(theirs, target, concurrency, seconds))
-    child.start()
-    theirs.close()
-    try:
-        return _received(ours, seconds + _PATIENCE + target.timeout)
-    finally:
-        _end([child])
+    with Child() as child:
+        child.pipe.send(("closed", target, concurrency, seconds))
+        found = child.received(seconds + _PATIENCE + target.timeout)
+        assert isinstance(found, Sent)
+        return found
 
 
-def _received(pipe: multiprocessing.connection.Connection, patience: float) -> Any:
-    if not pipe.poll(patience):
-        raise ConnectionError(f"a generator said nothing for {patience:g} seconds")
-    try:
-        found = pipe.recv()
-    except EOFError:
-        raise ConnectionError("a generator died") from None
-    if isinstance(found, BaseException):
-        raise found
-    return found
-
-
-def _watch(
-    pipes: list[multiprocessing.connection.Connection],
-    shared: list[list[Synchronized[int]]],
-    start: float,
-    seconds: float,
-    bar: Callable[[float, int, int], None] | None,
-) -> None:
-    """Until the first has ended."""
-    while not multiprocessing.connection.wait(pipes, _LOOK):
-        over = (time.monotonic() - start) / max(seconds, 1e-9)
+def _followed(
+    children: list[Child], start: float, seconds: float, patience: float, bar: Callable[[float, int, int], None] | None
+) -> list[Sent]:
+    """What each has in the end; until then they say how far they are."""
+    progress = [(0, 0)] * len(children)
+    parts: dict[int, Sent] = {}
+    while len(parts) < len(children):
+        left = max(0.0, start + seconds + patience - time.monotonic())
+        open_ones = [child for number, child in enumerate(children) if number not in parts]
+        ready = wait([child.pipe for child in open_ones], left)
+        for child in open_ones if not ready else [child for child in open_ones if child.pipe in ready]:
+            number = children.index(child)
+            found = child.received(0.0)
+            if isinstance(found, Sent):
+                parts[number] = found
+            else:
+                progress[number] = found
         if bar is not None:
-            bar(min(1.0, max(0.0, over)), *(sum(values[index].value for values in shared) for index in (0, 1)))
-        if time.monotonic() > start + seconds + _PATIENCE + 60:
-            return
+            over = (time.monotonic() - start) / max(seconds, 1e-9)
+            bar(min(1.0, max(0.0, over)), sum(sent for sent, _ in progress), sum(ended for _, ended in progress))
+    return [parts[number] for number in range(len(children))]
 
 
 def _together(parts: list[Sent], count: int) -> Sent:
@@ -150,10 +146,28 @@ def _together(parts: list[Sent], count: int) -> Sent:
     return whole
 
 
-def _end(children: list[SpawnProcess]) -> None:
-    for child in children:
-        child.join(5.0)
-        if child.is_alive():
-            sys.stderr.write(f"generator {child.pid} does not end; killed\n")
-            child.kill()
-            child.join()
+async def _planned(pipe: Connection, target: Target, plan: Plan) -> Sent:
+    sender = Sender(target, plan, lambda sent, ended: pipe.send((sent, ended)))
+    await sender.prepare(min(64, len(plan.times)))
+    pipe.send("ready")
+    # Nothing else runs here yet.
+    return await sender.run(pipe.recv())
+
+
+def child(fd: int) -> None:
+    """What a generator's process does: one plan, or one closed loop."""
+    import uvloop
+
+    pipe = Connection(fd)
+    kind, *arguments = pipe.recv()
+    try:
+        pipe.send(uvloop.run(_planned(pipe, *arguments) if kind == "plan" else closed(*arguments)))
+    except ConnectionError as error:
+        pipe.send(ConnectionError(str(error)))
+
+
+if __name__ == "__main__":
+    try:
+        child(int(sys.argv[1]))
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+        sys.exit(1)

@@ -1,4 +1,4 @@
-"""One run of a scenario against a server, the search for its capacity, and the same mix at parts and multiples of it."""
+"""One run of a scenario, the search for a server's capacity, and the same mix at parts and multiples of it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,13 @@ def capacity(
 
 
 def at_loads(
-    target: Target, scenario: Scenario, rate: float, seconds: float, *, loads: tuple[float, ...] = LOADS, processes: int = 1
+    target: Target,
+    scenario: Scenario,
+    rate: float,
+    seconds: float,
+    *,
+    loads: tuple[float, ...] = LOADS,
+    processes: int = 1,
 ) -> dict[float, Run]:
     """The scenario's mix at multiples of a capacity, `seconds` each.
 

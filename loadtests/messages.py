@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+from loadtests import wire
 from loadtests.scenario import Request, Scenario
 from loadtests.sender import Message, Target
 
@@ -19,8 +22,8 @@ from loadtests.sender import Message, Target
 VARIANTS: Final = 16
 _TIMEOUT: Final = 10.0
 _DTYPES: Final = {
-    "BOOL": "?", "INT8": "i1", "INT16": "i2", "INT32": "i4", "INT64": "i8", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4",
-    "UINT64": "u8", "FP16": "f2", "FP32": "f4", "FP64": "f8",
+    "BOOL": "?", "INT8": "i1", "INT16": "i2", "INT32": "i4", "INT64": "i8", "UINT8": "u1", "UINT16": "u2",
+    "UINT32": "u4", "UINT64": "u8", "FP16": "f2", "FP32": "f4", "FP64": "f8",
 }  # fmt: skip
 
 
@@ -58,19 +61,35 @@ class Site:
 
     def post(self, message: Message, path: str = "") -> tuple[int, bytes]:
         """Status and body of one message sent as it is (`path` only says what was meant, for errors)."""
-        import socket
-
-        from loadtests.wire import response_end
-
         with socket.create_connection((self.host, self.port), _TIMEOUT) as connection:
             connection.sendall(b"%b\r\n%b" % (message.head, message.body))
             data = bytearray()
-            while (found := response_end(data)) is None:
+            while (found := wire.response_end(data)) is None:
                 chunk = connection.recv(1 << 16)
                 if not chunk:
                     raise ValueError(f"{self.url}{path}: the connection was closed after {bytes(data)[:200]!r}")
                 data += chunk
-        return found[0], bytes(data[: found[1]]).partition(b"\r\n\r\n")[2]
+        return found[0], wire.body(bytes(data[: found[1]]))
+
+    def first(self, message: Message, path: str, seconds: float, alive: Callable[[], bool]) -> bytes:
+        """The body of its first answer with status 200 to a message that is sent until there is one.
+
+        Raises:
+            TimeoutError: there is none in that time, or it is not alive any more.
+        """
+        end = time.monotonic() + seconds
+        last = "nothing listens"
+        while time.monotonic() < end and alive():
+            try:
+                status, body = self.post(message, path)
+            except (OSError, ValueError) as error:
+                last = str(error)
+            else:
+                if status == 200:
+                    return body
+                last = f"{status}, {body[:200]!r}"
+            time.sleep(0.1)
+        raise TimeoutError(f"no answer with status 200 within {seconds:g} seconds; the last was: {last}")
 
     def wait(self, path: str = "/v2/health/ready", seconds: float = 60.0) -> None:
         """Until it answers a GET with 200.

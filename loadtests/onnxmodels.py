@@ -7,6 +7,7 @@ little longer than a run of one, so that batches pay.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ def made(name: str) -> bytes:
     nodes: list[Any] = []
     weights: list[Any] = []
     last = "x"
-    for number, (rows, columns) in enumerate(zip(widths, widths[1:])):
+    for number, (rows, columns) in enumerate(pairwise(widths)):
         weight = rng.normal(0, (2 / rows) ** 0.5, (rows, columns)).astype(np.float32)
         weights.append(numpy_helper.from_array(weight, f"w{number}"))
         output = "y" if number == len(widths) - 2 else f"h{number}"

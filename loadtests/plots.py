@@ -45,7 +45,9 @@ def run(path: Path, title: str, taken: Floats, slices: dict[str, list[float]]) -
     if len(taken):
         ordered = np.sort(taken)
         right.plot(1 - np.arange(len(ordered)) / len(ordered), ordered * 1e3)
-        right.set(xscale="log", yscale="log", xlabel="part of answers that took longer", ylabel="ms from the planned time")
+        right.set(
+            xscale="log", yscale="log", xlabel="part of answers that took longer", ylabel="ms from the planned time"
+        )
         right.invert_xaxis()
         right.grid(visible=True, which="both", alpha=0.3)
     _save(figure, path)

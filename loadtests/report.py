@@ -16,8 +16,8 @@ from loadtests.statistics import Figures
 BUSY: Final = 0.85
 
 COLUMNS: Final = (
-    "", "offered/s", "goodput/s", "good", "p50 ms", "p99 ms", "p99.9 ms", "late", "shed", "expired", "errors", "lost", "missed",
-    "client late",
+    "", "offered/s", "goodput/s", "good", "p50 ms", "p99 ms", "p99.9 ms", "late", "shed", "expired", "errors",
+    "lost", "missed", "client late",
 )  # fmt: skip
 
 
@@ -93,9 +93,11 @@ def warnings(found: Figures, cpu: float, waited: int) -> list[str]:
     """What to know before the figures are believed."""
     said = []
     if found.requests and found.misses / found.requests > 0.01:
-        said.append(f"the client sent {found.misses} of {found.requests} requests late: take more generators (--processes)")
+        said.append(
+            f"the client sent {found.misses} of {found.requests} requests late: take more generators (--processes)"
+        )
     if cpu > BUSY:
-        said.append(f"a generator used {cpu:.0%} of a core: take more of them (--processes)")
+        said.append(f"a generator used {cpu:.0%} of a core: take more of them")
     if waited and waited > found.requests * 0.01:
         said.append(f"{waited} requests waited for a connection")
     return said

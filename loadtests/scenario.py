@@ -188,7 +188,5 @@ def scaled(scenario: Scenario, rate: float) -> Scenario:
 def lasting(scenario: Scenario, seconds: float) -> Scenario:
     """The same with all phases stretched or shortened to `seconds` together."""
     factor = seconds / scenario.seconds
-    phases: list[Phase] = [
-        msgspec.structs.replace(phase, seconds=phase.seconds * factor) for phase in scenario.phases
-    ]
+    phases: list[Phase] = [msgspec.structs.replace(phase, seconds=phase.seconds * factor) for phase in scenario.phases]
     return msgspec.structs.replace(scenario, phases=phases)

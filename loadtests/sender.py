@@ -19,6 +19,8 @@ from loadtests.wire import BROKEN, TIMEOUT, Connection, Timer
 
 #: Seconds between looks for requests that are given up.
 _SWEEP: Final = 0.05
+#: Seconds between two words on how it goes.
+_SAY: Final = 0.2
 #: Seconds for opening a connection.
 _CONNECT_TIMEOUT: Final = 5.0
 
@@ -144,7 +146,7 @@ class Sender:
         #: In the order in which they were sent, with the connection they are on.
         self._under_way: deque[tuple[int, Connection]] = deque()
         self._next = self._ended = self._waited = 0
-        self._start = 0.0
+        self._start = self._said = 0.0
         self._finished = asyncio.Event()
         self._header = b"" if target.deadline_header is None else target.deadline_header.encode() + b": "
 
@@ -181,9 +183,7 @@ class Sender:
             self._timer.close()
             await self._pool.close()
         used = (time.process_time() - cpu) / max(1e-9, time.monotonic() - max(began, start))
-        return Sent(
-            np.array(self._sent), np.array(self._done), np.array(self._status, np.int16), used, self._waited
-        )
+        return Sent(np.array(self._sent), np.array(self._done), np.array(self._status, np.int16), used, self._waited)
 
     def _due(self) -> None:
         """Sends what is to be sent by now."""
@@ -255,7 +255,8 @@ class Sender:
             self._pool.open()
         if self._ended == len(self._times):
             self._finished.set()
-        if self._progress is not None:
+        if self._progress is not None and now > self._said + _SAY:
+            self._said = now
             self._progress(self._next, self._ended)
 
 

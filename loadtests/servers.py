@@ -126,9 +126,7 @@ def _stop(process: subprocess.Popen[str], mark: str) -> None:
 
 
 @contextmanager
-def gateway(
-    app: str, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
-) -> Iterator[Process]:
+def gateway(app: str, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Iterator[Process]:
     """`rtml serve APP` on a free port, with two workers.
 
     Raises:

@@ -48,6 +48,20 @@ def response_end(data: bytes | bytearray) -> tuple[int, int, bool] | None:
     return status, end, _CLOSE.search(head) is not None
 
 
+def body(response: bytes) -> bytes:
+    """The body of a whole response."""
+    head, _, rest = response.partition(b"\r\n\r\n")
+    if not _CHUNKED.search(head + b"\r\n"):
+        return rest
+    found = b""
+    while rest:
+        line, _, rest = rest.partition(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        found += rest[:size]
+        rest = rest[size + 2 :] if size else b""
+    return found
+
+
 def _chunks_end(data: bytes | bytearray, at: int) -> int:
     while True:
         line = data.find(b"\r\n", at)
@@ -125,7 +139,7 @@ class Connection(asyncio.Protocol):
 
 
 class Timer:
-    """Calls back at moments of CLOCK_MONOTONIC, to some 50 microseconds; timers of event loops round to milliseconds."""
+    """Calls back at moments of CLOCK_MONOTONIC, to some 50 microseconds; event loops round to milliseconds."""
 
     _CLOCK_MONOTONIC, _NONBLOCK_CLOEXEC, _ABSTIME = 1, 0o2004000, 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("rtml", "tests", "examples", "benchmarks")
+CODE = ("rtml", "tests", "examples", "benchmarks", "loadtests")
 
 FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70

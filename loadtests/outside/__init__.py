@@ -1,0 +1,1 @@
+"""Load generators of others against the gateway: they check what this folder's own generator says."""

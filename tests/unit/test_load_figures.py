@@ -1,0 +1,128 @@
+"""Figures of what was sent, the reading of answers, and the table of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtests import report, statistics, wire
+from loadtests.generators import Outcome
+from loadtests.peers import table
+from loadtests.schedule import Plan
+from loadtests.sender import Sent
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def outcome(rows: Sequence[tuple[float, float, int]], deadline: float = 0.05) -> Outcome:
+    """Requests a tenth of a second apart: how late each was sent, how long after its time it ended, its status."""
+    times = np.arange(len(rows)) / 10
+    late, taken, status = (np.array(column) for column in zip(*rows))
+    plan = Plan(times, np.zeros(len(rows), np.int64), np.full(len(rows), deadline), np.ones(len(rows), bool))
+    return Outcome(plan, Sent(times + late, times + taken, status.astype(np.int16)))
+
+
+def test_everything_is_counted_once() -> None:
+    rows = [
+        (0, 0.01, 200), (0, 0.02, 200), (0, 0.06, 200), (0, 0.001, 503), (0, 0.001, 429), (0, 0.05, 504),
+        (0, 0.01, 500), (0, 0.0, wire.BROKEN), (0, 9.0, wire.TIMEOUT), (0.2, 0.21, 200),
+    ]  # fmt: skip
+    found = statistics.figures(outcome(rows), 1.0)
+    counts = (found.good, found.late, found.shed, found.expired, found.errors, found.broken, found.timeouts)
+    assert counts == (2, 2, 2, 1, 1, 1, 1)
+    assert sum(counts) == found.requests == 10
+    assert (found.misses, found.offered, found.goodput, found.fraction) == (1, 10.0, 2.0, 0.2)
+    # Of eight that were let in: two late, one expired, one broken, one given up.
+    assert found.missed_of_admitted == pytest.approx(5 / 8)
+    assert found.worst == pytest.approx(0.21)
+
+
+def test_a_request_that_was_never_sent_is_a_miss() -> None:
+    assert statistics.figures(outcome([(float("nan"), 1.0, wire.TIMEOUT)]), 1.0).misses == 1
+
+
+def test_latency_is_from_the_planned_time() -> None:
+    """A server that stands still for a second delays all that were planned meanwhile, not only the one it had."""
+    rows = [(max(0.0, 1 - n / 10), max(0.001, 1 - n / 10), 200) for n in range(20)]
+    found = statistics.figures(outcome(rows), 2.0)
+    assert found.p50 is not None
+    assert found.p90 is not None
+    assert found.p90 >= 0.8
+    assert found.good == 10
+
+
+def test_quantiles_are_of_values_that_were_there() -> None:
+    values = np.arange(1, 1001) / 1.0
+    assert [statistics.quantile(values, q) for q in (0.5, 0.99, 0.999)] == [500, 990, 999]
+    assert statistics.quantile(values[:0], 0.5) is None
+
+
+def test_slices_add_up() -> None:
+    found = statistics.over_time(outcome([(0, 0.01, 200)] * 7 + [(0, 0.01, 503)] * 3), 0.5)
+    assert found["offered"] == [10, 10]
+    assert sum(found["good"]) == 14
+    assert sum(found["shed"]) == 6
+
+
+def test_tables_show_each_kind() -> None:
+    one = statistics.figures(outcome([(0, 0.01, 200)]), 1.0)
+    text = report.runs({"run": {"all": one, "a": one, "b": one}})
+    assert [line.split()[0] for line in text.splitlines()] == ["offered/s", "run", "a", "b"]
+
+
+PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("response", [PLAIN, CHUNKED])
+def test_responses_are_found_however_they_come(response: bytes) -> None:
+    for cut in range(len(response)):
+        assert wire.response_end(response[:cut]) is None
+    assert wire.response_end(response) == (200, len(response), False)
+    assert wire.response_end(response + response) == (200, len(response), False)
+    assert wire.body(response) == b"hello"
+
+
+def test_other_responses() -> None:
+    closing = b"HTTP/1.1 503 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    assert wire.response_end(closing) == (503, len(closing), True)
+    assert wire.response_end(b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN) == (200, 25 + len(PLAIN), False)
+    assert wire.response_end(b"HTTP/1.1 204 Nothing\r\n\r\n") == (204, 24, False)
+    with pytest.raises(ValueError, match="not an HTTP response"):
+        wire.response_end(b"SSH-2.0 hello\r\n\r\n")
+
+
+DOCUMENT: dict[str, Any] = {
+    "machine": {"cpu": "Some CPU", "cores": 2},
+    "versions": {"rtml": "1", "mosec": "2"},
+    "rows": {
+        "rtml": {"c64_per_s": 2000.0, "goodput_2x": 0.97, "missed_2x": 0.004},
+        "mosec": {"c64_per_s": 3000.0},
+    },
+    "failed": {"ray": "no environment"},
+    "run": {"date": "2020-02-02T20:20:20", "commit": "abcdef0", "model": "four", "deadline_ms": 50.0, "repetitions": 3},
+}
+
+
+def test_a_comparison_as_a_table() -> None:
+    lines = table.render(DOCUMENT).split("\n")
+    assert lines[0] == "|  | rtml | Mosec |"
+    assert lines[2:5] == [
+        "| requests/s, 64 at a time | 2,000 | 3,000 |",
+        "| at 2.0 x | 97% | - |",
+        "| missed, of what was let in, at 2.0 x | 0.4% | - |",
+    ]
+    assert "rtml 1 (Python), Mosec 2 (Rust)" in lines[6]
+    assert lines[7] == "Not measured: ray (no environment)."
+
+
+def test_the_documents_have_the_blocks() -> None:
+    text = (ROOT / "docs" / "loadtests.md").read_text()
+    for model in ("four", "wide"):
+        assert "figures" in table.replace(text, model, "figures")
+    with pytest.raises(ValueError, match="no block"):
+        table.replace("# Title\n", "four", "figures")
