@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers microbench load figures serving-peers mlperf perf-analyzer demo chart conformance check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ perf-analyzer: setup ## Triton's perf_analyzer against the gateway, closed and o
 demo: setup ## serve the examples, read sample pages over HTTP, load for ten seconds (KEEP=1 keeps serving)
 	@$(PY) -m examples.demo $(if $(KEEP),--keep)
 
+demo-vad: setup ## detect speech in 32 audio streams at once, beside what the model's library finds offline
+	@$(PY) -m examples.vad.demo
+
 chart: setup ## the Helm chart and the image: lint, render, validate, run its commands (part of `make test`)
 	$(BIN)/pytest tests/deploy $(PYTEST)
 
@@ -110,7 +113,7 @@ proto: setup ## compile the gRPC protocol into rtml/serving/protos/messages.binp
 lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to the newest versions)
 	@[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv==$(UV_VERSION); }
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --extra examples --extra dev pyproject.toml -o requirements.lock
+	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --extra examples --extra vad --extra dev pyproject.toml -o requirements.lock
 	for peer in ray dask; do \
 	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) benchmarks/requirements-$$peer.in -o benchmarks/requirements-$$peer.lock; \

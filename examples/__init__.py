@@ -1,1 +1,1 @@
-"""Applications on rtml: `examples.ocr` reads pages, `examples.faces` finds faces, `examples.demo` shows both."""
+"""Applications on rtml: `examples.ocr` reads pages, `examples.faces` finds faces, `examples.vad` hears speech."""

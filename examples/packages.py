@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+_EXAMPLES = "pip install 'rtml[examples]'"
+_VAD = "pip install --no-deps silero-vad useful-moonshine-onnx"
+_HOW = {"silero_vad": _VAD, "moonshine_onnx": _VAD}
+
 
 def folder_of(package: str) -> Path:
     """The folder of an installed package.
@@ -14,5 +18,5 @@ def folder_of(package: str) -> Path:
     """
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(f"the examples need {package}: pip install 'rtml[examples]'", name=package)
+        raise ModuleNotFoundError(f"the example needs {package}: {_HOW.get(package, _EXAMPLES)}", name=package)
     return Path(found.submodule_search_locations[0])

@@ -199,6 +199,9 @@ def _state(where: str, tensor: TensorInfo, output: TensorInfo, given: GivenState
         assert given.dims is not None
         shape = (-1, *given.dims) if joins else given.dims
     axis = _axis(shape, given.dims) if joins or given.dims is None or len(given.dims) < len(shape) else None
+    if joins and axis is None and given.dims is not None:
+        dims = list(given.dims)
+        raise ValueError(f"{where}state {tensor.name!r} has shape {list(shape)} in the file: not {dims} and a batch")
     if joins and axis is None:
         raise ValueError(
             f"{where}state {tensor.name!r} has shape {list(shape)} in the file: no axis is open for a batch"
