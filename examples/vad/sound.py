@@ -32,7 +32,7 @@ def recording() -> Sound:
     """
     with wave.open(str(folder_of("moonshine_onnx") / "assets" / "beckett.wav")) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(32768)
 
 
 def streams(count: int, seconds: float) -> list[Sound]:

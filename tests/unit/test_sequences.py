@@ -112,7 +112,8 @@ class Steps:
     def batch(self, calls: list[tuple[Any, int, dict[str, Any]]], until: float = 0.0) -> list[Any]:
         now = wall()
         count = len(calls)
-        numbers, flags, inputs = ([call[place] for call in calls] for place in range(3))
+        numbers: list[Any] = [call[0] for call in calls]
+        flags, inputs = [call[1] for call in calls], [call[2] for call in calls]
         values = self.holder.step([""] * count, numbers, flags, [now] * count, [until] * count, inputs)
         return [value["y"][0, 0] if isinstance(value, dict) and "y" in value else value for value in values]
 
