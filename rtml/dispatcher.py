@@ -25,10 +25,11 @@ from typing import Any, Final
 
 import msgspec
 
+from rtml.exchange import Announcer
 from rtml.graph.calls import Calls
 from rtml.graph.core import Core
 from rtml.graph.policy import DEFAULT, POLICIES, TURNS_MAX, Scheduling
-from rtml.graph.tables import LIMITS_HELP, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
+from rtml.graph.tables import LIMITS_HELP, Ahead, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
 from rtml.link.dial import RESEND, UPLINK, Dialler
 from rtml.link.keys import NODE, hub_keys, peer_keys
@@ -89,6 +90,8 @@ class Dispatcher:
         self._arrived = metrics.frames.labels("in"), metrics.bytes.labels("in")
         self._sent = metrics.frames.labels("out"), metrics.bytes.labels("out")
         self._stopping = False
+        #: tells the node's data endpoint what tasks will need
+        self.announcer = Announcer("")
 
     def stop(self) -> None:
         """Leave `run` after the current wake-up."""
@@ -180,6 +183,8 @@ class Dispatcher:
                     hub.close_peer(effect.peer)
                 elif self.uplink is not None:
                     self.uplink.hang_up()
+            elif isinstance(effect, Ahead):
+                self.announcer.announce(effect.refs)
             elif isinstance(effect, Unlink):
                 self._unlink(effect.ref)
             elif isinstance(effect, Sweep):
@@ -367,6 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
     core = Core(epoch, limits, name, scheduling)
     core.tables.data = options.data
     dispatcher = Dispatcher(hub, core, metrics, options.shm_dir, uplink)
+    dispatcher.announcer = Announcer(options.data_socket)
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -357,6 +357,12 @@ class Asker:
                 self.seconds += answer.seconds
             return found
 
+    def take(self) -> tuple[int, float]:
+        """What was moved since the last call, in bytes, and the seconds."""
+        with self._lock:
+            taken, self.moved, self.seconds = (self.moved, self.seconds), 0, 0.0
+        return taken
+
     def _connection(self) -> socket.socket:
         if os.getpid() != self._pid:
             self._pid, self._idle = os.getpid(), []  # a forked child has no part in its parent's conversations
@@ -374,6 +380,38 @@ class Asker:
         """End the idle connections."""
         while self._idle:
             self._idle.pop().close()
+
+
+class Announcer:
+    """Tells the node's data endpoint what will be wanted soon; never waits, and forgets what cannot be said.
+
+    Args:
+        path: of its Unix socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._sock: socket.socket | None = None
+
+    def announce(self, refs: list[ObjectRef]) -> None:
+        """These objects will be wanted soon."""
+        body = _encode(Prefetch(refs))
+        frame = _LENGTH.pack(len(body)) + body
+        try:
+            if self._sock is None:
+                self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._sock.setblocking(False)
+                self._sock.connect(self._path)
+            if self._sock.send(frame) == len(frame):
+                return
+        except OSError:
+            pass  # full, or being started again: whoever wants the objects will ask for them
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        _close(self._sock)
+        self._sock = None
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -251,6 +251,9 @@ class TaskResult(msgspec.Struct, array_like=True, gc=False):
     #: Of a stream: how many items it made, and the last ones of them, at least those that were not `Consumed`.
     made: Count = 0
     tail: list[Item] | None = None
+    #: Bytes of arguments that were fetched from other nodes since the last result, and the seconds that took.
+    moved: Count = 0
+    moving: Amount = 0.0
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):

@@ -141,6 +141,10 @@ class Store:
             self._asker = Asker(self.place.socket)
         return self._asker
 
+    def fetched(self) -> tuple[int, float]:
+        """Bytes that were brought here from other nodes since the last call, and the seconds that took."""
+        return (0, 0.0) if self._asker is None else self._asker.take()
+
     @property
     def capacity(self) -> int:
         """Most bytes that this process may occupy."""

@@ -22,6 +22,7 @@ from rtml.graph.facts import completed_key, timing
 from rtml.graph.freshness import Freshness
 from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
+from rtml.graph.locality import observe, references
 from rtml.graph.placement import Placement
 from rtml.graph.readiness import Readiness
 from rtml.graph.state import (
@@ -36,7 +37,7 @@ from rtml.graph.state import (
     failure,
     inline_bytes,
 )
-from rtml.graph.tables import Tables
+from rtml.graph.tables import Ahead, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     CANCELLED,
@@ -287,6 +288,10 @@ class Lifecycle:
         task.move(State.READY)
         if not task.ready_at:
             task.ready_at = now
+        if self.tables.data:
+            far = [ref for ref in references(task) if ref.node not in ("", self.tables.data)]
+            if far:
+                self.tables.effects.append(Ahead(far))  # it may come while the task waits for its turn
         if task.deadline is not None and self.policy.due is not None:
             function = task.function
             run = function.cost.predict(1) if task.profile.batch else function.estimate
@@ -327,6 +332,8 @@ class Lifecycle:
         receipt = Receipt(worker, message.serial, len(results) + kept)
         worker.receipts.append(receipt)
         for result in results:
+            if result.moved:
+                observe(worker.node, result.moved, result.moving)
             task = self.workforce.reported(worker, result, now)
             if task is None or task.state is State.DONE:
                 self.tables.wasted += result.run / (1 if task is None else task.batch_size)

@@ -8,6 +8,7 @@ its last `Offer` and as far as can be told since. Rules:
   it has waited `SPILL_AFTER` seconds and the parent has room.
 * No task is handed on to where it came from, or more than `HOPS_MAX` times. What finds no place here in `SPILL_AFTER`
   seconds is given back to where it came from, if there is room.
+* Where it begins first counts the time to fetch its large arguments; it may even wait for a busy node that has them.
 * Beyond what is free over there, only work that will begin within `AHEAD` seconds is sent (two round trips).
 * An offer says what the other side's tasks may occupy here, with none of them counted: it counts them itself, so that
   two dispatchers that only send each other work need no further offers. A new one is sent when the last one has been
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from rtml.graph.locality import Locality
 from rtml.graph.queues import Lane
 from rtml.graph.state import Session, Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
@@ -65,6 +67,7 @@ class Spreading:
     def __init__(self, tables: Tables, workforce: Workforce) -> None:
         self.tables = tables
         self.workforce = workforce
+        self.locality = Locality()
         self._offers: dict[int, Offers] = {}
         self._ticking = False
         #: when the next look at what waits is due
@@ -87,6 +90,8 @@ class Spreading:
         """It will not come back under this id."""
         self._offers.pop(worker.id, None)
         self.tables.remotes.pop(worker.id, None)
+        if worker.node.data:
+            self.locality.lost(worker.node.data)
         self.offer_all()
 
     def offered(self, worker: WorkerState, offer: Offer) -> None:
@@ -191,6 +196,8 @@ class Spreading:
             room = [worker for worker in self.tables.remotes.values() if worker.ready and self._room(worker, lane)]
             task = lane.pop()
             worker = self._choose(task, room, now)
+            if worker is not None and self.locality.has_far(task):
+                worker = self._patiently(task, worker, room, now)
             if worker is not None:
                 self.delegate(worker, task, now)
             elif self._goes_back(task, now):
@@ -226,10 +233,39 @@ class Spreading:
                 continue
             if worker.upward and now - task.ready_at < SPILL_AFTER and not self.leaving and self._fits_here(task):
                 continue
-            begins = self._offers[worker.id].wait + worker.load / max(1.0, worker.node.cpu)
+            begins = self._begins(worker) + self.locality.seconds(task, worker.node)
             if best is None or begins < best[0]:
                 best = (begins, worker)
         return None if best is None else best[1]
+
+    def _begins(self, worker: WorkerState) -> float:
+        """Predicted seconds until a task would begin there, had it all that it needs."""
+        return self._offers[worker.id].wait + worker.load / max(1.0, worker.node.cpu)
+
+    def _patiently(
+        self, task: TaskState, chosen: WorkerState, room: list[WorkerState], now: float
+    ) -> WorkerState | None:
+        """`chosen`, or None if the task had better wait for a node that has no room but its arguments.
+
+        It never waits longer than it would take to fetch them, as predicted when it was first thought about.
+        """
+        if not task.patience:
+            transfer = self.locality.seconds(task, chosen.node)
+            task.patience = now + transfer
+            if transfer > 0:
+                self.tables.at(task.patience, wake, None)
+        if now >= task.patience:
+            return chosen
+        limit = self._begins(chosen) + self.locality.seconds(task, chosen.node)
+        for worker in self.tables.remotes.values():
+            if worker in room or not worker.ready or worker.upward or worker.session is task.session:
+                continue
+            if not worker.node.could_fit(task.profile.shape):
+                continue
+            work = (worker.load + (task.function.estimate or 0.0)) / max(1.0, worker.node.cpu)
+            if self._offers[worker.id].wait + work + self.locality.seconds(task, worker.node) < limit:
+                return None
+        return chosen
 
     def _fits_here(self, task: TaskState) -> bool:
         return any(node.could_fit(task.profile.shape) for node in self.tables.nodes.values())
@@ -266,6 +302,9 @@ class Spreading:
 
     def delegate(self, worker: WorkerState, task: TaskState, now: float) -> None:
         """Hand a ready task to another dispatcher."""
+        task.patience = 0.0
+        if worker.node.data:
+            self.locality.sent(task, worker.node.data)
         self.workforce.occupy(worker, [task], now)
         self.workforce.hand_over(worker, task, task.attempt + 1, task.function.estimate or UNKNOWN_COST, now)
         self._send(worker, task, now)

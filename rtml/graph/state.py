@@ -256,6 +256,8 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     blocked: bool = False
     #: not ours, only known by its handle: the dispatcher to ask for its result
     home: WorkerState | None = None
+    #: until when it may wait for the node that has its arguments; 0: nobody has thought about it yet
+    patience: float = 0.0
     #: dispatchers that have handed it on, and the names of its ancestors there
     hops: int = 0
     #: whoever wants the result over there unpickles nothing
@@ -327,6 +329,8 @@ class NodeState:
         self.supervisor: Session | None = None
         #: the data endpoint of another dispatcher's node, "" if it has none
         self.data = ""
+        #: bytes a second that it fetches from other nodes
+        self.bandwidth = 250e6
         self.blocked_max = 64
         self.can_grow = False
         #: the executor that makes a function ready: one at a time, the others go on at full speed
@@ -434,12 +438,14 @@ class WorkerState:
 class StoredObject:
     """A result in shared memory, and who still needs it (session and task ids)."""
 
-    __slots__ = ("holders", "ref", "worker")
+    __slots__ = ("holders", "lineage", "ref", "worker")
 
     def __init__(self, ref: ObjectRef, worker: WorkerState) -> None:
         self.ref = ref
         self.worker = worker
         self.holders: set[int] = set()
+        #: how it was made, if that can be done again (`rtml.graph.lineage`)
+        self.lineage: Any = None
 
 
 def inline_bytes(payloads: Iterable[bytes | ObjectRef | None]) -> int:

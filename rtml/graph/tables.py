@@ -97,7 +97,13 @@ class Answer(NamedTuple):
     query: Query
 
 
-Effect = Send | Close | Unlink | Sweep | Answer
+class Ahead(NamedTuple):
+    """Effect: objects of other nodes that a task here will need."""
+
+    refs: list[ObjectRef]
+
+
+Effect = Send | Close | Unlink | Sweep | Answer | Ahead
 
 
 class Ended(NamedTuple):

@@ -138,7 +138,8 @@ class Calls:
                 error = SerializationError(text)
             return self.failure(attempt, error, run, loaded)
         missing = take_missing(attempt.id)
-        if encoded.handles or encoded.batch_key or missing:
+        moved, moving = self.store.fetched()
+        if encoded.handles or encoded.batch_key or missing or moved:
             return TaskResult(
                 attempt.id,
                 attempt.attempt,
@@ -150,6 +151,8 @@ class Calls:
                 batch_key=encoded.batch_key,
                 items=encoded.items,
                 missing=missing,
+                moved=moved,
+                moving=moving,
             )
         return TaskResult(attempt.id, attempt.attempt, OK, encoded.payload, None, run)
 

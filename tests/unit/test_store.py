@@ -590,3 +590,58 @@ class Sharing(RuleBasedStateMachine):
 
 TestSharing = Sharing.TestCase
 TestSharing.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def spilling(directory: str, memory: int, spill_max: int) -> Store:
+    disk = Path(directory, "disk")
+    disk.mkdir(exist_ok=True)
+    return Store(directory, OWNER, place=Place(memory=memory, spill=str(disk), spill_max=spill_max))
+
+
+def test_what_has_no_room_lies_on_the_disk_and_is_read_from_there(owner: Store) -> None:
+    store = spilling(owner.directory, 8 * MIB, 64 * MIB)
+    reader = Store(owner.directory, READER, place=store.place)
+    refs = [store.put([bytes([number]) * (2 * MIB), b"tail"]) for number in range(10)]
+    assert len(list(Path(store.place.spill).iterdir())) >= 6
+    assert sum(path.stat().st_size for path in Path(owner.directory).glob("*-*")) <= 8 * MIB
+    for number, ref in enumerate(refs):
+        for one in (store, reader):
+            body, tail = one.get(ref)
+            assert (body[0], body[-1], len(body), bytes(tail)) == (number, number, 2 * MIB, b"tail")
+            del body, tail
+    for ref in refs:
+        store.free(ref.id)
+    store.sweep()
+    assert list(Path(store.place.spill).iterdir()) == []
+    reader.close()
+    store.close()
+
+
+def test_the_oldest_that_nobody_reads_goes_first(owner: Store) -> None:
+    store = spilling(owner.directory, 8 * MIB, 64 * MIB)
+    first = store.put([bytes(2 * MIB)])
+    kept = store.get(first)
+    second = store.put([bytes(2 * MIB)])
+    for _ in range(3):
+        store.put([bytes(2 * MIB)])
+    spilled = {path.name for path in Path(store.place.spill).iterdir()}
+    assert second.segment in spilled
+    assert first.segment not in spilled
+    del kept
+    store.close()
+    assert list(Path(store.place.spill).iterdir()) == []
+
+
+def test_a_full_disk_is_a_clear_error_and_not_the_end(owner: Store) -> None:
+    store = spilling(owner.directory, 4 * MIB, 4 * MIB)
+    refs = [store.put([bytes(MIB)]) for _ in range(5)]
+    with pytest.raises(LimitExceeded, match=r"object_memory\); .*disk has .* of 4\.0 MiB \(spill_max\)"):
+        for _ in range(5):
+            refs.append(store.put([bytes(MIB)]))
+    for ref in refs:
+        store.free(ref.id)
+    store.put([bytes(MIB)])
+    store.close()

@@ -1,0 +1,201 @@
+"""How results that were lost with their node are made again: by running the task that made them once more.
+
+A result in another node's memory has a *lineage*: the task's call, and the lineages of its large arguments. When such
+a result cannot be had, because its node is gone, a task with the same call is run (the *rebuild*), and whoever needs
+the lost object takes what that makes. Nothing is rebuilt before somebody needs it.
+
+Bounded: lineages reach `DEPTH_MAX` tasks back, cost at most `COST_MAX` seconds of run time in all, and keep at most
+`BYTES_MAX` of inline arguments; a result is rebuilt at most `REBUILDS_MAX` times. Tasks that may not be run again
+(`retries=0`), actors' calls and streams have none, nor has what was `put`: if these are lost the error says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from rtml.graph.locality import references
+from rtml.graph.keeping import Keeping
+from rtml.graph.state import FunctionState, Profile, Session, StoredObject, TaskState, WorkerState, inline_bytes
+from rtml.graph.tables import Tables
+from rtml.messages import DISPATCHER, OK, SESSION_MAX, ErrorInfo, ObjectRef, Task, TaskResult, task_id
+
+DEPTH_MAX: Final = 16
+COST_MAX: Final = 600.0
+BYTES_MAX: Final = 256 * 1024 * 1024
+REBUILDS_MAX: Final = 3
+
+#: Accepts a task: whose, its spec, function and profile, and now.
+Accept = Callable[[Session, Task, FunctionState, Profile, float], TaskState | None]
+
+
+class Lineage(msgspec.Struct, eq=False):
+    """How an object was made."""
+
+    spec: Task
+    function: FunctionState
+    profile: Profile
+    inputs: list[bytes | ObjectRef | None] | None
+    #: Lineages of the large arguments that have one, by object id.
+    parents: dict[int, Lineage]
+    depth: int
+    cost: float
+    size: int
+    rebuilds: int = 0
+    #: the task that makes it again, and what came of an earlier one
+    rebuild: TaskState | None = None
+
+
+class Lineages:
+    """Remembers how results were made, and has them made again."""
+
+    def __init__(self, tables: Tables, keeping: Keeping, accept: Accept) -> None:
+        self.tables = tables
+        self.keeping = keeping
+        self._accept = accept
+        keeping.unneeded_made = self.forget
+        self._bytes = 0
+        self._rebuilt = 0
+
+    # --- remembering
+
+    def of(self, task: TaskState, result: TaskResult) -> Lineage | None:
+        """The lineage of what this task has just made elsewhere; None if it has none. Before its inputs are let go."""
+        worker = task.worker
+        if result.outcome != OK or worker is None or worker.role != DISPATCHER or task.session.role == DISPATCHER:
+            return None
+        spec, profile = task.spec, task.profile
+        if not profile.retries or spec.actor or spec.hosts is not None or spec.handles or task.home is not None:
+            return None
+        parents = {}
+        for ref in references(task):
+            stored = self.tables.objects.get(ref.id)
+            if stored is not None and stored.lineage is not None:
+                parents[ref.id] = stored.lineage
+        depth = 1 + max((parent.depth for parent in parents.values()), default=0)
+        cost = result.run + sum(parent.cost for parent in parents.values())
+        args = len(spec.args) if isinstance(spec.args, bytes) else 0
+        size = args + inline_bytes(task.inputs or ())
+        if depth > DEPTH_MAX or cost > COST_MAX or self._bytes + size > BYTES_MAX:
+            return None
+        self._bytes += size
+        inputs = None if task.inputs is None else list(task.inputs)
+        return Lineage(spec, task.function, profile, inputs, parents, depth, cost, size)
+
+    def forget(self, stored: StoredObject) -> None:
+        """Nobody needs the object any more."""
+        lineage, stored.lineage = stored.lineage, None
+        if lineage is not None:
+            self._bytes -= lineage.size
+            self._release(lineage)
+
+    def _release(self, lineage: Lineage) -> None:
+        rebuild, lineage.rebuild = lineage.rebuild, None
+        if rebuild is not None:
+            self.keeping.unhold(rebuild.id)
+
+    # --- making again
+
+    def recover(self, task: TaskState, error: ErrorInfo | None, now: float) -> bool:
+        """Whether a task that could not have its arguments can wait until they are made again: it does then."""
+        if error is None or error.type != "ObjectLost" or task.session.role == DISPATCHER:
+            return False  # its home knows how its arguments were made
+        waits: dict[int, TaskState] = {}
+        for position, payload in enumerate(task.inputs or ()):
+            if isinstance(payload, ObjectRef):
+                stored = self.tables.objects.get(payload.id)
+                if stored is not None and _is_lost(stored.worker):
+                    rebuild = self._rebuild(stored.lineage, now)
+                    if rebuild is None:
+                        return False
+                    waits[position] = rebuild
+        for position, rebuild in waits.items():
+            self._wait(task, position, rebuild)
+        if not waits and task.failures < task.profile.retries and any(ref.node for ref in references(task)):
+            task.failures += 1  # where it lies could not be reached, and may still be there
+            return True
+        return bool(waits)
+
+    def _wait(self, task: TaskState, position: int, rebuild: TaskState) -> None:
+        """The task gets the rebuild's result in this place."""
+        assert task.inputs is not None
+        before = task.inputs[position]
+        if rebuild.result is not None:
+            task.inputs[position] = payload = rebuild.result.payload
+            if isinstance(payload, ObjectRef):
+                self.keeping.need(task.id, payload.id)
+        else:
+            task.inputs[position] = None
+            task.waiting += 1
+            if rebuild.dependents is None:
+                rebuild.dependents = []
+            rebuild.dependents.append((task, position))
+        if isinstance(before, ObjectRef):
+            self.keeping.unneeded(before.id, task.id)
+
+    def ask(self, argument: str, now: float) -> str:
+        """Somebody cannot have the object of this id: the task whose result it takes instead, or why there is none."""
+        stored = self.tables.objects.get(int(argument)) if argument.isdigit() else None
+        if stored is None:
+            return "it was put, not made by a task that could be run again, or is not known any more"
+        if not _is_lost(stored.worker):
+            return "the node where it lies is there, but does not give it"
+        rebuild = self._rebuild(stored.lineage, now)
+        if rebuild is None:
+            return (
+                "its node is gone, and it cannot be made again: only results of tasks that may be retried can, no more"
+                f" than {REBUILDS_MAX} times, {DEPTH_MAX} tasks deep and {COST_MAX:g} s of work back"
+            )
+        return f"task {rebuild.id}"
+
+    def _rebuild(self, lineage: Lineage | None, now: float) -> TaskState | None:
+        """The task that makes it again; it may have ended."""
+        if lineage is None:
+            return None
+        rebuild = lineage.rebuild
+        if rebuild is not None and not self._useless(rebuild):
+            return rebuild
+        if lineage.rebuilds >= REBUILDS_MAX:
+            return None
+        self._release(lineage)
+        lineage.rebuilds += 1
+        deps: list[tuple[int, bytes | ObjectRef | None]] = []
+        for payload in lineage.inputs or ():
+            deps.append((0, payload))
+            if isinstance(payload, ObjectRef) and payload.id in lineage.parents:
+                stored = self.tables.objects.get(payload.id)
+                if stored is None or _is_lost(stored.worker):
+                    parent = self._rebuild(lineage.parents[payload.id], now)
+                    if parent is None:
+                        return None
+                    deps[-1] = (parent.id, None)
+        self._rebuilt += 1
+        spec = replace(lineage.spec, id=self._new_id(), deps=deps or None, parent=0, options=None)
+        rebuild = self._accept(self.tables.detached, spec, lineage.function, lineage.profile, now)
+        if rebuild is not None:
+            rebuild.holds += 1
+            lineage.rebuild = rebuild
+        return rebuild
+
+    def _useless(self, rebuild: TaskState) -> bool:
+        """Whether what was made again is lost, too."""
+        result = rebuild.result
+        if result is None:
+            return False
+        if result.outcome != OK:
+            return True
+        if not isinstance(result.payload, ObjectRef):
+            return False
+        stored = self.tables.objects.get(result.payload.id)
+        return stored is None or _is_lost(stored.worker)
+
+    def _new_id(self) -> int:
+        return task_id((self.tables.epoch >> 16) & SESSION_MAX or 1, self._rebuilt)
+
+
+def _is_lost(worker: WorkerState) -> bool:
+    """Whether what lies with this worker's node is out of reach: that dispatcher is gone or cannot be heard."""
+    return worker.role == DISPATCHER and (worker.session is None or worker.session.peer is None)
