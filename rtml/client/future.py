@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from rtml.client import far
 from rtml.client.driver import Waiter
-from rtml.errors import RtmlError, TaskCancelled
+from rtml.errors import ObjectLost, RtmlError, TaskCancelled
 from rtml.messages import CANCELLED, OK, ErrorInfo, ObjectRef, TaskResult, Timing
 
 if TYPE_CHECKING:
@@ -167,7 +168,19 @@ class Future(concurrent.futures.Future[T]):
     def __await__(self) -> Generator[Any, None, T]:
         if self._state is PENDING:
             yield from self._suspend()
+        if self._value is _UNSET and self._is_far():
+            kept = yield from self._bring()
+            try:
+                return self.result()
+            finally:
+                del kept
         return self.result()
+
+    def _is_far(self) -> bool:
+        return self._client.store.is_far(self._payload)
+
+    def _bring(self) -> Generator[Any, None, Any]:
+        return (yield from far.brought(self._client, self._payload))
 
     def __repr__(self) -> str:
         state = self._state.lower().removesuffix("_and_notified")
@@ -297,7 +310,10 @@ class Future(concurrent.futures.Future[T]):
     def _decode(self) -> Any:
         payload = self._payload
         assert payload is not None, "a future without an error has a payload"
-        value = self._client.decode(payload, self)
+        try:
+            value = self._client.decode(payload, self)
+        except ObjectLost as lost:
+            value = far.again(self._client, self, lost)
         with self._client.lock:
             # Two threads may have decoded at once; all must see the same object.
             if self._value is _UNSET:
@@ -392,6 +408,16 @@ class Gathered(Future[list[Any]]):
             elif not member.done():
                 by_client.setdefault(member._client, []).append(member)
         return self._state is PENDING and bool(sum(len(client.cancel_all(some)) for client, some in by_client.items()))
+
+    def _is_far(self) -> bool:
+        return any(member._is_far() for member in self.members)
+
+    def _bring(self) -> Generator[Any, None, Any]:
+        far_ones = [member for member in self.members if member._value is _UNSET and member._is_far()]
+        kept = []
+        for member in far_ones:
+            kept.append((yield from member._bring()))  # noqa: PERF401 - a comprehension cannot yield
+        return kept
 
     def _detach_all(self) -> None:
         if self._collector is not None:

@@ -315,6 +315,7 @@ def _holds(core: Core) -> Iterable[object]:
         handles.update(session.held)
     for task in _all_tasks(core):
         handles.update(task.inner if task.state is State.DONE else task.spec.handles or ())
+    handles.update(task.id for task in core.lifecycle.lineages.rebuilds())
     for task in _all_tasks(core):
         if task.holds != handles[task.id]:
             yield task.id, "holds", task.holds, "handles", handles[task.id]

@@ -78,6 +78,7 @@ from rtml.messages import (
     Refused,
     Rehello,
     Release,
+    Reply,
     Results,
     Resumed,
     Returned,
@@ -320,7 +321,9 @@ class Core:
         self.recovery.holding(session, message.objects, message.handles)
 
     def _query(self, session: Session, message: Query, now: float) -> None:
-        if session.peer is not None:
+        if message.what == "rebuild":
+            self.tables.tell(session, Reply(message.id, self.lifecycle.lineages.ask(message.argument, now)))
+        elif session.peer is not None:
             self.tables.effects.append(Answer(session.peer, message))
 
     def _keep(self, session: Session, message: Keep, now: float) -> None:

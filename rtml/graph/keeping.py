@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
 from rtml.graph.tables import Sweep, Tables, Unlink
@@ -23,6 +24,8 @@ class Keeping:
         self.tables = tables
         #: set by the core: nobody has a handle of this unfinished task any more
         self.on_unheld: Callable[[TaskState], None] = _nothing
+        #: told of objects with a lineage that nobody needs any more
+        self.unneeded_made: Callable[[StoredObject], None] = lambda stored: None
 
     # --- results
 
@@ -93,7 +96,7 @@ class Keeping:
 
     # --- records
 
-    def keep(self, task: TaskState, result: TaskResult) -> None:
+    def keep(self, task: TaskState, result: TaskResult, lineage: Any = None) -> None:
         """The record of a task that ends keeps what its value refers to; so does who gets the value."""
         session = task.session
         known = session.id in self.tables.sessions
@@ -108,6 +111,7 @@ class Keeping:
         if isinstance(ref, ObjectRef) and owner is not None:
             stored = self.tables.objects[ref.id] = StoredObject(ref, owner)
             stored.holders.add(task.id)
+            stored.lineage = lineage
             if known:
                 stored.holders.add(session.id)
                 session.objects.add(ref.id)
@@ -198,6 +202,8 @@ class Keeping:
         stored.holders.discard(holder)
         if not stored.holders:
             del self.tables.objects[object_id]
+            if stored.lineage is not None:
+                self.unneeded_made(stored)
             self._free(stored.worker, stored.ref)
 
     def _free(self, owner: WorkerState, ref: ObjectRef) -> None:

@@ -22,6 +22,7 @@ from rtml.graph.facts import completed_key, timing
 from rtml.graph.freshness import Freshness
 from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
+from rtml.graph.lineage import Lineages
 from rtml.graph.locality import observe, references
 from rtml.graph.placement import Placement
 from rtml.graph.readiness import Readiness
@@ -85,6 +86,7 @@ class Lifecycle:
         actors.unneeded = keeping.unneeded
         keeping.on_unheld = actors.unheld
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
+        self.lineages = Lineages(tables, keeping, self._accept)
 
     def use(self, hedging: Hedging) -> None:
         """Have pairs of attempts decided by it."""
@@ -363,6 +365,9 @@ class Lifecycle:
             self.keeping.settle(receipt)
             task.failures += 1
             self.again(task, now)
+        elif result.outcome == ERROR and self.lineages.recover(task, result.error, now):
+            self.keeping.settle(receipt)
+            self.again(task, now)
         else:
             task.receipt = receipt
             self.end(task, result, now)
@@ -484,10 +489,11 @@ class Lifecycle:
         if task.children:
             self._leave_children(task, result)
         spec = task.spec
+        lineage = self.lineages.of(task, result) if result.payload.__class__ is ObjectRef else None
         if spec.deps or spec.handles:
             self._let_go(task)
         if result.handles or result.payload.__class__ is ObjectRef:
-            self.keeping.keep(task, result)
+            self.keeping.keep(task, result, lineage)
         if result.tail and task.worker is not None:
             self.keeping.give_items(task, task.worker, result.tail)
         session = task.session

@@ -17,8 +17,8 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from rtml.graph.locality import references
 from rtml.graph.keeping import Keeping
+from rtml.graph.locality import references
 from rtml.graph.state import FunctionState, Profile, Session, StoredObject, TaskState, WorkerState, inline_bytes
 from rtml.graph.tables import Tables
 from rtml.messages import DISPATCHER, OK, SESSION_MAX, ErrorInfo, ObjectRef, Task, TaskResult, task_id
@@ -30,6 +30,9 @@ REBUILDS_MAX: Final = 3
 
 #: Accepts a task: whose, its spec, function and profile, and now.
 Accept = Callable[[Session, Task, FunctionState, Profile, float], TaskState | None]
+
+
+_PUT: Final = "it was put, not made by a task that could be run again (or is not known any more)"
 
 
 class Lineage(msgspec.Struct, eq=False):
@@ -44,6 +47,8 @@ class Lineage(msgspec.Struct, eq=False):
     depth: int
     cost: float
     size: int
+    #: the object's record, and lineages that have it among their parents
+    users: int = 1
     rebuilds: int = 0
     #: the task that makes it again, and what came of an earlier one
     rebuild: TaskState | None = None
@@ -82,20 +87,37 @@ class Lineages:
         if depth > DEPTH_MAX or cost > COST_MAX or self._bytes + size > BYTES_MAX:
             return None
         self._bytes += size
+        for parent in parents.values():
+            parent.users += 1
         inputs = None if task.inputs is None else list(task.inputs)
         return Lineage(spec, task.function, profile, inputs, parents, depth, cost, size)
 
     def forget(self, stored: StoredObject) -> None:
         """Nobody needs the object any more."""
-        lineage, stored.lineage = stored.lineage, None
-        if lineage is not None:
-            self._bytes -= lineage.size
-            self._release(lineage)
+        unused, stored.lineage = [stored.lineage], None
+        while unused:
+            lineage = unused.pop()
+            lineage.users -= 1
+            if not lineage.users:
+                self._bytes -= lineage.size
+                self._release(lineage)
+                unused += lineage.parents.values()
 
     def _release(self, lineage: Lineage) -> None:
         rebuild, lineage.rebuild = lineage.rebuild, None
         if rebuild is not None:
             self.keeping.unhold(rebuild.id)
+
+    def rebuilds(self) -> list[TaskState]:
+        """The tasks that make something again, and those that have."""
+        found: dict[int, Lineage] = {}
+        new = [stored.lineage for stored in self.tables.objects.values() if stored.lineage is not None]
+        while new:
+            lineage = new.pop()
+            if id(lineage) not in found:
+                found[id(lineage)] = lineage
+                new += lineage.parents.values()
+        return [lineage.rebuild for lineage in found.values() if lineage.rebuild is not None]
 
     # --- making again
 
@@ -117,7 +139,15 @@ class Lineages:
         if not waits and task.failures < task.profile.retries and any(ref.node for ref in references(task)):
             task.failures += 1  # where it lies could not be reached, and may still be there
             return True
+        if not waits:
+            self._explain(task, error)
         return bool(waits)
+
+    def _explain(self, task: TaskState, error: ErrorInfo) -> None:
+        """Say why a lost argument stays lost."""
+        if any(ref.node and ref.id not in self.tables.objects for ref in references(task)):
+            error.message += f"; {_PUT}"
+            error.pickled = b""
 
     def _wait(self, task: TaskState, position: int, rebuild: TaskState) -> None:
         """The task gets the rebuild's result in this place."""
@@ -140,7 +170,7 @@ class Lineages:
         """Somebody cannot have the object of this id: the task whose result it takes instead, or why there is none."""
         stored = self.tables.objects.get(int(argument)) if argument.isdigit() else None
         if stored is None:
-            return "it was put, not made by a task that could be run again, or is not known any more"
+            return _PUT
         if not _is_lost(stored.worker):
             return "the node where it lies is there, but does not give it"
         rebuild = self._rebuild(stored.lineage, now)

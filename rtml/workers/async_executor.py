@@ -101,6 +101,25 @@ class AsyncExecutor:
                     task.cancel()
 
     def _begin(self, group: list[Attempt]) -> None:
+        if self.calls.is_far(group):
+            fetching = self.driver.loop.run_in_executor(None, self.calls.fetch, group)
+            fetching.add_done_callback(lambda done: self._fetched(group, done))
+        else:
+            self._begin_here(group)
+
+    def _fetched(self, group: list[Attempt], done: asyncio.Future[list[object]]) -> None:
+        error = done.exception()
+        if error is None:
+            self._watch.enter(group[0].id)
+            self._begin_here(group)  # while `done` keeps what was fetched
+            self._watch.leave()
+            self._cancel_revoked()
+        else:
+            for member in group:
+                self.core.finish(self.calls.failure(member, error))
+        self.driver.transmit_soon()
+
+    def _begin_here(self, group: list[Attempt]) -> None:
         first = group[0]
         calls = self.calls
         try:

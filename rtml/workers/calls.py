@@ -13,7 +13,7 @@ from rtml.client.context import TaskInfo, take_missing
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
 from rtml.errors import BatchError, ProtocolError, SerializationError
-from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, TaskResult
+from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, ObjectRef, TaskResult
 from rtml.workers.core import WorkerCore
 
 #: Seconds that a function may have run in the past to be called quick.
@@ -108,6 +108,20 @@ class Calls:
             return codec.decode_call(attempt.args, (), self.store, self._handle)
         values = [codec.decode_value(payload, self.store, self._handle) for payload in deps]
         return codec.decode_call(attempt.args, values, self.store, self._handle)
+
+    def is_far(self, attempts: list[Attempt]) -> bool:
+        """Whether something that these need lies on another node."""
+        far = self.store.is_far
+        return any(far(one.args) or (one.deps is not None and any(map(far, one.deps))) for one in attempts)
+
+    def fetch(self, attempts: list[Attempt]) -> list[object]:
+        """Bring that here, and keep it for as long as the returned list is. From any thread.
+
+        Raises:
+            RtmlError: it cannot be had.
+        """
+        store, payloads = self.store, [payload for one in attempts for payload in (one.args, *(one.deps or ()))]
+        return [store.get(payload) for payload in payloads if isinstance(payload, ObjectRef) and store.is_far(payload)]
 
     def info(self, attempt: Attempt, loaded: Loaded) -> TaskInfo:
         """The task as the code inside it sees it."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import rtml
-from tests.integration.test_nodes import Cluster, cluster
+from rtml.client.client import Client
+from tests.integration.test_nodes import Cluster, cluster, joined, until
 
 LARGE = 8 * 1024 * 1024
 
@@ -95,15 +98,70 @@ class Small(Cluster):
         super().add(name, "--label", f"at={name}", "--object-memory", str(6 * LARGE), *arguments)
 
 
+def shared_memory(supervisor: int) -> Path:
+    arguments = Path(f"/proc/{supervisor}/cmdline").read_text().split("\0")
+    return Path(arguments[arguments.index("--shm-dir") + 1])
+
+
 def test_objects_go_when_nobody_needs_them() -> None:
-    before = set(Path("/dev/shm").glob("rtml-*"))
     with cluster(2, Small) as nodes, nodes.connect() as client:
+        directories = [shared_memory(where.options(resources=at(name)).submit().result(30)) for name in ("n0", "n1")]
         for seed in range(10):
             made = make.options(resources=at("n0")).submit(seed)
             put = client.put(np.full(LARGE, seed, np.uint8))
             assert total.options(resources=at("n1")).submit(made).result(60) == expected(seed)
             assert total.options(resources=at("n1")).submit(put).result(60) == seed * LARGE
             del made, put
-        for directory in set(Path("/dev/shm").glob("rtml-*")) - before:
+        for directory in directories:
             assert sum(path.stat().st_size for path in directory.glob("*-*")) <= 6 * LARGE
-    assert set(Path("/dev/shm").glob("rtml-*")) <= before
+    assert not any(directory.exists() for directory in directories)
+
+
+@rtml.task
+async def gathered(arrays: list[Any]) -> int:
+    sums = await rtml.gather(*[total.submit(array) for array in arrays])
+    return sum(sums)
+
+
+@rtml.task
+async def awaited(futures: Any) -> int:
+    array = await futures
+    return int(array.sum(dtype=np.int64))
+
+
+def test_async_tasks_and_programs_await_far_objects() -> None:
+    async def program(client: Client) -> None:
+        made = make.options(resources=at("n0")).submit(4)
+        assert (await made).sum(dtype=np.int64) == expected(4)
+        assert await gathered.options(resources=at("n1")).submit([made, made]) == 2 * expected(4)
+        assert await awaited.options(resources=at("n1")).submit(rtml.ref(made)) == expected(4)
+        both = await rtml.gather(made, make.options(resources=at("n1")).submit(5))
+        assert [int(array.sum(dtype=np.int64)) for array in both] == [expected(4), expected(5)]
+
+    with cluster(2, Labelled) as nodes, nodes.connect() as client:
+        asyncio.run(program(client))
+
+
+@rtml.task
+def doubled(array: Any) -> Any:
+    return array * 2
+
+
+def test_results_of_a_killed_node_are_made_again() -> None:
+    with cluster(1) as nodes, nodes.connect() as client:
+        made = make.submit(6)
+        twice = doubled.submit(made)
+        again = doubled.submit(twice)
+        rtml.wait([again], timeout=60)
+        put = client.put(np.full(LARGE, 7, np.uint8))
+        nodes.add("n1")
+        until(lambda: joined(client) == 2)
+        nodes.processes["n0"].kill()
+        nodes.processes["n0"].wait()
+        summed = total.submit(made)
+        assert summed.result(120) == expected(6)
+        del made, twice  # the last one's arguments are no longer kept, and are made again all the same
+        value = np.random.default_rng(6).integers(0, 256, LARGE, np.uint8)
+        assert (again.result(120) == value * 4).all()
+        with pytest.raises(rtml.errors.ObjectLost, match="put"):
+            client.submit(bytes, put).result(120)

@@ -639,8 +639,7 @@ def test_a_full_disk_is_a_clear_error_and_not_the_end(owner: Store) -> None:
     store = spilling(owner.directory, 4 * MIB, 4 * MIB)
     refs = [store.put([bytes(MIB)]) for _ in range(5)]
     with pytest.raises(LimitExceeded, match=r"object_memory\); .*disk has .* of 4\.0 MiB \(spill_max\)"):
-        for _ in range(5):
-            refs.append(store.put([bytes(MIB)]))
+        refs.extend(store.put([bytes(MIB)]) for _ in range(5))
     for ref in refs:
         store.free(ref.id)
     store.put([bytes(MIB)])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rtml.graph.state import State, WorkerState
-from rtml.graph.tables import Close, Effect, Limits, Send, Sweep, Unlink
+from rtml.graph.tables import Ahead, Close, Effect, Limits, Send, Sweep, Unlink
 from rtml.messages import (
     CANCELLED,
     OUTCOMES,
@@ -198,6 +198,8 @@ class Scene:
             yield f"shared memory: {effect.ref.segment} removed"
         elif isinstance(effect, Sweep):
             yield f"shared memory: all of session {effect.session} removed but {sorted(effect.keep)}"
+        elif isinstance(effect, Ahead):
+            yield f"to be fetched: {[ref.segment for ref in effect.refs]}"
         else:
             yield f"answer to {peer}: {effect.query.what}"
 

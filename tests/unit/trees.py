@@ -59,6 +59,7 @@ class Tree:
         member = self.nodes[name] = Member(self, name, **settings)
         member.ids = self.root.ids  # names are everywhere the same
         member.functions = self.root.functions
+        member.core.tables.data = f"{name}:1"
         return member
 
     def node(self, name: str) -> Member:

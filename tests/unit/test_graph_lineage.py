@@ -1,0 +1,215 @@
+"""Lost results are made again, and large arguments are counted where a task is placed: cores alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from rtml.graph.lineage import DEPTH_MAX, REBUILDS_MAX
+from rtml.graph.locality import observe
+from rtml.graph.state import NodeState
+from rtml.graph.tables import Ahead
+from rtml.messages import ObjectRef, Query, Release, Reply, task_id
+from tests.unit.test_graph_remote import where
+from tests.unit.trees import Tree
+
+MIB = 1024 * 1024
+_numbers = itertools.count(1)
+
+
+def large(node: str, size: int = 100 * MIB) -> ObjectRef:
+    number = next(_numbers)
+    return ObjectRef(task_id(99, number), size, f"00000063-{number}", f"{node}:1")
+
+
+def made(tree: Tree, task: str, node: str = "", **submit: object) -> ObjectRef:
+    """Have a node make a large result."""
+    tree.root.submit(task, **submit)  # type: ignore[arg-type]
+    tree.settle()
+    name = where(tree, task)
+    assert node in ("", name)
+    ref = large(name)
+    tree.node(name).finish(task, value=ref, run=0.01)
+    tree.settle()
+    tree.root.ack()
+    tree.settle()
+    return ref
+
+
+def lose(tree: Tree, node: str) -> None:
+    """The node is gone, and has been given up."""
+    tree.cut(node)
+    tree.advance(11.0, step=1.0)
+
+
+def dependent(name: str, of: str, ref: ObjectRef) -> dict[str, object]:
+    return {"deps": [(of, ref)]}
+
+
+def rebuilt(tree: Tree) -> str:
+    """The name under which tests know the task that was submitted by nobody."""
+    known = set(tree.root.ids.values())
+    (number,) = [task for task in tree.root.core.tables.tasks if task not in known]
+    name = f"rebuilt{next(_numbers)}"
+    tree.root.ids[name] = number
+    return name
+
+
+# --- placement --------------------------------------------------------------------------------------------------------
+
+
+def test_bandwidth_is_learned_from_what_takes_time() -> None:
+    node = NodeState("n", 1.0, {})
+    before = node.bandwidth
+    observe(node, 1000, 1.0)
+    assert node.bandwidth == before
+    for _ in range(50):
+        observe(node, 10 * MIB, 1.0)
+    assert node.bandwidth == pytest.approx(10 * MIB, rel=0.01)
+
+
+@pytest.mark.parametrize("data", ["n1", "n2", "n3"])
+def test_tasks_go_where_their_arguments_lie(data: str) -> None:
+    tree = Tree(nodes=3)
+    ref = large(data)
+    tree.root.submit("put", "other")
+    tree.settle()
+    for name in ("put", "other"):
+        tree.node(where(tree, name)).finish(name)
+    tree.settle()
+    for number in range(3):
+        tree.root.submit(f"t{number}", deps=[("put", ref)])
+        tree.settle()
+        assert where(tree, f"t{number}") == data
+        tree.node(data).finish(f"t{number}", run=0.001)
+        tree.settle()
+
+
+def test_a_task_waits_for_a_busy_node_but_not_longer_than_fetching_takes() -> None:
+    tree = Tree(nodes=2)
+    tree.root.submit("busy")
+    tree.settle()
+    busy = where(tree, "busy")
+    ref = large(busy, 50 * MIB)  # 0.2 s at the bandwidth that is assumed
+    tree.root.submit("t", args=ref)
+    tree.settle()
+    other = {"n1": "n2", "n2": "n1"}[busy]
+    assert not any(tree.node(other).assigned(name) for name in ("w1",))
+    tree.advance(0.1)
+    assert tree.node(other).assigned("w1") == []
+    tree.advance(0.15)
+    assert where(tree, "t") == other
+
+
+def test_a_node_begins_to_fetch_what_waits_for_its_turn() -> None:
+    tree = Tree(nodes=1)
+    ref = large("elsewhere")
+    tree.root.submit("t", args=ref)
+    tree.settle()
+    told = [effect for _, _, effect in tree.node("n1").effects if isinstance(effect, Ahead)]
+    assert told == [Ahead([ref])]
+
+
+# --- lineage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_argument_is_made_again_when_its_task_fails() -> None:
+    tree = Tree(nodes=1)
+    ref = made(tree, "a", "n1")
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    tree.root.submit("b", deps=[("a", ref)])
+    tree.settle()
+    assert where(tree, "b") == "n2"
+    tree.node("n2").finish("b", error="ObjectLost")
+    tree.settle()
+    again = rebuilt(tree)
+    assert where(tree, again) == "n2"
+    new = large("n2")
+    tree.node("n2").finish(again, value=new)
+    tree.settle()
+    assert tree.root.task("b").inputs == [new]
+    tree.node("n2").finish("b")
+    tree.settle()
+    assert tree.root.outcome("b") == "ok"
+    # As long as its client holds the lost result, what was made in its place is kept for the next who asks.
+    assert new.id in tree.root.core.tables.objects
+    tree.root.post("ann", Release([ref.id]))
+    tree.settle()
+    assert not tree.root.core.tables.objects
+    assert tree.root.core.lifecycle.lineages._bytes == 0
+
+
+def test_a_chain_is_made_again_as_far_back_as_needed() -> None:
+    tree = Tree(nodes=1)
+    first = made(tree, "a", "n1")
+    second = made(tree, "b", "n1", deps=[("a", first)])
+    tree.root.post("ann", Release([first.id]))
+    tree.settle()
+    assert first.id not in tree.root.core.tables.objects
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    answer = ask(tree, second)
+    assert answer.startswith("task ")
+    tree.settle()
+    tree.root.ids["b again"] = int(answer.split()[1])
+    waiting = tree.root.task("b again")
+    assert waiting.waiting == 1
+    (number,) = [task for task in tree.root.core.tables.tasks if task not in tree.root.ids.values()]
+    tree.root.ids["a again"] = number
+    tree.node("n2").finish("a again", value=large("n2"))
+    tree.settle()
+    tree.node("n2").finish("b again", value=b"small now")
+    tree.settle()
+    assert tree.root.task("b again").result.payload == b"small now"  # type: ignore[union-attr]
+    assert ask(tree, second) == answer, "it is there already"
+
+
+def test_what_cannot_be_made_again_says_so() -> None:
+    tree = Tree(nodes=1)
+    once = made(tree, "once", "n1", retries=0)
+    put = large("n1")
+    assert "is there, but does not give it" in ask(tree, once)
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    assert "only results of tasks that may be retried" in ask(tree, once)
+    assert "it was put" in ask(tree, put)
+    tree.root.ids["put"] = task_id(99, 0)
+    tree.root.submit("b", deps=[("put", put)], retries=0)
+    tree.settle()
+    tree.node("n2").finish("b", error="ObjectLost")
+    tree.settle()
+    assert "it was put" in tree.root.error("b").message
+
+
+def test_it_is_tried_only_so_often_and_so_deep() -> None:
+    tree = Tree(nodes=1)
+    ref = made(tree, "a", "n1")
+    for number in range(2, 2 + REBUILDS_MAX + 1):
+        name = f"n{number}"
+        tree.add(name, workers=1, first_session=1000 * number, uplink=name)
+        tree.connect(name)
+        lose(tree, f"n{number - 1}")
+        answer = ask(tree, ref)
+        tree.settle()
+        if number == 2 + REBUILDS_MAX:
+            assert "no more than" in answer
+            break
+        task = f"again{number}"
+        tree.root.ids[task] = int(answer.split()[1])
+        tree.node(name).finish(task, value=large(name))
+        tree.settle()
+    deep = Tree(nodes=1)
+    last = made(deep, "t0", "n1")
+    for number in range(1, DEPTH_MAX + 1):
+        last = made(deep, f"t{number}", "n1", deps=[(f"t{number - 1}", last)])
+    assert deep.root.core.tables.objects[last.id].lineage is None
+
+
+def ask(tree: Tree, ref: ObjectRef) -> str:
+    tree.root.post("ann", Query(7, "rebuild", str(ref.id)))
+    return [message for message in tree.root.heard("ann", Reply) if isinstance(message, Reply)][-1].body
