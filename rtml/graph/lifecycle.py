@@ -23,7 +23,7 @@ from rtml.graph.freshness import Freshness
 from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
 from rtml.graph.lineage import Lineages
-from rtml.graph.locality import observe, references
+from rtml.graph.locality import fetch_ahead, observe
 from rtml.graph.placement import Placement
 from rtml.graph.readiness import Readiness
 from rtml.graph.state import (
@@ -38,7 +38,7 @@ from rtml.graph.state import (
     failure,
     inline_bytes,
 )
-from rtml.graph.tables import Ahead, Tables
+from rtml.graph.tables import Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     CANCELLED,
@@ -291,9 +291,7 @@ class Lifecycle:
         if not task.ready_at:
             task.ready_at = now
         if self.tables.data:
-            far = [ref for ref in references(task) if ref.node not in ("", self.tables.data)]
-            if far:
-                self.tables.effects.append(Ahead(far))  # it may come while the task waits for its turn
+            fetch_ahead(self.tables, task)
         if task.deadline is not None and self.policy.due is not None:
             function = task.function
             run = function.cost.predict(1) if task.profile.batch else function.estimate

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from rtml.graph.state import NodeState, TaskState
+from rtml.graph.tables import Ahead, Tables
 from rtml.messages import ObjectRef
 
 #: Bytes a second that a node is believed to fetch until it was seen.
@@ -67,6 +68,13 @@ class Locality:
         """A node is gone, and its copies."""
         for copies in self._copies.values():
             copies.discard(data)
+
+
+def fetch_ahead(tables: Tables, task: TaskState) -> None:
+    """Have this node begin to fetch what the task needs, while it waits for its turn."""
+    far = [ref for ref in references(task) if ref.node not in ("", tables.data)]
+    if far:
+        tables.effects.append(Ahead(far))
 
 
 def observe(node: NodeState, moved: int, seconds: float) -> None:

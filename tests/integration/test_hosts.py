@@ -39,7 +39,7 @@ def at(function, node):
     return rtml.task(function, resources={f"at={node}": 1})
 
 with rtml.connect(address, keys=keys) as client:
-    while sum(peer["connected"] and peer["cpu"] > 0 for peer in json.loads(client.query("status"))["dispatchers"]) < nodes:
+    while sum(one["connected"] and one["cpu"] > 0 for one in json.loads(client.query("status"))["dispatchers"]) < nodes:
         time.sleep(0.05)
     for node in range(1, nodes + 1):
         assert at(total, node).submit(np.ones(10)).result(60) == 10
