@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from benchmarks import processes
+
 
 class Row(NamedTuple):
     """One row: `action` does `amount` of what `name` says, which ends with ' /s' as all of them are rates."""
@@ -41,8 +43,8 @@ QUICK = Plan(warm_s=0.3, window_s=0.5, windows=1, budget_s=3.0, parts=10)
 Group = Callable[[Plan], Iterator[Row]]
 
 
-def rate(row: Row, plan: Plan) -> float:
-    """The row's value: the median of the windows' rates."""
+def rate(row: Row, plan: Plan, mark: str = "") -> float:
+    """The row's value: the median of the windows' rates; with a mark per second of CPU time of its processes."""
     begin = time.perf_counter()
     rounds = 0
     while not rounds or time.perf_counter() - begin < plan.warm_s:
@@ -52,12 +54,16 @@ def rate(row: Row, plan: Plan) -> float:
     rates: list[float] = []
     begin = time.perf_counter()
     while len(rates) < plan.windows and (not rates or time.perf_counter() - begin < plan.budget_s):
+        before = processes.cpu_by_process(processes.tree(mark)) if mark else {}
         rounds, start = 0, time.perf_counter()
         while (taken := time.perf_counter() - start) < plan.window_s:
             for _ in range(step):
                 row.action()
             rounds += step
-        rates.append(row.amount * rounds / taken)
+        if mark:
+            after = processes.cpu_by_process(processes.tree(mark))
+            taken = sum(max(0.0, used - before.get(pid, 0.0)) for pid, used in after.items())
+        rates.append(row.amount * rounds / taken if taken else 0.0)
     return sorted(rates)[len(rates) // 2]
 
 
@@ -73,7 +79,9 @@ def main(system: str, groups: list[Group], start: Callable[[], Callable[[], str]
     parser = argparse.ArgumentParser(description=f"the rows of `ray microbenchmark` with {system}")
     parser.add_argument("--quick", action="store_true", help="shorter, and smaller bursts")
     parser.add_argument("--only", default="", help="only rows with this text in their names")
+    parser.add_argument("--cpu", action="store_true", help="per second of CPU time of all processes: for busy machines")
     options = parser.parse_args()
+    mark = processes.mark() if options.cpu else ""
     plan = QUICK if options.quick else FULL
     version = start()
     rows: dict[str, float] = {}
@@ -81,7 +89,7 @@ def main(system: str, groups: list[Group], start: Callable[[], Callable[[], str]
         for group in groups:
             for row in group(plan):
                 if options.only in row.name:
-                    rows[row.name] = rate(row, plan)
+                    rows[row.name] = rate(row, plan, mark)
                     print(f"row {row.name} {rows[row.name]:,.2f}", file=sys.stderr, flush=True)
         found = version()
     finally:

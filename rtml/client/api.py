@@ -113,10 +113,18 @@ def wait(
     futures = futures if isinstance(futures, list) else _several(futures)
     if not 1 <= num_returns <= max(1, len(futures)):
         raise ValueError(f"num_returns={num_returns} of {len(futures)} futures")
-    waiting = {as_future(future) for future in futures if future._state is PENDING}
-    missing = num_returns - (len(futures) - len(waiting))
-    if missing > 0 and waiting:
-        _wait_for(Group(waiting, missing), timeout)
+    done, pending = _split(futures, num_returns)
+    if len(done) < num_returns and pending:
+        waiting = {as_future(future) for future in pending}
+        _wait_for(Group(waiting, num_returns - len(done)), timeout)
+        done, pending = _split(futures, num_returns)
+    if len({*done, *pending}) != len(futures):
+        raise ValueError("a future is given twice")
+    return done, pending
+
+
+def _split(futures: list[Future[T]], most: int) -> tuple[list[Future[T]], list[Future[T]]]:
+    """At most so many that have ended, and the others; looks at no more than it must, as loops call it often."""
     done: list[Future[T]] = []
     pending: list[Future[T]] = []
     for position, future in enumerate(futures):
@@ -124,11 +132,9 @@ def wait(
             pending.append(future)
         else:
             done.append(future)
-            if len(done) == num_returns:
+            if len(done) == most:
                 pending += futures[position + 1 :]
                 break
-    if len({*done, *pending}) != len(futures):
-        raise ValueError("a future is given twice")
     return done, pending
 
 

@@ -7,8 +7,6 @@ is the dispatcher's business: it hands over no more.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextvars
 import functools
 from collections.abc import Callable
@@ -22,26 +20,27 @@ from rtml.workers.async_executor import AsyncExecutor, run_async_executor
 from rtml.workers.core import WorkerCore
 from rtml.workers.loop_driver import LoopDriver
 from rtml.workers.setup import ExecutorSettings
+from rtml.workers.threads import Threads
 
 
 class ThreadedCalls(ActorCalls):
     """Methods that may run in threads."""
 
     #: Runs the methods of a class without coroutines.
-    pool: concurrent.futures.ThreadPoolExecutor | None = None
+    threads: Threads | None = None
 
     def resolve(self, definition: Function) -> Callable[..., Any]:
         """A method of the instance, or the class."""
         loaded = super().resolve(definition)
-        if self.pool is None or not definition.method or definition.method == STOP:
+        if self.threads is None or not definition.method or definition.method == STOP:
             return loaded
-        return _threaded(self.pool, loaded)
+        return _threaded(self.threads, loaded)
 
     def end(self) -> None:
         """The actor is not wanted any more."""
         super().end()
-        if self.pool is not None:
-            self.pool.shutdown(wait=False)
+        if self.threads is not None:
+            self.threads.end()
 
 
 class AsyncActorExecutor(AsyncExecutor):
@@ -63,7 +62,7 @@ class AsyncActorExecutor(AsyncExecutor):
             loaded = calls.function(attempt)
             make = calls.construct(attempt)
             if not self.core.functions[attempt.function].asynchronous:
-                calls.pool = concurrent.futures.ThreadPoolExecutor(max(1, calls.options.concurrency), "rtml-actor")
+                calls.threads = Threads(self.driver.loop, max(1, calls.options.concurrency))
             args, kwargs = calls.arguments(attempt)
             context = contextvars.copy_context()
             context.run(enter_context_task, calls.info(attempt, loaded))
@@ -90,11 +89,16 @@ class AsyncActorExecutor(AsyncExecutor):
             self.calls.end()
 
 
-def _threaded(pool: concurrent.futures.ThreadPoolExecutor, method: Callable[..., Any]) -> Callable[..., Any]:
+def _threaded(threads: Threads, method: Callable[..., Any]) -> Callable[..., Any]:
     async def call(*args: Any, **kwargs: Any) -> Any:
         context = contextvars.copy_context()
-        run = functools.partial(context.run, method, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(pool, run)
+        value, error = await threads.run(functools.partial(context.run, method, *args, **kwargs))
+        if error is not None:
+            try:
+                raise error
+            finally:
+                error = None  # no cycle of error, traceback and this frame
+        return value
 
     return call
 

@@ -113,6 +113,9 @@ class ThreadsClass:
         self.barrier.wait(10)
         return threading.current_thread().name
 
+    def fail(self, error: BaseException) -> None:
+        raise error
+
 
 # Not as decorators: type checkers do not see what a decorator makes of a class.
 Counter = rtml.actor(CounterClass)
@@ -175,6 +178,18 @@ def test_handles_travel_in_arguments_results_and_closures(engine: rtml.Client) -
     back = rtml.submit(lambda handle: handle, counter).result()
     assert back == counter
     assert back.add.submit(1).result() == 16
+
+
+def test_errors_in_threads_arrive_whatever_they_are(engine: rtml.Client) -> None:
+    threads = Threads.create()
+    with pytest.raises(KeyError, match="as asked") as raised:
+        threads.fail.submit(KeyError("as asked")).result(20)
+    assert "rtml" not in str(raised.value.__cause__)
+    with pytest.raises(SystemExit):
+        threads.fail.submit(SystemExit(1)).result(20)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        threads.fail.submit(StopIteration()).result(20)
+    assert len(set(rtml.get([threads.meet.submit() for _ in range(4)], timeout=20))) == 4
 
 
 def test_large_arguments_and_results(engine: rtml.Client) -> None:
