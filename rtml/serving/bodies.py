@@ -20,6 +20,10 @@ COMPRESS_MIN: Final = 1024
 #: Of larger answers, this much is tried first: numbers that look random are sent as they are.
 _SAMPLE: Final = 16 * 1024
 _WORTHWHILE: Final = 0.9
+#: How much is given to zlib at a time: it copies what it does not need of that, at the end of each member.
+_PIECE: Final = 16 * 1024
+#: A member of gzip, of which a body may have several, holds at least so many bytes on average.
+_MEMBER_MIN: Final = 4096
 #: Level 1 takes a quarter of the default's time for a tenth more bytes.
 _LEVEL: Final = 1
 
@@ -40,26 +44,32 @@ def decompress(encoding: str, body: Buffer, limit: int) -> Buffer | None:
     """
     if encoding == "identity":
         return body
+    view = memoryview(body)
     parts: list[bytes] = []
-    size = 0
-    rest: Buffer = body
+    size = position = members = 0
+    members_max = 16 + limit // _MEMBER_MIN
     while True:
-        inflater = zlib.decompressobj(_GZIP if encoding == "gzip" else _deflate_bits(rest))
-        try:
-            part = inflater.decompress(rest, limit - size + 1)
-        except zlib.error as error:
-            raise ValueError(f"the body is no {encoding}: {error}") from None
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            return None
-        if not inflater.eof:
-            raise ValueError(f"the body is no whole {encoding}: it ends too early")
-        rest = inflater.unused_data
-        if not rest:
+        inflater = zlib.decompressobj(_GZIP if encoding == "gzip" else _deflate_bits(view))
+        while not inflater.eof:
+            if position == len(view):
+                raise ValueError(f"the body is no whole {encoding}: it ends too early")
+            piece = view[position : position + _PIECE]
+            try:
+                part = inflater.decompress(piece, limit - size + 1)
+            except zlib.error as error:
+                raise ValueError(f"the body is no {encoding}: {error}") from None
+            position += len(piece) - len(inflater.unused_data)
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                return None
+        if position == len(view):
             return b"".join(parts)
         if encoding != "gzip":  # only gzip may have several members
-            raise ValueError(f"{len(rest)} bytes follow the {encoding} data of the body")
+            raise ValueError(f"{len(view) - position} bytes follow the {encoding} data of the body")
+        members += 1
+        if members > members_max:
+            raise ValueError(f"the body has more than {members_max} members of gzip")
 
 
 def accepted(header: str) -> str:

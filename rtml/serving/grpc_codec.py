@@ -93,7 +93,8 @@ def decode_request(received: Received, specs: Sequence[TensorSpec], regions: oip
     arrays: dict[str, Array] = {}
     datatypes: dict[str, str] = {}
     for place, tensor in zip(places, sent.inputs):
-        name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
+        name, datatype = tensor.name, tensor.datatype
+        shape = list(tensor.shape[: tensors.RANK_MAX + 1])  # enough to be refused
         if name in arrays:
             raise InvalidInput(f"tensor {name!r} is given twice")
         if oip.REGION in place:

@@ -20,13 +20,15 @@ _RAW_OUTPUT: Final = (6 << 3) | 2
 _INFER_RESPONSE: Final = (2 << 3) | 2
 
 _VARINT_BITS_MAX: Final = 63
+#: Of a request: inputs, outputs, parameters, raw tensors. More would only keep the event loop busy.
+_FIELDS_MAX: Final = 4096
 
 
 def split(data: bytes) -> tuple[bytes, list[memoryview]]:
     """A serialised `ModelInferRequest` as one without `raw_input_contents`, and these.
 
     Raises:
-        InvalidInput: it is no such message.
+        InvalidInput: it is no such message, or has too many fields.
     """
     view = memoryview(data)
     rest: list[memoryview] = []
@@ -34,6 +36,10 @@ def split(data: bytes) -> tuple[bytes, list[memoryview]]:
     position = 0
     end = len(data)
     while position < end:
+        if len(raw) + len(rest) == _FIELDS_MAX:
+            raise InvalidInput(
+                f"the message has more than {_FIELDS_MAX} inputs, outputs, parameters and raw_input_contents together"
+            )
         start = position
         tag, position = _varint(data, position)
         kind = tag & 7

@@ -55,6 +55,9 @@ RANK_MAX: Final = 32
 #: Elements that a shape may describe, empty dimensions aside; numpy cannot address more bytes than 2**63.
 ELEMENTS_MAX: Final = 2**56
 
+#: JSON of at least so many bytes is counted before it is read.
+_COUNTED_FROM: Final = 64 * 1024
+
 _NESTED = re.compile(rb"\s*\[\s*\[")
 _LENGTH = struct.Struct("<I")
 
@@ -165,6 +168,11 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
     count = check_shape(name, shape)
     depth = len(shape) if _NESTED.match(data) else 1
     kind = {"b": bool, "i": int, "u": int, "f": float, "O": str}[dtype.kind]
+    if len(data) >= _COUNTED_FROM and kind is not str and count:
+        # Each of its elements becomes an object of ten times its size: not if they are too many anyway.
+        found = bytes(data).count(b",") + 1
+        if found != count:
+            raise _miscounted(name, found, shape, count)
     try:
         values = _list_decoder(kind, max(depth, 1))(data)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -174,9 +182,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
             raise InvalidInput(f"tensor {name!r} has data that is not nested as its shape {list(shape)}")
         values = [element for inner in values for element in inner]
     if len(values) != count:
-        raise InvalidInput(
-            f"tensor {name!r} has {len(values)} elements in its data; its shape {list(shape)} takes {count}"
-        )
+        raise _miscounted(name, len(values), shape, count)
     if kind is str:
         return _object_array([text.encode() for text in values], shape)
     try:
@@ -185,6 +191,10 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
     except OverflowError:
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         raise InvalidInput(f"tensor {name!r} has an element outside of {datatype}: {low} to {high}") from None
+
+
+def _miscounted(name: str, found: int, shape: Sequence[int], count: int) -> InvalidInput:
+    return InvalidInput(f"tensor {name!r} has {found} elements in its data; its shape {list(shape)} takes {count}")
 
 
 def to_json(name: str, datatype: str, array: Array) -> list[Any]:

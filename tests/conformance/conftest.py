@@ -54,8 +54,16 @@ class Gateway(Server):
     @property
     def resident(self) -> int:
         """Bytes of memory that the gateway's process has now."""
+        return self._memory("VmRSS")
+
+    @property
+    def peak(self) -> int:
+        """The most that it ever had, or had since `/proc/PID/clear_refs` was told to forget."""
+        return self._memory("VmHWM")
+
+    def _memory(self, what: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{what}:")))
 
 
 @pytest.fixture(scope="module")

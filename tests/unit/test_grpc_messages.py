@@ -101,7 +101,7 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"\xff" * 32_000, b"\x3a\xff\xff\xff\xff\x0f" * 4000, b"\x0a\x02\xff\xff" * 8000])
 def test_large_nonsense_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInput, match=r"no inference\.ModelInferRequest"):
+    with pytest.raises(InvalidInput, match=r"no inference\.ModelInferRequest|more than 4096 inputs"):
         Received(data)
 
 

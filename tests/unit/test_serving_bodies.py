@@ -38,6 +38,15 @@ def test_nothing_that_is_cut_off_passes(encoding: str) -> None:
             decompress(encoding, whole[:end], 1 << 20)
 
 
+def test_members_of_gzip_are_not_many_more_than_needed() -> None:
+    empty = gzip.compress(b"")
+    assert decompress("gzip", empty * 17, 4096) == b""
+    with pytest.raises(ValueError, match="more than 17 members"):
+        decompress("gzip", empty * 19, 4096)
+    parts = [gzip.compress(random.Random(seed).randbytes(5000)) for seed in range(300)]  # pieces end within members
+    assert decompress("gzip", b"".join(parts), 2_000_000) == b"".join(map(gzip.decompress, parts))
+
+
 def test_damage_and_what_follows() -> None:
     for encoding, body in (("gzip", gzip.compress(TEXT)), ("deflate", zlib.compress(TEXT))):
         with pytest.raises(ValueError, match="the body is no"):

@@ -1,6 +1,7 @@
 """Tensor data of the Open Inference Protocol: every datatype both ways, and everything that must be refused."""
 
 import struct
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -144,6 +145,19 @@ def test_raw_bytes_that_do_not_fit_are_refused(datatype: str, shape: list[int], 
 def test_json_that_does_not_fit_is_refused(datatype: str, shape: list[int], data: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         tensors.from_json("x", datatype, shape, data)
+
+
+def test_large_json_is_counted_before_it_is_read() -> None:
+    many = b"[" + b"0, " * 100_000 + b"0]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=r"has 100001 elements in its data; its shape \[2, 3\] takes 6"):
+            tensors.from_json("x", "FP32", [2, 3], many)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(many)
+    finally:
+        tracemalloc.stop()
+    rows = b"[" + b", ".join([b"[1, 2]"] * 50_000) + b"]"
+    assert tensors.from_json("x", "FP32", [50_000, 2], rows).sum() == 150_000
 
 
 def test_large_integers_keep_all_digits() -> None:
