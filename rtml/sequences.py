@@ -95,8 +95,6 @@ class Layout(NamedTuple):
     constants: Mapping[str, Any] = {}
     #: Most sequences in one run.
     batch: int = 1
-    #: Seconds that it waits for a fuller one.
-    delay: float = 0.0
     #: Seconds without a step after which a sequence ends.
     idle: float = 30.0
     #: Most sequences at a time in one holder.

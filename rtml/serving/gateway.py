@@ -218,7 +218,7 @@ class Gateway:
         self._hands.close()
         self._hands = Hands()
         for stateful in self._stateful:
-            stateful.close()
+            await stateful.leave()
         if self._repository is not None:
             await self._repository.stop()
         if self._stop_gc_watch is not None:

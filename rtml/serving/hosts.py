@@ -86,6 +86,8 @@ class Host:
             return await asyncio.to_thread(actor_at, self._client, plan.name), False
         except LookupError:
             pass
+        except TimeoutError as silent:
+            raise ConnectionLost("the engine does not answer") from silent
         made = ActorClass(plan.cls, {**plan.options, "name": plan.name, "lifetime": "detached", "max_restarts": -1})
         methods = {**made.actor_options.methods, **plan.methods}
         made.actor_options = msgspec.structs.replace(made.actor_options, methods=methods)

@@ -158,7 +158,7 @@ class ModelRepository:
         for versions in self._live.values():
             for one in versions.values():
                 if one.model.stateful is not None:
-                    one.model.stateful.close()
+                    await one.model.stateful.leave()
         for task in tasks:
             task.cancel()
         if tasks:

@@ -62,15 +62,11 @@ class ControlInput(msgspec.Struct):
 class Direct(msgspec.Struct):
     """A sequence keeps a place in the batch."""
 
-    max_queue_delay_microseconds: int = 0
-
 
 class Oldest(msgspec.Struct):
     """Batches are made of whatever sequences have a request."""
 
     max_candidate_sequences: int = 0
-    preferred_batch_size: list[int] = []
-    max_queue_delay_microseconds: int = 0
 
 
 class SequenceBatching(msgspec.Struct):
@@ -108,7 +104,6 @@ def layout(
     """
     states = {state.input_name: state.output_name for state in given.state}
     dtypes = {tensor.name: tensor.dtype for tensor in info.inputs}
-    strategy = given.oldest or given.direct
     candidates = given.oldest.max_candidate_sequences if given.oldest is not None else 0
     controls = [(one.name, *_control(one)) for one in given.control_input]
     fields = Fields(
@@ -124,7 +119,6 @@ def layout(
         live_max=candidates or LIVE_MAX,
         holders=holders,
         batch=max(1, batch_max),
-        delay=strategy.max_queue_delay_microseconds / _MILLION if strategy is not None else 0.0,
     )
     return make_layout(name, fields, info)
 

@@ -11,6 +11,7 @@ The steps of one sequence are submitted in the order in which they came: `Route.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import OrderedDict
@@ -32,6 +33,11 @@ _logger = logging.getLogger("rtml.serving")
 _RENEWALS: Final = 3
 #: Seconds beyond `idle` that a process remembers where a sequence was.
 _REMEMBER: Final = 30.0
+#: Seconds between two looks whether all sequences of a version have ended.
+_LOOK_LEAST: Final = 0.05
+_LOOK_MOST: Final = 1.0
+#: Seconds that holders have to answer a process that stops.
+_GOODBYE: Final = 2.0
 #: Steps of one holder that this process waits for; more are refused.
 _WAITING_MAX: Final = 4096
 
@@ -142,7 +148,7 @@ class Stateful:
         self.version: Any = None
         self._user = secrets.token_hex(8)
         # The class's own `batch` is 1: only here is known what the model can do.
-        methods = {"step": Options(cpu=0.0, retries=0, batch=max(1, layout.batch), batch_delay=layout.delay)}
+        methods = {"step": Options(cpu=0.0, retries=0, batch=max(1, layout.batch))}
         self._places = [
             _Place(hosting(HostPlan(f"sequences:{key}:{index}", Holder, (model, layout), options, methods), self._user))
             for index in range(layout.holders)
@@ -194,11 +200,17 @@ class Stateful:
                 except RtmlError as error:
                     _logger.warning("a holder of model %s: %s", self.layout.name, error)
 
-    def close(self) -> None:
-        """This process stops; the sequences stay."""
+    async def leave(self) -> None:
+        """This process stops. Sequences stay where they are, for other gateways; holders without any end with us."""
         for task in (self._opening, self._renewing):
             if task is not None:
                 task.cancel()
+        with contextlib.suppress(RtmlError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                for place in self._places:
+                    answer = await place.host.call("detach", self._user)
+                    if answer.error is None and not answer.value["live"] and not answer.value["users"]:
+                        place.host.stop()
 
     async def retire(self) -> None:
         """Begin no more sequences. Returns when there are none any more; the holders end with the last process."""
@@ -212,14 +224,14 @@ class Stateful:
                 answer = await place.host.call("detach", self._user)
                 if answer.error is not None:  # somebody else has ended it, or the engine is gone
                     left.remove(place)
-                elif not answer.value["live"]:
-                    if not answer.value["users"]:
-                        place.host.stop()
-                    left.remove(place)
-                else:
+                elif answer.value["live"] or answer.value["users"]:
+                    # Other processes may begin sequences until they retire it, too, or are found to be dead.
                     wait = max(wait, answer.value["soonest"])
+                else:
+                    place.host.stop()
+                    left.remove(place)
             if left:
-                await asyncio.sleep(min(max(wait, 0.05), 1.0))
+                await asyncio.sleep(min(max(wait, _LOOK_LEAST), _LOOK_MOST))
         if self in self._family.versions:
             self._family.versions.remove(self)
 

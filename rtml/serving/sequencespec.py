@@ -36,8 +36,6 @@ class SequenceSpec(NamedTuple):
     holders: int = 1
     #: Most sequences in one run; 1: each step runs alone.
     batch: int = 32
-    #: Seconds that a run may wait to become fuller.
-    delay: float = 0.0
 
 
 class GivenState(NamedTuple):
@@ -59,7 +57,6 @@ class Fields(NamedTuple):
     live_max: int
     holders: int
     batch: int
-    delay: float
 
 
 def layout_of(name: str, spec: SequenceSpec, info: ModelInfo) -> Layout:
@@ -85,9 +82,7 @@ def layout_of(name: str, spec: SequenceSpec, info: ModelInfo) -> Layout:
         raise ValueError(f"model {name!r}: a control is one of {', '.join(KINDS)}, not {wrong[0]!r}")
     given = {key: GivenState(initial=np.asarray(value)) for key, value in spec.initial.items()}
     controls = [(key, kind, (0.0, 1.0)) for key, kind in spec.controls.items()]
-    fields = Fields(
-        spec.states, given, controls, spec.constants, spec.idle, spec.live_max, spec.holders, spec.batch, spec.delay
-    )
+    fields = Fields(spec.states, given, controls, spec.constants, spec.idle, spec.live_max, spec.holders, spec.batch)
     return make_layout(name, fields, info)
 
 
@@ -133,7 +128,6 @@ def make_layout(name: str, fields: Fields, info: ModelInfo) -> Layout:
         tuple(_control(where, inputs[one], kind, values) for one, kind, values in fields.controls),
         {one: _constant(where, inputs[one], value) for one, value in fields.constants.items()},
         fields.batch,
-        fields.delay,
         fields.idle,
         math.ceil(fields.live_max / fields.holders),
         fields.holders,
@@ -151,8 +145,6 @@ def described(layout: Layout) -> dict[str, Any]:
         "max_sequence_idle_microseconds": int(layout.idle * 1e6),
         "oldest": {
             "max_candidate_sequences": layout.live_max * layout.holders,
-            "preferred_batch_size": [],
-            "max_queue_delay_microseconds": int(layout.delay * 1e6),
         },
         "state": [
             {

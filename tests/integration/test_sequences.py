@@ -111,7 +111,7 @@ def test_states_belong_to_their_sequences_and_end(tmp_path: Path) -> None:
 
 def test_steps_of_many_sequences_share_runs_and_keep_their_order(tmp_path: Path) -> None:
     async def test() -> None:
-        async with served(tmp_path, batch=16, delay=0.02) as server:
+        async with served(tmp_path, batch=16) as server:
 
             async def sequence(number: int) -> None:
                 # Sent without waiting for answers: they must be made in this order all the same.

@@ -254,10 +254,10 @@ def planned(more: str, file: ModelInfo | None = None, text: str = CONFIG) -> mod
 
 
 def test_triton_s_configuration_says_the_same() -> None:
-    plan = planned('"oldest": {"max_candidate_sequences": 100, "max_queue_delay_microseconds": 500}')
+    plan = planned('"oldest": {"max_candidate_sequences": 100}')
     layout = plan.layout
     assert layout is not None
-    assert (layout.idle, layout.live_max, layout.batch, layout.delay, layout.holders) == (1.0, 100, 16, 0.0005, 1)
+    assert (layout.idle, layout.live_max, layout.batch, layout.holders) == (1.0, 100, 16, 1)
     assert layout.states[0][:5] == ("state", "stateN", "float32", (2, 1, 128), 1)
     assert layout.constants["sr"] == 16000
     assert [spec.name for spec in (*plan.inputs, *plan.outputs)] == ["input", "output"]
