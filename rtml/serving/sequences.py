@@ -205,7 +205,7 @@ class Stateful:
         for task in (self._opening, self._renewing):
             if task is not None:
                 task.cancel()
-        with contextlib.suppress(RtmlError, TimeoutError):
+        with contextlib.suppress(RtmlError, RuntimeError, TimeoutError):  # also when the client is closed
             async with asyncio.timeout(_GOODBYE):
                 for place in self._places:
                     answer = await place.host.call("detach", self._user)
