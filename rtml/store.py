@@ -73,6 +73,9 @@ class Store:
         place: what the node is; by default what its supervisor has written into the directory.
     """
 
+    #: Whether `put` sends over a network.
+    distant = False
+
     def __init__(self, directory: str, session: int, capacity: int | None = None, place: Place | None = None) -> None:
         self.directory = directory
         self.session = session
@@ -207,7 +210,7 @@ class Store:
     def _create(self, size: int, head: bytes, parts: list[memoryview], offsets: list[int]) -> _Segment:
         """A new segment with this content.
 
-        Written through the file and not through the mapping: half the time, since no page is cleared and none faults.
+        Written through the file, not through the mapping: half the time, since no page is cleared and none faults.
         """
         content = [(HEADER_OFFSET, memoryview(head)), *zip(offsets, parts)]
         made = self._file(size)
@@ -269,6 +272,7 @@ class Store:
         for attempt in range(3):
             try:
                 os.posix_fallocate(fd, 0, capacity)
+                return True
             except OSError as error:
                 self._problem = error.strerror or ""
                 with self._lock:
@@ -276,8 +280,6 @@ class Store:
                     self._drop_idle(0)
                     if attempt:
                         self._spill(2 * capacity)
-            else:
-                return True
         return False
 
     def _make_room(self, size: int) -> bool:

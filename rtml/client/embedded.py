@@ -343,7 +343,8 @@ def data_arguments(data: str, advertise: str, peer: str, keys: str) -> list[str]
     secret = has_data_secret(keys)
     if not data and peer.startswith("tcp://"):
         if secret:
-            data, advertise = "0.0.0.0:0", advertise or own_address(peer)
+            own = advertise or own_address(peer)
+            data, advertise = ("[::]:0" if ":" in own else "0.0.0.0:0"), own
         else:
             data = "127.0.0.1:0"
     if not data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 def brought(client: Client, payload: Any) -> Generator[Any, None, Any]:
     """From a coroutine: fetches a payload of another machine in a thread. Returns what keeps it here."""
+    import asyncio  # here, because programs without an event loop do without it
+
     return (yield from asyncio.to_thread(_keep, client, payload).__await__())
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -19,7 +21,7 @@ from rtml.client.future import Future
 from rtml.client.loop import AsyncDriver
 from rtml.client.served import ServedVersion
 from rtml.errors import TaskError
-from rtml.messages import ErrorInfo, Hello, Message, ObjectRef, Options, Timing
+from rtml.messages import INLINE_MAX, ErrorInfo, Hello, Message, ObjectRef, Options, Timing
 from rtml.serving.hosts import Host, HostPlan
 from rtml.serving.keeping import Keeping
 from rtml.serving.visits import VISIT
@@ -126,6 +128,46 @@ class _GatewayPeer(Peer):
         return messages
 
 
+class _Sending(Awaitable[Any]):
+    """A call whose large arguments go to a node first: in a thread, so that the loop goes on."""
+
+    def __init__(self, call: Callable[[], Future[Any]]) -> None:
+        self._future: Future[Any] | None = None
+        self._sent = asyncio.get_running_loop().run_in_executor(None, call)
+
+    @property
+    def timing(self) -> Timing | None:
+        """Where the time went, once it has ended."""
+        return None if self._future is None else self._future.timing
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            self._future = yield from asyncio.shield(self._sent).__await__()
+        except asyncio.CancelledError:
+            self._sent.add_done_callback(_give_up)
+            raise
+        return (yield from self._future.__await__())
+
+
+def _give_up(sent: asyncio.Future[Future[Any]]) -> None:
+    if not sent.cancelled() and sent.exception() is None:
+        sent.result().cancel()
+
+
+def _has_large(values: Iterable[Any]) -> bool:
+    """Whether one of them, or something in a list of them, does not fit a message."""
+    for value in values:
+        size = getattr(value, "nbytes", None)
+        if size is None and isinstance(value, str | bytes | bytearray):
+            size = len(value)
+        if isinstance(value, list | tuple | dict):
+            if _has_large(value.values() if isinstance(value, dict) else value):
+                return True
+        elif isinstance(size, int) and size > INLINE_MAX:
+            return True
+    return False
+
+
 class ClientEngine:
     """The engine behind a client. Make it with `ClientEngine.open` in the running loop.
 
@@ -212,6 +254,10 @@ class ClientEngine:
             RtmlError: the call cannot be sent.
         """
         options, root = self._of_visit(prepared, options)
+        if self._client.store.distant and _has_large((*args, *kwargs.values())):
+            context = contextvars.copy_context()
+            call = functools.partial(context.run, self._client.call, prepared.function, args, kwargs, options, *root)
+            return _Sending(call)
         return self._client.call(prepared.function, args, kwargs, options, *root)
 
     async def stream(

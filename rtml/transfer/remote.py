@@ -41,6 +41,8 @@ class RemoteStore(Store):
         secret: of the data endpoints; b"" without keys.
     """
 
+    distant = True
+
     def __init__(self, session: int, address: str, secret: bytes = b"") -> None:
         super().__init__("", session, 0)
         self._address = address

@@ -13,6 +13,8 @@ import pytest
 
 import rtml
 from rtml.client.client import Client
+from rtml.messages import Options
+from rtml.serving.engine import ClientEngine
 from tests.integration.test_nodes import Cluster, cluster, joined, until
 
 LARGE = 8 * 1024 * 1024
@@ -165,3 +167,32 @@ def test_results_of_a_killed_node_are_made_again() -> None:
         assert (again.result(120) == value * 4).all()
         with pytest.raises(rtml.errors.ObjectLost, match="put"):
             client.submit(bytes, put).result(120)
+
+
+def test_a_gateway_elsewhere_sends_and_gets_large_arrays_without_blocking_its_loop() -> None:
+    async def use(address: str) -> None:
+        engine = ClientEngine.open(address)
+        try:
+            array = np.full((4, LARGE // 8), 2, np.float64)
+            prepared = engine.prepare(rtml.task(np.sqrt))
+            turns = 0
+
+            async def turn() -> None:
+                nonlocal turns
+                while True:
+                    await asyncio.sleep(0.001)
+                    turns += 1
+
+            turning = asyncio.create_task(turn())
+            pending = engine.submit(prepared, (array,), {}, Options())
+            before = turns
+            value = await pending
+            assert turns > before
+            assert np.allclose(value, np.sqrt(array))
+            assert pending.timing is not None
+            turning.cancel()
+        finally:
+            engine.close()
+
+    with cluster(1) as nodes:
+        asyncio.run(use(nodes.address))
