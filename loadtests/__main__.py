@@ -21,7 +21,7 @@ DEADLINE_HEADER: Final = "x-rtml-deadline-ms"
 STANDARD: Final = ("constant", "poisson", "bursts", "ramp", "mixed", "graph")
 #: Seconds of each of them, and of each probe and load of the capacity part.
 FULL_SECONDS: Final = 10.0
-QUICK_SECONDS: Final = 2.0
+QUICK_SECONDS: Final = 1.5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (one, search):
         command.add_argument("scenario", help="a file (.toml, .yaml, .json), or a name that `list` shows")
     standard = commands.add_parser("standard", help="all scenarios of the project, then capacity and goodput")
-    standard.add_argument("--quick", action="store_true", help="two seconds each: under a minute")
+    standard.add_argument("--quick", action="store_true", help="a second and a half each: under a minute")
     one.add_argument("--rate", type=float, help="requests a second on average, instead of the file's")
     search.add_argument("--rate", type=float, default=0.0, help="where the search begins, instead of the file's rate")
     search.add_argument("--probes", type=int, default=8, help="most rates that are tried (default 8)")
@@ -134,7 +134,7 @@ def _standard(options: argparse.Namespace) -> None:
             if options.quick:
                 scenario = msgspec.structs.replace(scenario, warmup=0.5)
             found[name] = _one(site, scenario, options).kinds
-        rows, document = _capacity(site, read("poisson"), options, seconds, 5 if options.quick else 8)
+        rows, document = _capacity(site, read("poisson"), options, seconds, 4 if options.quick else 8)
     print(report.runs(found))
     if rows:
         print(f"\npoisson, capacity {document['capacity'].rate:.1f}/s")

@@ -1,4 +1,4 @@
-"""What the scenarios of this folder load: models of three sizes, one of them with batches, and graph programs.
+"""What the scenarios of this folder load: models of several sizes, two of them with batches, and graph programs.
 
 `rtml serve loadtests.app:app` serves it; the model files are written to `out/load/models` at the first start.
 """
@@ -28,8 +28,7 @@ app = App("load", title="Load tests")
 four = rtml.model(str(onnxmodels.file("four", FOLDER)), name="four")
 mlp = rtml.model(str(onnxmodels.file("mlp", FOLDER)), name="mlp", batch=16)
 wide = rtml.model(str(onnxmodels.file("wide", FOLDER)), name="wide", batch=BATCH)
-#: The same without batches.
-single = rtml.model(str(onnxmodels.file("wide", FOLDER)), name="single")
+single = rtml.model(str(onnxmodels.file("heavy", FOLDER)), name="single")
 for model, name in ((four, "four"), (mlp, "mlp"), (wide, "wide"), (single, "single")):
     app.model(name, model)
 

@@ -94,7 +94,7 @@ def warnings(found: Figures, cpu: float, waited: int) -> list[str]:
     said = []
     if found.requests and found.misses / found.requests > 0.01:
         said.append(
-            f"the client sent {found.misses} of {found.requests} requests late: take more generators (--processes)"
+            f"the client sent {found.misses} of {found.requests} requests late: is the machine busy, or are more generators needed? (--processes)"
         )
     if cpu > BUSY:
         said.append(f"a generator used {cpu:.0%} of a core: take more of them")

@@ -58,7 +58,9 @@ def opened(target: Target, model: str, guess: float, seconds: float, probes: int
     found = measuring.capacity(target, scenario, seconds=seconds, start=max(1.0, guess), probes=probes)
     rows = {"capacity_per_s": found.rate}
     if found.rate:
-        for load, one in measuring.at_loads(target, scenario, found.rate, seconds).items():
+        loads = measuring.at_loads(target, scenario, found.rate, seconds)
+        rows["client_cpu"] = max(one.cpu for one in loads.values())
+        for load, one in loads.items():
             rows[f"goodput_{load:g}x"] = one.all.goodput / found.rate
             rows[f"missed_{load:g}x"] = one.all.missed_of_admitted
             if one.all.p99 is not None:

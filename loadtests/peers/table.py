@@ -34,6 +34,7 @@ ROWS: Final = {
     "goodput_2x": "at 2.0 x",
     "missed_2x": "missed, of what was let in, at 2.0 x",
     "p99_2x_ms": "p99 of answers at 2.0 x, ms",
+    "client_cpu": "the load generator, of a core",
     "memory_mib": "memory after the first part, MiB",
 }
 
@@ -42,7 +43,7 @@ def shown(row: str, value: float | None) -> str:
     """A cell."""
     if value is None:
         return "-"
-    if row.startswith(("goodput", "missed")):
+    if row.startswith(("goodput", "missed", "client")):
         return f"{value:.1%}" if row.startswith("missed") else f"{value:.0%}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
