@@ -93,9 +93,8 @@ def warnings(found: Figures, cpu: float, waited: int) -> list[str]:
     """What to know before the figures are believed."""
     said = []
     if found.requests and found.misses / found.requests > 0.01:
-        said.append(
-            f"the client sent {found.misses} of {found.requests} requests late: is the machine busy, or are more generators needed? (--processes)"
-        )
+        late = f"the client sent {found.misses} of {found.requests} requests late"
+        said.append(f"{late}: the machine is busy, or it takes more generators (--processes)")
     if cpu > BUSY:
         said.append(f"a generator used {cpu:.0%} of a core: take more of them")
     if waited and waited > found.requests * 0.01:
