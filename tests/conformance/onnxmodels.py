@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.unit import tiny_onnx
+
 #: Datatype -> a row that holds its extremes.
 ROWS = {
     "BOOL": np.array([True, False]),
@@ -48,7 +50,16 @@ _ELEMENTS = {
 
 
 def write(repository: Path) -> None:
-    """`same_DATATYPE`: its input, of shape [N, 2]. `double`: twice its input of shape [N, 4], version 1: once."""
+    """`same_DATATYPE`: its input, of shape [N, 2]. `double`: twice its input of shape [N, 4], version 1: once.
+
+    `sum`, of shape [N, 1]: the sum of all inputs of a sequence.
+    """
+    (repository / "sum" / "1").mkdir(parents=True)
+    (repository / "sum" / "1" / "model.onnx").write_bytes(tiny_onnx.accumulator())
+    (repository / "sum" / "config.pbtxt").write_text(
+        "max_batch_size: 8\nsequence_batching { oldest { max_candidate_sequences: 64 } max_sequence_idle_microseconds: "
+        '60000000 state { input_name: "s" output_name: "t" dims: 1 data_type: TYPE_FP32 } }\n'
+    )
     for datatype, element in _ELEMENTS.items():
         _put(repository, f"same_{datatype}", "1", _model(element, 2, [helper.make_node("Identity", ["x"], ["y"])]))
     factor = numpy_helper.from_array(np.array(1, "f4"), "factor"), numpy_helper.from_array(np.array(2, "f4"), "factor")

@@ -110,6 +110,15 @@ def test_versions(load: Load, gateway: Gateway, version: str) -> None:
     assert runs() >= before + COUNT
 
 
+@pytest.mark.parametrize(
+    "how", [("--concurrency-range", "4"), ("--request-rate-range", "100", "--num-of-sequences", "3")]
+)
+@pytest.mark.parametrize("form", ["binary", "grpc", "grpc streams"])
+def test_sequences(load: Load, form: str, how: tuple[str, ...]) -> None:
+    report = load("sum", "--sequence-length", "10", *FORMS[form], *how)
+    assert "Sequence count" in report.text
+
+
 @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP16", "FP64", "BYTES"])
 def test_datatypes(load: Load, datatype: str) -> None:
     load(f"same_{datatype}", "--string-length", "10")

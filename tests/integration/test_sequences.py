@@ -17,6 +17,7 @@ import rtml
 from rtml.serving import App, SequenceSpec
 from rtml.serving.engine import ClientEngine
 from rtml.serving.gateway import Gateway
+from tests.integration.engine import processes
 from tests.unit import tiny_onnx
 
 pytest.importorskip("onnxruntime")
@@ -220,5 +221,18 @@ def test_gateways_of_one_engine_share_the_sequences(tmp_path: Path) -> None:
                     assert await second.step(again, number, **START) == again
                     assert await first.step(1, number) == again + 1
                     assert await second.step(1, number, **(END if again < 2 else {})) == again + 2
+
+    run(test)
+
+
+def test_a_dispatcher_that_is_killed_takes_no_sequence_along(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as server:
+            await server.step(1, 1, **START)
+            supervisor = server.engine._client.engine_pid
+            assert supervisor is not None
+            (dispatcher,) = processes(supervisor)["dispatcher"]
+            os.kill(dispatcher, signal.SIGKILL)
+            assert [await server.step(1, 1) for _ in range(3)] == [2, 3, 4]
 
     run(test)
