@@ -225,8 +225,10 @@ class Copies:
         """Give all back."""
         for digest in list(self._used):
             with self._lock:
-                _, lock = self._used[digest]
-                self._used[digest] = (1, lock)
+                used = self._used.get(digest)
+                if used is None:
+                    continue  # given back a moment ago, by the thread of a load that was cancelled
+                self._used[digest] = (1, used[1])
             self.give_back(Copy(self._directory / digest, digest))
         if self._own:
             shutil.rmtree(self._directory, ignore_errors=True)
