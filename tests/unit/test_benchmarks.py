@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
+from benchmarks import measure, microbench
 from benchmarks.bars import BARS, Table, advantage, verdicts
 from benchmarks.run import median, merge, table
+from benchmarks.suite import timing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +51,33 @@ def test_verdicts_cover_what_was_measured() -> None:
     lines = verdicts(rows)
     assert [line.split()[0] for line in lines] == ["reached", "MISSED", "MISSED"]
     assert len({(bar.row, bar.peer) for bar in BARS}) == len(BARS)
+
+
+def test_the_suite_of_ray_names_rows_that_are_not_far_enough_ahead() -> None:
+    rows: Table = {
+        "tasks sync /s": {"rtml": 4_000.0, "ray": 700.0},
+        "actor calls async /s": {"rtml": 4_000.0, "ray": 1_000.0},
+        "put gigabytes /s": {"rtml": 3.0, "ray": 2.0},
+        "client: put gigabytes /s": {"ray": 0.1},
+    }
+    assert [line.split(":")[0].split()[0] for line in microbench.missed(rows)] == ["MISSED", "only"]
+    assert "actor calls async /s: 4x" in microbench.missed(rows)[0]
+
+
+def test_both_sides_of_the_suite_have_the_same_rows() -> None:
+    """Ray is not installed here, so its side is read."""
+    pattern = re.compile(r'Row\(\s*f?"([^"]+)"')
+    texts = [(ROOT / f"benchmarks/suite/{name}.py").read_text() for name in ("rtml_", "ray_")]
+    ours, theirs = (pattern.findall(text) for text in texts)
+    assert sorted(ours) == sorted(theirs)
+    assert len(ours) == len(set(ours)) > 20
+
+
+def test_a_row_of_the_suite_is_what_was_done_in_a_second() -> None:
+    plan = timing.Plan(warm_s=0.0, window_s=0.01, windows=1)
+    done = []
+    value = timing.rate(timing.Row("appended /s", lambda: done.append(time.sleep(0.001)), 5), plan)
+    assert 0 < value <= 5_000
 
 
 def test_table_is_aligned() -> None:
