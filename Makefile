@@ -41,7 +41,7 @@ lint: setup ## ruff, format, layers
 types: setup ## mypy --strict
 	$(BIN)/mypy
 
-test: setup ## unit, transcripts, property, integration, conformance, deploy, tidy, then SEEDS=200 simulations
+test: setup ## unit, transcripts, property, integration, conformance, acceptance, deploy, tidy, then SEEDS=200 simulations
 	$(BIN)/pytest $(PYTEST)
 	$(PY) -m tests.sim --seeds $(SEEDS)
 
