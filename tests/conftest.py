@@ -31,7 +31,7 @@ KEPT_TARGETS = ("/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty", "/proc/", "
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--rewrite` and `--whole`."""
     parser.addoption("--rewrite", action="store_true", help="write what happened into tests/transcripts")
-    parser.addoption("--whole", action="store_true", help="all of tests/conformance, however long it takes")
+    parser.addoption("--whole", action="store_true", help="all of `make conformance`, however long it takes")
 
 
 def pytest_configure() -> None:

@@ -77,6 +77,15 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     found.stop()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--whole`, leave out what only belongs to the whole."""
+    if config.getoption("--whole"):
+        return
+    out = [item for item in items if item.get_closest_marker("whole")]
+    items[:] = [item for item in items if item not in out]
+    config.hook.pytest_deselected(items=out)
+
+
 @pytest.fixture(scope="session")
 def whole(request: pytest.FixtureRequest) -> bool:
     """Whether everything is wanted, however long it takes."""

@@ -23,6 +23,8 @@ class Chained(msgspec.Struct):
 @rtml.task
 async def chain(x: NDArray[np.float32]) -> Chained:
     """Twice through a model of the repository: load generators see an ensemble of it."""
+    if x.size % 4:
+        raise rtml.errors.InvalidInput(f"x has {x.size} elements; rows of 4 are asked for")
     model = rtml.served("double")
     return Chained(await model.submit(await model.submit(np.reshape(x, (-1, 4)))))
 

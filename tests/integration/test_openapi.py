@@ -31,7 +31,9 @@ from rtml.serving.app import TensorSpec
 from rtml.serving.results import Content
 from tests.integration.gateways import serving
 
-EXAMPLES = 5
+#: Requests of each kind.
+EXAMPLES, EXAMPLES_WHOLE = 5, 50
+MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 CHECKS = (status_code_conformance, content_type_conformance, response_schema_conformance)
 #: Answers that nobody means to give; 501, 503 and 504 are meant.
 BREAKDOWNS = (500, 502)
@@ -208,9 +210,12 @@ def test_the_page_is_whole_and_asks_nobody_else(url: str) -> None:
     assert "innerHTML" not in answer.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
-def test_every_answer_is_one_that_the_document_knows(url: str, mode: GenerationMode) -> None:
+def ask_for_everything(url: str, mode: GenerationMode, examples: int) -> int:
+    """Requests of each kind that the document has, right or wrong ones; how many they were.
+
+    Raises:
+        AssertionError: answers that the document does not know.
+    """
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     failures: list[str] = []
     asked = 0
@@ -224,7 +229,7 @@ def test_every_answer_is_one_that_the_document_knows(url: str, mode: GenerationM
             continue  # the same as without a version
 
         @hypothesis.settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             deadline=None,
             database=None,
             derandomize=True,
@@ -248,7 +253,15 @@ def test_every_answer_is_one_that_the_document_knows(url: str, mode: GenerationM
                 raise
             failures.append(f"{operation.method.upper()} {operation.path}: {error}"[:1500])
     assert not failures, "\n\n".join(failures[:10])
-    assert asked > 100
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+def test_every_answer_is_one_that_the_document_knows(
+    request: pytest.FixtureRequest, url: str, mode: GenerationMode
+) -> None:
+    assert ask_for_everything(url, mode, EXAMPLES_WHOLE if request.config.getoption("--whole") else EXAMPLES) > 100
 
 
 def test_a_gateway_with_tokens_says_so() -> None:
