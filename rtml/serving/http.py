@@ -57,6 +57,10 @@ _RETRY: Final = {"Retry-After": "1"}
 _encode_json = msgspec.json.Encoder().encode
 
 
+#: Seconds; a longer budget is as good as this one, and the engine's messages have a limit, too.
+BUDGET_MAX: Final = 1e9
+
+
 class HttpError(Exception):
     """An answer that is not a success."""
 
@@ -195,7 +199,7 @@ def parse_deadline(text: str) -> float:
         milliseconds = math.nan
     if not 0 < milliseconds < math.inf:
         raise InvalidInput(f"header {DEADLINE} must be a positive number of milliseconds, not {text[:40]!r}")
-    return milliseconds / 1e3
+    return min(milliseconds / 1e3, BUDGET_MAX)
 
 
 def tightest(*budgets: float | None) -> float | None:

@@ -40,6 +40,8 @@ _PRIORITY_MIN: Final = -(1 << 31)
 #: Classes that one output may be answered with: each is text that is made for it.
 _CLASSES_MAX: Final = 100_000
 
+#: Seconds; more is as good as that, and the engine's messages have a limit, too.
+_TIMEOUT_MAX: Final = 1e9
 #: The parameter of a tensor that is not in the body.
 REGION: Final = "shared_memory_region"
 
@@ -340,7 +342,7 @@ def _is_number(value: object) -> bool:
 def budget_of(parameters: Parameters) -> float | None:
     """Seconds from the parameter `timeout` (microseconds; 0 means none)."""
     timeout = parameters.get("timeout")
-    return timeout / 1e6 if isinstance(timeout, int) and timeout > 0 else None
+    return min(timeout / 1e6, _TIMEOUT_MAX) if isinstance(timeout, int) and timeout > 0 else None
 
 
 def priority_of(parameters: Parameters) -> int | None:

@@ -134,6 +134,17 @@ def test_bodies(gateway: Gateway, which: str) -> None:
     assert len(json.dumps(answer)) < 3000, "an error does not repeat what was sent"
 
 
+@pytest.mark.parametrize("milliseconds", ["1e17", "1.7976931348623157e+308"])
+def test_deadlines_beyond_all_times(gateway: Gateway, milliseconds: str) -> None:
+    for path, body in (
+        ("/v1/chain", b'{"x": [1, 2, 3, 4]}'),
+        ("/v2/models/double/infer", tensor(parameters={"a": 1})),
+        ("/v2/models/double/infer", tensor()[:-1] + b', "parameters": {"timeout": %d}}' % (2**64 - 1)),
+    ):
+        headers = {"x_rtml_deadline_ms": milliseconds, "Content_Type": "application/json"}
+        assert gateway.post(path, body, **headers)[0] == 200
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: Gateway) -> None:
     with connected(gateway.port) as connection:
         connection.sendall(b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")

@@ -16,4 +16,4 @@ pytestmark = pytest.mark.whole
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 def test_every_answer_is_one_that_the_document_knows(gateway: Gateway, mode: GenerationMode) -> None:
-    assert ask_for_everything(f"http://127.0.0.1:{gateway.port}", mode, 20) > 500
+    assert ask_for_everything(f"http://127.0.0.1:{gateway.port}", mode, 10) > 300
