@@ -66,13 +66,13 @@ microbench: setup .venv-ray/.installed ## Ray's own suite, `ray microbenchmark`,
 load: setup ## open-loop load on the gateway: all scenarios, capacity, goodput (5 minutes; QUICK=1: under one); plots in out/load
 	@$(PY) -m loadtests standard $(if $(QUICK),--quick) $(LOAD)
 
-figures: setup ## the serving gateway's figures, one after the other (15 minutes; QUICK=1: 4)
+figures: setup ## the serving gateway's figures, one after the other (16 minutes; QUICK=1: 4)
 	@$(PY) -m loadtests.figures $(if $(QUICK),--quick) $(FIGURES)
 
 SERVERS := triton mosec kserve mlserver litserve ray bentoml
 MODEL ?= four
 
-serving-peers: setup $(SERVERS:%=.venv-serve-%/.installed) ## the same model behind other servers, in turn (40 minutes; QUICK=1: 4; MODEL=wide)
+serving-peers: setup $(SERVERS:%=.venv-serve-%/.installed) ## the same model behind other servers, in turn (40 minutes; QUICK=1: 5; MODEL=wide)
 	@$(PY) -m loadtests.peers --model $(MODEL) $(if $(QUICK),--quick) $(SERVING)
 
 # One that does not install is left out, and the table says so.

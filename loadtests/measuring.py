@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -84,14 +85,28 @@ def capacity(
         ConnectionError: nothing listens there.
     """
     shape = msgspec.structs.replace(lasting(scenario, seconds), warmup=0.5)
-    rate, low, high = start or scenario.mean, 0.0, 0.0
-    tried: list[tuple[float, float]] = []
-    for number in range(probes):
+
+    def good(rate: float, number: int) -> float:
         # Other arrivals each time: one unlucky burst is not to decide.
         probe = msgspec.structs.replace(scaled(shape, rate), seed=scenario.seed + number)
-        found = run(target, probe, processes, f"capacity, {rate:.0f}/s")[0].all
-        tried.append((rate, found.fraction))
-        if found.fraction >= GOOD:
+        return run(target, probe, processes, f"capacity, {rate:.0f}/s")[0].all.fraction
+
+    return search(good, start or scenario.mean, probes)
+
+
+def search(good: Callable[[float, int], float], start: float, probes: int) -> Capacity:
+    """The highest rate of which at least `GOOD` is good, as far as so many tries tell; pure.
+
+    Args:
+        good: Told a rate and the number of the try; says which part was good.
+        start: The first rate.
+        probes: How many at most.
+    """
+    rate, low, high = start, 0.0, 0.0
+    tried: list[tuple[float, float]] = []
+    for number in range(probes):
+        tried.append((rate, good(rate, number)))
+        if tried[-1][1] >= GOOD:
             low = rate
         else:
             high = rate

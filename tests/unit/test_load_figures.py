@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtests import report, statistics, wire
+from loadtests import measuring, report, statistics, wire
 from loadtests.generators import Outcome
 from loadtests.peers import table
 from loadtests.schedule import Plan
@@ -126,3 +126,15 @@ def test_the_documents_have_the_blocks() -> None:
         assert "figures" in table.replace(text, model, "figures")
     with pytest.raises(ValueError, match="no block"):
         table.replace("# Title\n", "four", "figures")
+
+
+@pytest.mark.parametrize(("start", "limit"), [(10, 137.0), (1000, 137.0), (137, 137.0), (1, 9.0)])
+def test_the_search_comes_close(start: float, limit: float) -> None:
+    found = measuring.search(lambda rate, _: 1.0 if rate <= limit else 0.9, start, 16)
+    assert limit / 1.06 <= found.rate <= limit
+
+
+def test_a_search_without_success_says_what_it_tried() -> None:
+    found = measuring.search(lambda rate, _: 0.0, 100, 3)
+    assert found.rate == 0
+    assert [part for _, part in found.probes] == [0, 0, 0]
