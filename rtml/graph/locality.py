@@ -42,6 +42,8 @@ class Locality:
 
     def has_far(self, task: TaskState) -> bool:
         """Whether the task has large arguments at all that other nodes can fetch."""
+        if not task.inputs and task.spec.args.__class__ is bytes:
+            return False  # most tasks
         return any(ref.node for ref in references(task))
 
     def missing(self, task: TaskState, data: str) -> int:
@@ -54,6 +56,8 @@ class Locality:
 
     def seconds(self, task: TaskState, node: NodeState) -> float:
         """Predicted time to fetch what is missing there."""
+        if not task.inputs and task.spec.args.__class__ is bytes:
+            return 0.0
         return self.missing(task, node.data) / node.bandwidth
 
     def sent(self, task: TaskState, data: str) -> None:
@@ -72,6 +76,8 @@ class Locality:
 
 def fetch_ahead(tables: Tables, task: TaskState) -> None:
     """Have this node begin to fetch what the task needs, while it waits for its turn."""
+    if not task.inputs and task.spec.args.__class__ is bytes:
+        return
     far = [ref for ref in references(task) if ref.node not in ("", tables.data)]
     if far:
         tables.effects.append(Ahead(far))

@@ -105,6 +105,17 @@ def shared_memory(supervisor: int) -> Path:
     return Path(arguments[arguments.index("--shm-dir") + 1])
 
 
+def test_a_killed_supervisor_takes_its_data_endpoint_along() -> None:
+    with cluster(1, Labelled) as nodes, nodes.connect() as client:
+        supervisor = where.options(resources=at("n0")).submit().result(30)
+        directory, endpoint = shared_memory(supervisor), data_endpoints()[supervisor]
+        client.put(np.full(LARGE, 7, np.uint8))
+        assert any(directory.glob("*-*"))
+        os.kill(supervisor, signal.SIGKILL)
+        until(lambda: not directory.exists() and not Path(f"/proc/{endpoint}").exists())
+        assert nodes.processes["n0"].wait(30) != 0
+
+
 def test_objects_go_when_nobody_needs_them() -> None:
     with cluster(2, Small) as nodes, nodes.connect() as client:
         directories = [shared_memory(where.options(resources=at(name)).submit().result(30)) for name in ("n0", "n1")]
