@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from rtml.errors import ObjectLost, RtmlError
 from rtml.messages import ObjectRef
@@ -11,6 +13,9 @@ from rtml.messages import ObjectRef
 if TYPE_CHECKING:
     from rtml.client.client import Client
     from rtml.client.future import Future
+
+#: Nodes that are asked for a copy of what is lost.
+_ATTEMPTS: Final = 4
 
 
 def brought(client: Client, payload: Any) -> Generator[Any, None, Any]:
@@ -28,23 +33,31 @@ def _keep(client: Client, payload: ObjectRef) -> Any:
 
 
 def again(client: Client, future: Future[Any], lost: ObjectLost) -> Any:
-    """The value of a lost result: the engine runs the task that made it once more, if it can.
+    """The value of a lost result: another node has a copy, or the engine runs the task that made it once more.
 
     Raises:
         ObjectLost: it cannot; the message says why.
     """
     payload = future._payload
-    if not isinstance(payload, ObjectRef) or not payload.node:
-        raise lost
-    try:
-        answer = client.query("rebuild", str(payload.id))
-    except (RtmlError, RuntimeError, TimeoutError):
-        raise lost from None  # also in an event loop, which must not wait
-    kind, _, number = answer.partition(" ")
-    if kind != "task" or not number.isdigit():
-        raise ObjectLost(f"{lost}; {answer}") from None
-    substitute = client.handle(int(number))
-    value = substitute.result()
-    with client.lock:
-        future._held = [*(future._held or ()), substitute]
-    return value
+    for _ in range(_ATTEMPTS):
+        if not isinstance(payload, ObjectRef) or not payload.node:
+            break
+        try:
+            answer = client.query("rebuild", f"{payload.id} {payload.node}")
+        except (RtmlError, RuntimeError, TimeoutError):
+            break  # also in an event loop, which must not wait
+        kind, _, where = answer.partition(" ")
+        if kind == "at":
+            payload = msgspec.structs.replace(payload, node=where)
+            try:
+                return client.decode(payload, future)
+            except ObjectLost:
+                continue
+        if kind != "task" or not where.isdigit():
+            raise ObjectLost(f"{lost}; {answer}") from None
+        substitute = client.handle(int(where))
+        value = substitute.result()
+        with client.lock:
+            future._held = [*(future._held or ()), substitute]
+        return value
+    raise lost from None

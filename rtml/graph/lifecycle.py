@@ -86,7 +86,7 @@ class Lifecycle:
         actors.unneeded = keeping.unneeded
         keeping.on_unheld = actors.unheld
         self._ending: deque[tuple[TaskState, TaskResult]] = deque()
-        self.lineages = Lineages(tables, keeping, self._accept)
+        self.lineages = Lineages(tables, keeping, self._accept, placement.spreading.locality)
 
     def use(self, hedging: Hedging) -> None:
         """Have pairs of attempts decided by it."""

@@ -2,7 +2,7 @@
 
 A result in another node's memory has a *lineage*: the task's call, and the lineages of its large arguments. When such
 a result cannot be had, because its node is gone, a task with the same call is run (the *rebuild*), and whoever needs
-the lost object takes what that makes. Nothing is rebuilt before somebody needs it.
+the lost object takes what that makes. Nothing is rebuilt before somebody needs it, nor while another node has a copy.
 
 Bounded: lineages reach `DEPTH_MAX` tasks back, cost at most `COST_MAX` seconds of run time in all, and keep at most
 `BYTES_MAX` of inline arguments; a result is rebuilt at most `REBUILDS_MAX` times. Tasks that may not be run again
@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from rtml.graph.keeping import Keeping
-from rtml.graph.locality import references
+from rtml.graph.locality import Locality, references
 from rtml.graph.state import FunctionState, Profile, Session, StoredObject, TaskState, WorkerState, inline_bytes
 from rtml.graph.tables import Tables
 from rtml.messages import DISPATCHER, OK, SESSION_MAX, ErrorInfo, ObjectRef, Task, TaskResult, task_id
@@ -57,8 +57,9 @@ class Lineage(msgspec.Struct, eq=False):
 class Lineages:
     """Remembers how results were made, and has them made again."""
 
-    def __init__(self, tables: Tables, keeping: Keeping, accept: Accept) -> None:
+    def __init__(self, tables: Tables, keeping: Keeping, accept: Accept, locality: Locality) -> None:
         self.tables = tables
+        self._locality = locality
         self.keeping = keeping
         self._accept = accept
         keeping.unneeded_made = self.forget
@@ -126,8 +127,16 @@ class Lineages:
         if error is None or error.type != "ObjectLost" or task.session.role == DISPATCHER:
             return False  # its home knows how its arguments were made
         waits: dict[int, TaskState] = {}
+        moved = False
         for position, payload in enumerate(task.inputs or ()):
             if isinstance(payload, ObjectRef):
+                if task.worker is not None:
+                    self._locality.failed(payload.id, task.worker.node.data)  # it was to have a copy, and has not
+                other = self._other(payload.id, payload.node)
+                if other and task.inputs is not None:
+                    task.inputs[position] = replace(payload, node=other)
+                    moved = True
+                    continue
                 stored = self.tables.objects.get(payload.id)
                 if stored is not None and _is_lost(stored.worker):
                     rebuild = self._rebuild(stored.lineage, now)
@@ -136,6 +145,8 @@ class Lineages:
                     waits[position] = rebuild
         for position, rebuild in waits.items():
             self._wait(task, position, rebuild)
+        if moved:
+            return True
         if not waits and task.failures < task.profile.retries and any(ref.node for ref in references(task)):
             task.failures += 1  # where it lies could not be reached, and may still be there
             return True
@@ -166,9 +177,22 @@ class Lineages:
         if isinstance(before, ObjectRef):
             self.keeping.unneeded(before.id, task.id)
 
+    def _other(self, object_id: int, data: str) -> str:
+        """The data endpoint of a node that has a copy of what could not be had from `data`; "" if that is there."""
+        self._locality.failed(object_id, data)
+        remotes = self.tables.remotes.values()
+        live = {one.node.data for one in remotes if one.session is not None and one.session.peer is not None}
+        return "" if not data or data in live or data == self.tables.data else self._locality.elsewhere(object_id, live)
+
     def ask(self, argument: str, now: float) -> str:
-        """Somebody cannot have the object of this id: the task whose result it takes instead, or why there is none."""
-        stored = self.tables.objects.get(int(argument)) if argument.isdigit() else None
+        """Somebody cannot have an object ("id endpoint"): who else has it, the task that makes it again, or why not."""
+        number, _, data = argument.partition(" ")
+        if not number.isdigit():
+            return "that is no object"
+        other = self._other(int(number), data)
+        if other:
+            return f"at {other}"
+        stored = self.tables.objects.get(int(number))
         if stored is None:
             return _PUT
         if not _is_lost(stored.worker):

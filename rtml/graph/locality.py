@@ -68,6 +68,14 @@ class Locality:
                 if len(self._copies) > _OBJECTS_MAX:
                     self._copies.popitem(last=False)
 
+    def failed(self, object_id: int, data: str) -> None:
+        """It is not there, or cannot be had from there."""
+        self._copies.get(object_id, set()).discard(data)
+
+    def elsewhere(self, object_id: int, live: set[str]) -> str:
+        """One of these data endpoints that has a copy; "" if none has."""
+        return min(self._copies.get(object_id, set()) & live, default="")
+
     def lost(self, data: str) -> None:
         """A node is gone, and its copies."""
         for copies in self._copies.values():

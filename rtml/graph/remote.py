@@ -191,6 +191,9 @@ class Remote:
         for item in message.tasks:
             spec = item.task
             known = self.tables.tasks.get(spec.id)
+            if known is not None and 0 < known.answered < item.attempt and not known.holds:
+                self.keeping.safe(known)  # it has the result, and wants another attempt
+                known = None
             if known is not None and known.session is session:
                 session.delegations[spec.id] = item.attempt
                 if known.result is not None:
@@ -269,6 +272,8 @@ class Remote:
                 if task is not None:
                     self.keeping.safe(task)
             else:
+                if task is not None:
+                    task.answered = attempt
                 finished.append(replace(result, attempt=attempt, retryable=False, timing=None))
         if returned:
             session.outbox.append(Returned(returned, leaving=self.spreading.leaving))

@@ -256,6 +256,8 @@ class TaskState(msgspec.Struct, eq=False, weakref=True):
     blocked: bool = False
     #: not ours, only known by its handle: the dispatcher to ask for its result
     home: WorkerState | None = None
+    #: the attempt of another dispatcher's that its result was told for
+    answered: int = 0
     #: until when it may wait for the node that has its arguments; 0: nobody has thought about it yet
     patience: float = 0.0
     #: dispatchers that have handed it on, and the names of its ancestors there

@@ -207,3 +207,14 @@ def test_a_gateway_elsewhere_sends_and_gets_large_arrays_without_blocking_its_lo
 
     with cluster(1) as nodes:
         asyncio.run(use(nodes.address))
+
+
+def test_a_copy_outlives_the_node_of_what_was_put() -> None:
+    with cluster(1) as nodes, nodes.connect() as client:
+        put = client.put(np.full(LARGE, 7, np.uint8))  # at the only node
+        nodes.add("n1", "--label", "at=n1")
+        until(lambda: joined(client) == 2)
+        assert total.options(resources=at("n1")).submit(put).result(60) == 7 * LARGE
+        nodes.processes["n0"].kill()
+        nodes.processes["n0"].wait()
+        assert put.result(60).sum(dtype=np.int64) == 7 * LARGE

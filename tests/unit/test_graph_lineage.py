@@ -211,5 +211,26 @@ def test_it_is_tried_only_so_often_and_so_deep() -> None:
 
 
 def ask(tree: Tree, ref: ObjectRef) -> str:
-    tree.root.post("ann", Query(7, "rebuild", str(ref.id)))
+    tree.root.post("ann", Query(7, "rebuild", f"{ref.id} {ref.node}"))
     return [message for message in tree.root.heard("ann", Reply) if isinstance(message, Reply)][-1].body
+
+
+def test_a_copy_at_another_node_is_better_than_making_it_again() -> None:
+    tree = Tree(nodes=2)
+    tree.root.ids["put"] = task_id(99, 0)
+    tree.root.submit("busy")
+    tree.settle()
+    here = where(tree, "busy")
+    other = {"n1": "n2", "n2": "n1"}[here]
+    ref = large(here, MIB)  # quickly fetched: nobody waits for its node
+    tree.root.submit("copies", deps=[("put", ref)])
+    tree.advance(0.02)
+    assert where(tree, "copies") == other
+    tree.node(other).finish("copies")
+    tree.node(here).finish("busy")
+    tree.settle()
+    lose(tree, here)
+    assert ask(tree, ref) == f"at {other}:1"
+    copy = ObjectRef(ref.id, ref.size, ref.segment, f"{other}:1")
+    assert "it was put" in ask(tree, copy), "it is not there either"
+    assert "it was put" in ask(tree, ref)
