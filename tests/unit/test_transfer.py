@@ -20,7 +20,7 @@ from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
 from rtml.transfer import uploads
-from rtml.transfer.endpoint import Endpoint, EndpointSettings, listen_inside, listen_outside
+from rtml.transfer.endpoint import CONNECTIONS_MAX, Endpoint, EndpointSettings, listen_inside, listen_outside
 from rtml.transfer.holders import Holders
 from rtml.transfer.remote import RemoteStore
 
@@ -48,11 +48,6 @@ class Host:
         self._stores.append(Store(self.directory, session))
         return self._stores[-1]
 
-    def close(self) -> None:
-        for store in self._stores:
-            store.close()
-        self.endpoint.close()
-
     def files(self) -> list[str]:
         return sorted(path.name for path in Path(self.directory).glob("*-*"))
 
@@ -67,7 +62,13 @@ def hosts(tmp_path: Path) -> Iterator[Callable[..., Host]]:
 
     yield make
     for host in made:
-        host.close()
+        host.endpoint.caller.close()
+        for store in host._stores:
+            store.close()
+    for host in made:
+        # Both of its listeners wait for a caller, and nobody talks any more.
+        eventually(lambda: host.endpoint._connections._value == CONNECTIONS_MAX - 2)  # noqa: B023 - called at once
+        host.endpoint.close()
 
 
 @contextmanager
