@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+from google.protobuf import descriptor_pool
 
 from tests.conformance.conftest import Gateway
 from tests.conformance.onnxmodels import ROWS
@@ -41,8 +42,13 @@ class KServe:
         package = types.ModuleType("kserve")
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules["kserve"] = package
-        import kserve.inference_client as client
-        import kserve.protocol.infer_type as types_
+        # Its messages have the names of those of Triton's client: one process has room for one of them, but in a pool
+        # of its own.
+        pool = descriptor_pool.DescriptorPool()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(descriptor_pool, "Default", lambda: pool)
+            import kserve.inference_client as client
+            import kserve.protocol.infer_type as types_
 
         self.open_rest: Any = lambda: client.InferenceRESTClient(client.RESTConfig(protocol="v2", timeout=60))
         self.open_grpc: Any = client.InferenceGRPCClient
