@@ -38,7 +38,11 @@ class Gateway(Server):
         # The log of a thousand refused models is more than a pipe holds.
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        wait_for(lambda: self.request("GET", "/v2/health/ready")[0] == 200, patience)
+        try:
+            wait_for(lambda: self.request("GET", "/v2/health/ready")[0] == 200, patience)
+        except BaseException:
+            self.stop()
+            raise
 
     def _read(self) -> None:
         assert self.process.stdout is not None
