@@ -27,7 +27,7 @@ Who sends what:
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -714,7 +714,25 @@ _decoder = msgspec.msgpack.Decoder(list[Message])
 
 def encode(messages: list[Message]) -> bytes:
     """One frame of these messages, in order."""
-    return _encoder.encode(messages)
+    try:
+        return _encoder.encode(messages)
+    except UnicodeEncodeError:
+        # Names of files, say, are texts that are not all Unicode; programs print them and raise them.
+        return _encoder.encode(_unicode(messages))
+
+
+def _unicode(value: Any) -> Any:
+    """The same, with whatever is no Unicode in its texts escaped."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return type(value)([_unicode(part) for part in value])
+    if isinstance(value, dict):
+        return {_unicode(key): _unicode(part) for key, part in value.items()}
+    if isinstance(value, msgspec.Struct):
+        fields = {name: _unicode(getattr(value, name)) for name in value.__struct_fields__}
+        return msgspec.structs.replace(value, **fields)
+    return value
 
 
 def decode(frame: bytes | memoryview) -> list[Message]:

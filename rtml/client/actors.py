@@ -291,13 +291,13 @@ def stop(actor: Actor) -> Future[None]:
     Returns:
         A future of its end. (It need not be waited for.)
     """
-    ref, name, _ = actor.__dict__["_rtml"]
+    ref, name, _ = _parts(actor)
     return ActorMethod(ref, f"{name}.stop", STOP, Options(cpu=0.0, retries=_ALWAYS)).submit()
 
 
 def kill(actor: Actor) -> None:
     """End an actor and its process at once. Calls that have not ended fail with `ActorDied`, and no restart follows."""
-    ref = actor.__dict__["_rtml"][0]
+    ref = _parts(actor)[0]
     client = ref.future._client
     with client.lock:
         client.core.end(ref.future.id)
@@ -306,8 +306,14 @@ def kill(actor: Actor) -> None:
 
 def ended(actor: Actor) -> Future[None]:
     """The future of an actor's end: None once it was stopped, else `ActorDied` with the reason."""
-    future: Future[None] = actor.__dict__["_rtml"][0].future
+    future: Future[None] = _parts(actor)[0].future
     return future
+
+
+def _parts(actor: Actor) -> Any:
+    if not isinstance(actor, Actor):
+        raise TypeError(f"expected an actor's handle, got {type(actor).__name__}")
+    return actor.__dict__["_rtml"]
 
 
 class _Creation:

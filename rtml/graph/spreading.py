@@ -74,7 +74,8 @@ class Spreading:
         self._spill_at: float | None = None
         #: set when this node is to end
         self.leaving = False
-        self._parcels: dict[int, tuple[Delegate, int]] = {}
+        #: bytes of arguments for each in this pass
+        self._bytes: dict[int, int] = {}
 
     # --- peers
 
@@ -185,7 +186,7 @@ class Spreading:
 
     def spread(self, active: list[Lane], now: float) -> None:
         """What the own executors have left of these lanes."""
-        self._parcels.clear()
+        self._bytes.clear()
         for lane in active:
             if lane.count:
                 self._spread(lane, now)
@@ -210,8 +211,7 @@ class Spreading:
             self._look_again(lane, now)
 
     def _room(self, worker: WorkerState, lane: Lane) -> bool:
-        parcel = self._parcels.get(worker.id)
-        if parcel is not None and parcel[1] > _BYTES_MAX:
+        if self._bytes.get(worker.id, 0) > _BYTES_MAX:
             return False
         node, shape = worker.node, lane.profile.shape
         if node.fits(shape):
@@ -316,14 +316,13 @@ class Spreading:
         if definition.id not in worker.functions:
             worker.functions.add(definition.id)
             self.tables.tell(session, Define([definition]))
-            self._parcels.pop(worker.id, None)
         context = task.graph.context
         if context is not None and context.definition.id not in worker.functions:
             worker.functions.add(context.definition.id)
             self.tables.tell(session, Define([context.definition]))
-            self._parcels.pop(worker.id, None)
-        parcel, size = self._parcels.get(worker.id, (None, 0))
-        if parcel is None or len(parcel.tasks) >= _TASKS_MAX:
+        # Only to the last message that was not sent yet: what is defined meanwhile must come before.
+        parcel = session.outbox[-1] if session.outbox else None
+        if not isinstance(parcel, Delegate) or len(parcel.tasks) >= _TASKS_MAX:
             parcel = Delegate([])
             self.tables.tell(session, parcel)
         parcel.tasks.append(
@@ -337,12 +336,12 @@ class Spreading:
                 task.attempt, task.graph.id, task.chain()[:-1], task.hops + 1, task.session.data_only or task.data_only,
             )
         )  # fmt: skip
-        size += len(spec.args) if spec.args.__class__ is bytes else 0
-        self._parcels[worker.id] = (parcel, size)
+        if spec.args.__class__ is bytes:
+            self._bytes[worker.id] = self._bytes.get(worker.id, 0) + len(spec.args)
 
     def redelegate(self, worker: WorkerState, now: float) -> None:
         """The dispatcher over there was restarted: what it had of ours is told again, as the same attempts."""
-        self._parcels.clear()
+        self._bytes.clear()
         for task in list(worker.queue.values()):
             if task.state is not State.DONE:
                 self._send(worker, task, now)

@@ -280,3 +280,15 @@ def test_a_node_that_leaves_gives_back_what_it_has_not_begun() -> None:
     tree.root.submit("later")
     tree.settle()
     assert where(tree, "later") == "n2"
+
+
+def test_each_wake_up_sends_what_it_delegates() -> None:
+    tree = Tree(nodes=1, workers=2)
+    node = tree.node("n1")
+    for name in ("a", "b"):
+        tree.root.submit(name)
+        tree.settle()
+        assert node.assigned(next(w for w in workers(node) if node.assigned(w))) == [name]
+        node.finish(name)
+        tree.settle()
+        assert tree.root.outcome(name) == "ok"
