@@ -179,9 +179,9 @@ def test_unpicklable_things_say_which() -> None:
 
 
 def test_texts_that_are_no_unicode_are_escaped() -> None:
-    assert rtml.submit(print, "a file called \ud800").result(10) is None
-    with pytest.raises(FileNotFoundError, match=r"ud800"):
-        rtml.submit(open, "no file called \ud800").result(10)
+    assert rtml.submit(print, "a file called \udcff").result(10) is None
+    with pytest.raises(FileNotFoundError, match=r"udcff"):
+        rtml.submit(open, "no file called \udcff").result(10)
 
 
 def test_future_can_be_awaited_by_any_program() -> None:
