@@ -239,7 +239,7 @@ class ZmqLink(ReceivingLink):
         except zmq.ZMQError as error:
             self._end(str(error))
             return True
-        return bool(ready)
+        return bool(ready) or self._lost
 
     def _drain(self) -> bool:
         """Move packets to the inbox without waiting; False if there are none."""
@@ -258,8 +258,10 @@ class ZmqLink(ReceivingLink):
 
     def _look_at_monitor(self) -> None:
         with self._calls:
-            if _monitor_events(self._monitor) & _REFUSED:
+            if _monitor_events(self._monitor) & _REFUSED and not self._lost:
                 self._lost = True
+                # A `send` may have found it: then nothing else would tell whoever waits for input.
+                self.wake()
 
     # --- sending --------------------------------------------------------------------------------------------------
 

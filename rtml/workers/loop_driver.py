@@ -19,6 +19,8 @@ from rtml.workers.logs import LogBuffer
 
 #: Seconds between two looks for a dispatcher that is being started again.
 _RETRY_S: Final = 0.02
+#: Seconds that an attempt to connect over ZeroMQ may hold the loop up while it has lost its dispatcher.
+_HANDSHAKE_S: Final = 0.05
 
 
 class LoopDriver:
@@ -205,14 +207,19 @@ class LoopDriver:
             self.loop.remove_reader(link.fileno())
             with contextlib.suppress(OSError):
                 link.close()
-        self._connect(0.0)
+        self._connect(self._patience)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds for one attempt to connect again: a handshake over ZeroMQ takes some, and there is no dispatcher."""
+        return 0.0 if self.address.startswith("unix:") else _HANDSHAKE_S
 
     def _connect(self, timeout: float) -> None:
         """Connects, or tries again soon without holding the loop up."""
         try:
             link = connect(self.address, timeout)
         except LinkClosed:
-            self.loop.call_later(_RETRY_S, self._connect, 0.0)
+            self.loop.call_later(_RETRY_S, self._connect, self._patience)
             return
         self._link = link
         self.loop.add_reader(link.fileno(), self.receive)
