@@ -22,6 +22,7 @@ from rtml.metrics import Target
 from rtml.serving import http, tracing
 from rtml.serving.access import Access
 from rtml.serving.accesslog import Line
+from rtml.serving.draining import Draining
 from rtml.serving.front import Door, add_progress
 from rtml.serving.grpc_messages import INFERENCE
 from rtml.serving.inference import Progress
@@ -112,38 +113,31 @@ class Calls:
     def __init__(self, ids: http.RequestIds, door: Door) -> None:
         self.ids = ids
         self._door = door
-        self._running: set[asyncio.Task[Any]] = set()
-        #: Set by `drain` when nothing runs any more; None before it.
-        self._idle: asyncio.Event | None = None
-        self._given_up = False
+        self._draining = Draining()
         #: Reads of streams, which would never end by themselves.
         self._readers: set[asyncio.Task[None]] = set()
 
     @property
     def draining(self) -> bool:
         """Whether `drain` has begun."""
-        return self._idle is not None
+        return self._draining.begun
 
     async def answer(self, method: str, context: Any, handler: Callable[[Call], Awaitable[_Result]]) -> _Result:
         """The handler's answer; every error becomes a status, except that the client has gone."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
+        draining = self._draining
+        task = draining.enter()
         call = Call(method, context, self.ids)
         try:
             return await handler(call)
         except asyncio.CancelledError:
-            if not self._given_up:
+            if not draining.given_up(task):
                 raise
-            task.uncancel()
-            failure = http.explain(http.HttpError(503, "the gateway stops, and does not wait any longer", "Stopping"))
+            failure = http.explain(http.stopping())
         except Exception as error:  # noqa: BLE001 - the boundary between handlers and clients
             http.log_error(method, call.id, error)
             failure = http.explain(error)
         finally:
-            self._running.discard(task)
-            if self._idle is not None and not self._running:
-                self._idle.set()
+            draining.leave(task)
         code = _CODES.get(failure.status, grpc.StatusCode.INTERNAL)
         await context.abort(code, failure.message[:_DETAILS_MAX], trailing_of(call, failure))
         raise AssertionError("unreachable: abort raises")
@@ -213,19 +207,10 @@ class Calls:
 
     async def drain(self, timeout: float) -> None:
         """Read no more from streams and let what runs end; cancel the rest after `timeout` seconds."""
-        self._idle = asyncio.Event()
+        self._draining.begin()
         for task in self._readers:
             task.cancel()
-        if not self._running:
-            return
-        try:
-            async with asyncio.timeout(timeout):
-                await self._idle.wait()
-        except TimeoutError:
-            self._given_up = True
-            for running in self._running:
-                running.cancel()
-            await self._idle.wait()
+        await self._draining.drain(timeout)
 
 
 def trailing_of(call: Call, failure: http.Failure) -> tuple[tuple[str, str], ...]:

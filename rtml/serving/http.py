@@ -25,6 +25,7 @@ from rtml.errors import ConnectionLost, InvalidInput, Overloaded, RtmlError, Sub
 from rtml.messages import Timing
 from rtml.serving import bodies, tracing
 from rtml.serving.bodies import Buffer
+from rtml.serving.draining import Draining
 from rtml.serving.engine import RemoteError
 from rtml.serving.tracing import TRACEPARENT, TRACESTATE
 from rtml.serving.visits import VISIT, Visit
@@ -281,6 +282,11 @@ async def _read_raw(request: web.BaseRequest, timeout: float) -> Buffer:
         raise HttpError(400, "the body cannot be read: wrong length", "InvalidInput") from None
 
 
+def stopping() -> HttpError:
+    """What is told to those for whom the gateway that stops does not wait."""
+    return HttpError(503, "the gateway stops, and does not wait any longer", "Stopping")
+
+
 def too_many(most: float) -> HttpError:
     """A model or endpoint has as many requests as it may."""
     return HttpError(503, f"there are {most:g} requests being answered here already, the most that may be", "QueueFull")
@@ -319,10 +325,7 @@ class Routes:
         self._exact: dict[str, Methods] = {}
         #: Paths below a prefix, that somebody else knows.
         self._below: list[tuple[str, Callable[[str], Methods]]] = []
-        self._running: set[asyncio.Task[Any]] = set()
-        #: Set by `drain` when nothing runs any more; None before it.
-        self._idle: asyncio.Event | None = None
-        self._given_up = False
+        self._draining = Draining()
 
     def add(self, method: str, path: str, handler: Handler) -> None:
         """Serve exactly `path`.
@@ -352,53 +355,38 @@ class Routes:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle a request; every error becomes an answer, except that the client has gone."""
-        task = asyncio.current_task()
-        assert task is not None
         visit = VISIT.get()
         if visit is None and (parent := request.headers.get(TRACEPARENT)) is not None:
             visit = Visit(tracing.follow(parent, request.headers.get(TRACESTATE, "")))
             VISIT.set(visit)
-        self._running.add(task)
+        draining = self._draining
+        task = draining.enter()
         try:
             response = await self._answer(request)
         except asyncio.CancelledError:
-            if not self._given_up:
+            if not draining.given_up(task):
                 raise
-            task.uncancel()
-            response = error_response(HttpError(503, "the gateway stops, and does not wait any longer", "Stopping"))
+            response = error_response(stopping())
         finally:
-            self._running.discard(task)
-            if self._idle is not None and not self._running:
-                self._idle.set()
+            draining.leave(task)
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = self._ids.of(request)
         if visit is not None and visit.trace is not None:
             response.headers[TRACEPARENT] = visit.trace.header
             if visit.trace.state:
                 response.headers[TRACESTATE] = visit.trace.state
-        if self._idle is not None:
+        if draining.begun:
             # The connection ends after this answer: a client that knows does not send its next request into the void.
             response.force_close()
         return response
 
     def say_goodbye(self) -> None:
         """From now on every answer tells its client that the connection ends."""
-        if self._idle is None:
-            self._idle = asyncio.Event()
+        self._draining.begin()
 
     async def drain(self, timeout: float) -> None:
         """Let what runs end, and tell clients that their connections do; cancel the rest after `timeout` seconds."""
-        self._idle = asyncio.Event()  # a new one: that of `say_goodbye` has been set whenever nothing ran
-        if not self._running:
-            return
-        try:
-            async with asyncio.timeout(timeout):
-                await self._idle.wait()
-        except TimeoutError:
-            self._given_up = True
-            for task in self._running:
-                task.cancel()
-            await self._idle.wait()
+        await self._draining.drain(timeout)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
