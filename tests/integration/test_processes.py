@@ -61,6 +61,11 @@ class Client(threading.Thread):
                 except ConnectionRefusedError:
                     self.refused = True
                     return
+                except ConnectionResetError as error:
+                    # The process whose socket it reached was killed before it accepted.
+                    self.lost.append(("", repr(error)))
+                    connection = None
+                    continue
             try:
                 connection.request("POST", "/v1/reverse", DATA, {"Content-Type": "application/octet-stream"})
                 response = connection.getresponse()
