@@ -29,8 +29,8 @@ SETTLE_S = 10.0
 #: Descriptors that libraries open once and keep for the life of the process.
 KEPT_TARGETS = ("/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty", "/proc/", "/sys/", ".hypothesis")
 
-#: Of each of these kinds, gRPC's library opens and closes a few by threads of its own whenever it likes, even in modules
-#: that do not use it; more than these few are somebody's leak.
+#: Of each of these kinds gRPC's library opens and closes a few by threads of its own whenever it likes, even in
+#: modules that do not use it; more than these few are somebody's leak.
 POLLERS = ("anon_inode:[eventfd]", "anon_inode:[eventpoll]")
 POLLERS_OF_GRPC = 2
 
