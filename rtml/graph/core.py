@@ -8,7 +8,8 @@ A wake-up has one `now`. All messages are applied first, then one scheduling pas
 with everything known), then each peer gets one frame. Ten parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
-    Lifecycle    a task from submission to its one result
+    Submission   how a task comes to be, or why not
+    Lifecycle    a task from there to its one result
     Admission    which graphs are let in, and what was learned of them
     Keeping      what is kept for whom, and when it is forgotten
     Actors       tasks that go on until their actor ends, and the calls on them
@@ -19,7 +20,7 @@ with everything known), then each peer gets one frame. Ten parts share the table
     Pools        how many executors there are, and what can never run
     Readiness    which functions executors keep ready, and which are forgotten
 
-The way of a request: `Submit` -> Lifecycle.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
+The way of a request: `Submit` -> Submission.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
 Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
 """
 
@@ -280,7 +281,7 @@ class Core:
         if self.recovery.active:
             self.recovery.submit(session, message.tasks, now)
         else:
-            self.lifecycle.submit(session, message.tasks, now)
+            self.lifecycle.submission.submit(session, message.tasks, now)
         if message.ack:
             self._acks.append((session, message.ack))
 

@@ -238,7 +238,7 @@ class Recovery:
             return
         if self._parked_calls.get((session.id, spec.actor)) == spec.id:
             del self._parked_calls[session.id, spec.actor]
-        self.lifecycle.submit(session, [spec], now)
+        self.lifecycle.submission.submit(session, [spec], now)
         task = self.tables.tasks.get(spec.id)
         if task is None:
             self._release(spec.id)

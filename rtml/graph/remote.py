@@ -211,7 +211,7 @@ class Remote:
             if self.recovery.active:
                 self.recovery.submit(session, [spec], now)
             else:
-                self.lifecycle.submit(session, [spec], now)
+                self.lifecycle.submission.submit(session, [spec], now)
             task = self.tables.tasks.get(spec.id)
             if task is None:
                 continue
