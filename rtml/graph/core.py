@@ -5,7 +5,7 @@
     core.next_wakeup()                     # when to call again if nothing arrives
 
 A wake-up has one `now`. All messages are applied first, then one scheduling pass places what is ready (so it decides
-with everything known), then each peer gets one frame. Ten parts share the tables and own the decisions:
+with everything known), then each peer gets one frame. These parts share the tables and own the decisions:
 
     Membership   who is there, what a death or a return means
     Submission   how a task comes to be, or why not
@@ -20,8 +20,8 @@ with everything known), then each peer gets one frame. Ten parts share the table
     Pools        how many executors there are, and what can never run
     Readiness    which functions executors keep ready, and which are forgotten
 
-The way of a request: `Submit` -> Submission.submit -> Placement.push -> Placement.schedule -> `Assign` ... `Finished` ->
-Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
+The way of a request: `Submit` -> Submission.submit -> Placement.push -> Placement.schedule -> `Assign` ...
+`Finished` -> Lifecycle.finished -> Placement.reported, Lifecycle.end -> `Results`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from typing import Any
 from rtml.graph.actors import Actors
 from rtml.graph.admission import Admission
 from rtml.graph.hedging import Hedging
+from rtml.graph.interrupts import Interrupts
 from rtml.graph.keeping import Keeping
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.membership import Membership
+from rtml.graph.outgoing import flush, pass_on
 from rtml.graph.placement import Placement
 from rtml.graph.policy import Scheduling
 from rtml.graph.pools import Pools
@@ -43,7 +45,7 @@ from rtml.graph.readiness import Readiness
 from rtml.graph.recovery import Recovery
 from rtml.graph.remote import Remote
 from rtml.graph.snapshot import snapshot
-from rtml.graph.state import Session, State, WorkerState, inline_bytes
+from rtml.graph.state import Session, WorkerState
 from rtml.graph.streams import Streams
 from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
 from rtml.graph.workforce import Workforce
@@ -53,8 +55,6 @@ from rtml.messages import (
     EXECUTOR,
     SUPERVISOR,
     Ack,
-    Assign,
-    Attempt,
     Blocked,
     Cancel,
     Checkpoint,
@@ -67,7 +67,6 @@ from rtml.messages import (
     Hello,
     Holding,
     Hosting,
-    Interrupt,
     Items,
     Keep,
     Logs,
@@ -80,33 +79,16 @@ from rtml.messages import (
     Rehello,
     Release,
     Reply,
-    Results,
     Resumed,
     Returned,
-    Safe,
     Submit,
     TaskResult,
     Unwatch,
     Watch,
-    WatchResults,
 )
 
 #: Of a wake-up: (link number, its messages), or (link number, None) when the link closed.
 Arrivals = Sequence[tuple[int, list[Message] | None]]
-
-#: Seconds after which an executor that did not react to a signal gets another one; doubled each time up to the maximum.
-INTERRUPT_AGAIN = 0.02
-INTERRUPT_AGAIN_MAX = 1.0
-
-#: Results in one frame: at most 32 MiB of payloads.
-RESULTS_MAX = 512
-
-#: Bytes of resolved dependencies in one frame, where several attempts go to one executor.
-FRAME_DEPENDENCIES_MAX = 8 * 1024 * 1024
-
-#: So many messages of an executor are safe before it is told (with its next message) that it may forget them. A
-#: dispatcher below, which keeps a record of every task, is told with each.
-SAFE_LAG_MAX = 8
 
 
 class Core:
@@ -142,6 +124,7 @@ class Core:
         self.membership = Membership(
             self.tables, self.workforce, self.placement, self.lifecycle, self.recovery, self.remote
         )
+        self.interrupts = Interrupts(self.tables, self.pools, self.recovery)
         self.workforce.on_timeout = self.lifecycle.timed_out
         #: deaths of executors by kind of reason, and the last lags of async executors' loops in seconds, for metrics
         self.deaths: Counter[str] = Counter()
@@ -225,8 +208,8 @@ class Core:
             if arrivals:
                 self.placement.spreading.changed(now)
         if tables.interrupts:
-            self._interrupt(now)
-        return self._flush()
+            self.interrupts.send(now)
+        return flush(self.tables, self.remote)
 
     def settle(self) -> list[Effect]:
         """What can wait until the effects of `handle` are carried out: forgets what is safe with its submitter.
@@ -236,7 +219,7 @@ class Core:
         if self._acks:
             self._forget_acknowledged()
             if self.tables.dirty or self.tables.effects:
-                return self._flush()
+                return flush(self.tables, self.remote)
         return []
 
     def _forget_acknowledged(self) -> None:
@@ -339,18 +322,7 @@ class Core:
         """It is alive: that was all."""
 
     def _logs(self, session: Session, message: Logs, now: float) -> None:
-        by_root: dict[int, list[tuple[int, str, int, str, str]]] = {}
-        for line in message.lines:
-            task = self.tables.tasks.get(line[0])
-            if task is not None:
-                by_root.setdefault(task.graph.session.id, []).append(line)
-            else:
-                # The task has ended and is forgotten: its lines go to the submitter named in its graph's id, if any.
-                by_root.setdefault(line[0] >> 32, []).append(line)
-        for session_id, lines in by_root.items():
-            root = self.tables.sessions.get(session_id)
-            if root is not None and root.peer is not None:
-                self.tables.tell(root, Logs(lines))
+        pass_on(self.tables, message.lines)
 
     # --- messages of executors
 
@@ -445,7 +417,7 @@ class Core:
     def connected(self, peer: int, now: float) -> list[Effect]:
         """The link `peer` to the dispatcher above this one is there (again)."""
         self.membership.dialled(peer, now)
-        return self._flush()
+        return flush(self.tables, self.remote)
 
     def _refused(self, session: Session, message: Refused, now: float) -> None:
         if session.worker is not None and session.worker.upward:
@@ -487,106 +459,6 @@ class Core:
         # "signal SIGSEGV" and "exit code 3" are counted by their first word: a closed set for the metric's label.
         self.deaths[message.reason.partition(" ")[0].rstrip(":") or "unknown"] += 1
 
-    # --- outgoing
-
-    def _interrupt(self, now: float) -> None:
-        """Have executors signalled that must not wait for the end of their task to see a message."""
-        tables = self.tables
-        for worker in tables.interrupts.values():
-            self._signal(worker)
-            if not worker.repeating:
-                worker.repeating = True
-                tables.at(now + INTERRUPT_AGAIN, self._repeat, (worker, INTERRUPT_AGAIN, now))
-        tables.interrupts.clear()
-
-    def _signal(self, worker: WorkerState) -> None:
-        supervisor = worker.node.supervisor
-        if supervisor is not None and worker.session is not None and not worker.dying:
-            self.tables.tell(supervisor, Interrupt(worker.id))
-
-    def _repeat(self, repetition: tuple[WorkerState, float, float], now: float) -> None:
-        """A signal may overtake the message it is about, and be taken while it cannot be acted upon: send it again.
-
-        What does not react for long (native code, code that swallows interrupts) ends with its process.
-        """
-        worker, delay, since = repetition
-        unwanted = self.recovery.has_revoked(worker) or any(task.state is State.DONE for task in worker.queue.values())
-        worker.repeating = (unwanted or worker.recalling) and worker.id in self.tables.workers
-        if not worker.repeating:
-            return
-        if unwanted and worker.role == EXECUTOR and now - since > self.tables.limits.cancel_grace:
-            self.pools.kill(worker, "does not react to a cancellation")
-        else:
-            self._signal(worker)
-        delay = min(2 * delay, INTERRUPT_AGAIN_MAX)
-        self.tables.at(now + delay, self._repeat, (worker, delay, since))
-
-    def _flush(self) -> list[Effect]:
-        tables = self.tables
-        effects = tables.effects
-        for session in tables.dirty.values():
-            peer = session.peer
-            if peer is None:
-                continue
-            if session.role == DISPATCHER and session.results:
-                self.remote.answers(session)
-            messages, session.outbox = session.outbox, []
-            worker = session.worker
-            if worker is not None:
-                attempts = worker.outgoing
-                if attempts:
-                    worker.outgoing = []
-                    if len(attempts) > 1:
-                        *earlier, attempts = _in_frames(attempts)
-                        for part in earlier:
-                            effects.append(Send(peer, [*messages, Assign(part)]))
-                            messages = []
-                    messages.append(Assign(attempts))
-                lag = worker.safe - worker.safe_sent
-                if lag >= SAFE_LAG_MAX or (lag and messages and worker.role == DISPATCHER):
-                    messages.append(Safe(worker.safe))
-                    worker.safe_sent = worker.safe
-            results = session.results
-            if results:
-                session.results = []
-                while len(results) > RESULTS_MAX:
-                    effects.append(Send(peer, [*messages, _numbered(session, results[:RESULTS_MAX])]))
-                    messages = []
-                    results = results[RESULTS_MAX:]
-                messages.append(_numbered(session, results))
-            if session.watch_results:
-                messages.append(WatchResults(session.watch_results))
-                session.watch_results = []
-            if messages:
-                effects.append(Send(peer, messages))
-        tables.dirty.clear()
-        tables.effects = []
-        return effects
-
     def snapshot(self) -> dict[str, Any]:
         """Numbers for `rtml status` and metrics; costs time in proportion to the tasks."""
         return snapshot(self)
-
-
-def _numbered(session: Session, results: list[TaskResult]) -> Results:
-    """The session's next message of results, kept until it is acknowledged."""
-    session.serial += 1
-    message = Results(session.serial, results)
-    session.unacked.append(message)
-    return message
-
-
-def _in_frames(attempts: list[Attempt]) -> list[list[Attempt]]:
-    """Attempts in as many parts as their dependencies need frames; the calls of a batch stay together."""
-    if not any(attempt.deps for attempt in attempts):
-        return [attempts]
-    parts: list[list[Attempt]] = [[]]
-    size = 0
-    for attempt in attempts:
-        size += inline_bytes(attempt.deps or ())
-        part = parts[-1]
-        if size > FRAME_DEPENDENCIES_MAX and part and not (attempt.batch and attempt.batch == part[-1].batch):
-            parts.append([])
-            size = inline_bytes(attempt.deps or ())
-        parts[-1].append(attempt)
-    return parts

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from rtml.graph.core import FRAME_DEPENDENCIES_MAX, RESULTS_MAX, SAFE_LAG_MAX
+from rtml.graph.outgoing import FRAME_DEPENDENCIES_MAX, RESULTS_MAX, SAFE_LAG_MAX
 from rtml.graph.tables import Answer, Send, Unlink
 from rtml.messages import (
     INLINE_MAX,
