@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client import context
 from rtml.client.driver import Waiter
-from rtml.client.future import PENDING, Bridge, Future, Gathered, error_of, remaining
+from rtml.client.future import PENDING, Future, error_of, remaining
+from rtml.client.gathered import Gathered
+from rtml.client.waiting import Bridge
 from rtml.errors import DeadlineExceeded, RtmlError
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from rtml.client.anytime import Anytime, anytime
 from rtml.client.client import Client, as_future
 from rtml.client.embedded import connect as _connect
 from rtml.client.functions import RemoteFunction
-from rtml.client.future import PENDING, Future, Gathered, Group, Ref, error_of, remaining
+from rtml.client.future import PENDING, Future, Ref, error_of, remaining
+from rtml.client.gathered import Gathered
+from rtml.client.waiting import Group
 
 T = TypeVar("T")
 

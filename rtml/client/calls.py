@@ -14,7 +14,8 @@ import msgspec
 
 from rtml.client import progress
 from rtml.client.functions import RETRY_ON, RemoteFunction, task
-from rtml.client.future import Future, Gathered, remaining
+from rtml.client.future import Future, remaining
+from rtml.client.gathered import Gathered
 from rtml.codec import function_name, is_async
 from rtml.errors import SubmitError
 from rtml.messages import Options

@@ -25,8 +25,10 @@ from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
-from rtml.client.future import PENDING, Future, Gathered, Group, error_of, outcome_of, remaining
+from rtml.client.future import PENDING, Future, error_of, outcome_of, remaining
+from rtml.client.gathered import Gathered
 from rtml.client.references import Lease, Special
+from rtml.client.waiting import Group
 from rtml.errors import ConnectionLost, TaskCancelled
 from rtml.messages import (
     CANCELLED,

@@ -18,17 +18,16 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from rtml.client import far
 from rtml.client.driver import Waiter
+from rtml.client.waiting import Bridge
 from rtml.errors import ObjectLost, RtmlError, TaskCancelled
 from rtml.messages import CANCELLED, OK, ErrorInfo, ObjectRef, TaskResult, Timing
 
 if TYPE_CHECKING:
-    import asyncio
-
     from rtml.client.client import Client
 
 T = TypeVar("T")
@@ -38,7 +37,8 @@ FINISHED: Final = "FINISHED"
 #: The standard library counts a cancelled future as done only in this state.
 CANCELLED_STATE: Final = "CANCELLED_AND_NOTIFIED"
 
-_UNSET: Final = object()
+#: The value of a future that nobody has decoded yet.
+UNSET: Final = object()
 _logger = logging.getLogger("rtml.client")
 
 
@@ -73,7 +73,7 @@ class Future(concurrent.futures.Future[T]):
         self._state = PENDING
         self._payload: bytes | ObjectRef | None = None
         self._failure: ErrorInfo | BaseException | None = None
-        self._value: Any = _UNSET
+        self._value: Any = UNSET
         self._timing: Timing | None = None
         #: Waiters to notify and user callbacks to call at the end; None instead of an empty list.
         self._watchers: list[Waiter] | None = None
@@ -118,7 +118,7 @@ class Future(concurrent.futures.Future[T]):
         if self._state is PENDING:
             self._wait(timeout)
         value = self._value
-        if value is not _UNSET:
+        if value is not UNSET:
             return cast(T, value)
         if self._failure is not None:
             try:
@@ -168,7 +168,7 @@ class Future(concurrent.futures.Future[T]):
     def __await__(self) -> Generator[Any, None, T]:
         if self._state is PENDING:
             yield from self._suspend()
-        if self._value is _UNSET and self._is_far():
+        if self._value is UNSET and self._is_far():
             kept = yield from self._bring()
             try:
                 return self.result()
@@ -292,7 +292,7 @@ class Future(concurrent.futures.Future[T]):
                 self._detach(waiter)
 
     def _suspend(self) -> Generator[Any, None, None]:
-        import asyncio
+        import asyncio  # here, because programs without an event loop do without it
 
         loop = asyncio.get_running_loop()
         bridge = Bridge(loop)
@@ -316,7 +316,7 @@ class Future(concurrent.futures.Future[T]):
             value = far.again(self._client, self, lost)
         with self._client.lock:
             # Two threads may have decoded at once; all must see the same object.
-            if self._value is _UNSET:
+            if self._value is UNSET:
                 self._value = value
             return self._value
 
@@ -350,126 +350,6 @@ class Future(concurrent.futures.Future[T]):
             _logger.exception("exception calling callback for %r", self)
 
 
-class Bridge(Waiter):
-    """Lets a future of ours wake a coroutine."""
-
-    __slots__ = ("future", "loop", "thread")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self.loop = loop
-        self.future: asyncio.Future[None] = loop.create_future()
-        self.thread = threading.get_ident()
-
-    def notify(self, future: Any) -> None:
-        """Resume the coroutine; from the loop's own thread without a system call."""
-        self.ready = True
-        if threading.get_ident() == self.thread:
-            self._resume()
-        else:
-            try:
-                self.loop.call_soon_threadsafe(self._resume)
-            except RuntimeError:
-                return  # The loop was closed: nobody is left to be resumed.
-
-    def _resume(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-
-class Gathered(Future[list[Any]]):
-    """The results of many futures, as one. Ends with the first error, or when all have values."""
-
-    __slots__ = ("_collector", "_return_exceptions", "members")
-
-    def __init__(self, client: Client, members: Sequence[Future[Any]], return_exceptions: bool) -> None:
-        super().__init__(client, 0)
-        self.members = members
-        self._return_exceptions = return_exceptions
-        self._collector: _Collector | None = None
-
-    def start(self) -> None:
-        """Begin to listen; called once by `gather`."""
-        self._collector = collector = _Collector(self, len(self.members))
-        for member in self.members:
-            if not member._attach(collector):
-                collector.notify(member)
-
-    def running(self) -> bool:
-        """Whether any member is."""
-        return self._state is PENDING and any(member.running() for member in self.members)
-
-    def cancel(self) -> bool:
-        """Cancel all members that have not ended."""
-        by_client: dict[Client, list[Future[Any]]] = {}
-        for member in self.members:
-            if isinstance(member, Gathered):
-                member.cancel()
-            elif not member.done():
-                by_client.setdefault(member._client, []).append(member)
-        return self._state is PENDING and bool(sum(len(client.cancel_all(some)) for client, some in by_client.items()))
-
-    def _is_far(self) -> bool:
-        return any(member._is_far() for member in self.members)
-
-    def _bring(self) -> Generator[Any, None, Any]:
-        far_ones = [member for member in self.members if member._value is _UNSET and member._is_far()]
-        kept = []
-        for member in far_ones:
-            kept.append((yield from member._bring()))  # noqa: PERF401 - a comprehension cannot yield
-        return kept
-
-    def _detach_all(self) -> None:
-        if self._collector is not None:
-            for member in self.members:
-                member._detach(self._collector)
-
-    def _decode(self) -> Any:
-        if self._return_exceptions:
-            value = [member.result() if (error := error_of(member)) is None else error for member in self.members]
-        else:
-            value = [member.result() for member in self.members]
-        with self._client.lock:
-            if self._value is _UNSET:
-                self._value = value
-            return self._value
-
-
-class _Collector(Waiter):
-    """Counts the members of a `Gathered`. `notify` may come from several threads, so the count is under the lock."""
-
-    __slots__ = ("gathered",)
-
-    def __init__(self, gathered: Gathered, needed: int) -> None:
-        super().__init__(needed)
-        self.gathered: Gathered | None = gathered
-        if not needed:
-            self._finish(None)
-
-    def notify(self, future: Any) -> None:
-        gathered = self.gathered
-        if gathered is None:
-            return
-        failed = None if gathered._return_exceptions or future._failure is None else error_of(future)
-        with gathered._client.lock:
-            self.needed -= 1
-            ended = not self.ready and (failed is not None or self.needed == 0)
-            self.ready = self.ready or ended
-        if ended:
-            self._finish(failed)
-
-    def _finish(self, failed: BaseException | None) -> None:
-        gathered, self.gathered = self.gathered, None
-        assert gathered is not None
-        outcome = CANCELLED if isinstance(failed, concurrent.futures.CancelledError) else OK
-        with gathered._client.lock:
-            told = gathered._settle(None, failed, outcome)
-        if told:
-            gathered._announce(outcome)
-        if failed is not None:
-            gathered._detach_all()
-
-
 class Ref:
     """Made by `rtml.ref`: passed to a task, it arrives as the future itself, not as its value."""
 
@@ -495,45 +375,6 @@ class Ref:
 def _referred(future: Future[Any]) -> Future[Any]:
     """What a `Ref` is where it arrives."""
     return future
-
-
-class Group(Waiter):
-    """Waits for `needed` of many futures of one or several clients, at a cost per call that stays in C.
-
-    Registered with the clients, not with every future: a loop that waits for one of a thousand, a thousand times, would
-    otherwise attach and detach a million times.
-    """
-
-    __slots__ = ("_lock", "finished", "stop_on_error", "wanted")
-
-    def __init__(self, wanted: set[Future[Any]], needed: int, *, stop_on_error: bool = False) -> None:
-        super().__init__(needed)
-        #: Not resolved yet, as far as was offered.
-        self.wanted = set(wanted)
-        self.stop_on_error = stop_on_error
-        #: The wanted futures that were resolved since, in that order.
-        self.finished: list[Future[Any]] = []
-        self._lock = threading.Lock()
-
-    def offer(self, resolved: Sequence[Future[Any]]) -> None:
-        """These have been resolved; what was offered before is ignored."""
-        with self._lock:
-            hits = [future for future in resolved if future in self.wanted]
-            if not hits:
-                return
-            self.wanted.difference_update(hits)
-            self.finished.extend(hits)
-            failed = self.stop_on_error and any(future._failure is not None for future in hits)
-            if not failed and len(self.finished) < self.needed:
-                return
-            self.ready = True
-        self.wake()
-
-    def expect(self, needed: int) -> None:
-        """Become ready again, when `needed` have been resolved in all. By the thread that waits."""
-        with self._lock:
-            self.needed = needed
-            self.ready = len(self.finished) >= needed
 
 
 def ended_handle(task: int, payload: bytes | ObjectRef | None, failure: Any) -> Future[Any]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from msgspec.structs import replace
 
 from rtml.client.driver import Waiter
-from rtml.client.future import Bridge, Future, error_of
+from rtml.client.future import Future, error_of
+from rtml.client.waiting import Bridge
 from rtml.messages import Function, Item, Items, ObjectRef, Options, Task, TaskResult
 
 if TYPE_CHECKING:

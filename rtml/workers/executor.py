@@ -26,7 +26,7 @@ from typing import Any, Final
 from rtml.client.client import Client
 from rtml.client.context import enter_process_task
 from rtml.client.driver import Waiter
-from rtml.client.future import Group
+from rtml.client.waiting import Group
 from rtml.messages import EXECUTOR, Attempt, TaskResult
 from rtml.workers import setup
 from rtml.workers.calls import QUICK, Calls, Loaded, holds_futures, run_coroutine

@@ -1,0 +1,80 @@
+"""Those who wait for futures other than by blocking on one: coroutines, and callers that wait for some of many."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rtml.client.driver import Waiter
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from rtml.client.future import Future
+
+
+class Bridge(Waiter):
+    """Lets a future of ours wake a coroutine."""
+
+    __slots__ = ("future", "loop", "thread")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.thread = threading.get_ident()
+
+    def notify(self, future: Any) -> None:
+        """Resume the coroutine; from the loop's own thread without a system call."""
+        self.ready = True
+        if threading.get_ident() == self.thread:
+            self._resume()
+        else:
+            try:
+                self.loop.call_soon_threadsafe(self._resume)
+            except RuntimeError:
+                return  # The loop was closed: nobody is left to be resumed.
+
+    def _resume(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class Group(Waiter):
+    """Waits for `needed` of many futures of one or several clients, at a cost per call that stays in C.
+
+    Registered with the clients, not with every future: a loop that waits for one of a thousand, a thousand times, would
+    otherwise attach and detach a million times.
+    """
+
+    __slots__ = ("_lock", "finished", "stop_on_error", "wanted")
+
+    def __init__(self, wanted: set[Future[Any]], needed: int, *, stop_on_error: bool = False) -> None:
+        super().__init__(needed)
+        #: Not resolved yet, as far as was offered.
+        self.wanted = set(wanted)
+        self.stop_on_error = stop_on_error
+        #: The wanted futures that were resolved since, in that order.
+        self.finished: list[Future[Any]] = []
+        self._lock = threading.Lock()
+
+    def offer(self, resolved: Sequence[Future[Any]]) -> None:
+        """These have been resolved; what was offered before is ignored."""
+        with self._lock:
+            hits = [future for future in resolved if future in self.wanted]
+            if not hits:
+                return
+            self.wanted.difference_update(hits)
+            self.finished.extend(hits)
+            failed = self.stop_on_error and any(future._failure is not None for future in hits)
+            if not failed and len(self.finished) < self.needed:
+                return
+            self.ready = True
+        self.wake()
+
+    def expect(self, needed: int) -> None:
+        """Become ready again, when `needed` have been resolved in all. By the thread that waits."""
+        with self._lock:
+            self.needed = needed
+            self.ready = len(self.finished) >= needed
