@@ -15,21 +15,21 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from rtml import codec, messages
-from rtml.client import calls, logs, references, streams
+from rtml.client import calls, handles, logs, references, results, streams
 from rtml.client.actors import ActorRef
 from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
-from rtml.client.future import PENDING, Future, error_of, outcome_of, remaining
+from rtml.client.future import PENDING, Future, error_of, remaining
 from rtml.client.gathered import Gathered
 from rtml.client.references import Lease, Special
 from rtml.client.waiting import Group
-from rtml.errors import ConnectionLost, TaskCancelled
+from rtml.errors import ConnectionLost
 from rtml.messages import (
     CANCELLED,
     ERROR,
@@ -41,7 +41,6 @@ from rtml.messages import (
     Options,
     Results,
     Task,
-    TaskResult,
     WatchResults,
     Welcome,
     session_of,
@@ -166,7 +165,7 @@ class Client(concurrent.futures.Executor):
             number = task.id = next(self._ids)
             future: Future[Any] = Future(self, number)
             if encoded.deps or encoded.handles or encoded.payload.__class__ is not bytes:
-                failure = self._link(task, encoded.deps, encoded.handles)
+                failure = references.link(self, task, encoded.deps, encoded.handles)
             if self._captured and function.id in self._captured:
                 task.handles = [*(task.handles or ()), *(held.id for held in self._captured[function.id])]
             if failure is None:
@@ -188,7 +187,7 @@ class Client(concurrent.futures.Executor):
             function = codec.describe_function(fn, options or Options(), self.store, Future, captured)
             if captured:
                 with self.lock:
-                    known = [self._known(task) for task in captured]
+                    known = [handles.known(self, task) for task in captured]
                     self._captured[function.id] = [future for future in known if future is not None]
             if cacheable:
                 self._described[fn] = function
@@ -244,21 +243,7 @@ class Client(concurrent.futures.Executor):
 
     def cancel_all(self, futures: Iterable[Future[Any]]) -> list[Future[Any]]:
         """Cancel those of this client's futures that have not ended, and return them."""
-        told = []
-        with self.lock:
-            chosen = [future for future in futures if future._state is PENDING]
-            self.core.cancel([future.id for future in chosen])
-            for future in chosen:
-                self._pending.pop(future.id, None)
-                if future._settle(None, TaskCancelled("the task was cancelled by its submitter"), CANCELLED):
-                    told.append(future)
-        for future in told:
-            future._announce(CANCELLED)
-        if chosen:
-            self._offer(chosen)
-            streams.abandon(self, chosen)
-            self.driver.flush()
-        return chosen
+        return results.cancel(self, futures)
 
     def sent(self, future: Future[Any]) -> bool:
         """Whether the future's task has been handed to the dispatcher."""
@@ -303,7 +288,7 @@ class Client(concurrent.futures.Executor):
     def receive(self, message: Message) -> bool:
         """Apply a message of the dispatcher; False if it is not for a submitter. Called by one thread at a time."""
         if isinstance(message, (Results, WatchResults)):
-            self._resolve(message)
+            results.resolve(self, message)
             return True
         if isinstance(message, messages.Items):
             streams.receive(self, message)
@@ -347,21 +332,7 @@ class Client(concurrent.futures.Executor):
 
     def fail_all(self, error: BaseException) -> None:
         """The connection is lost for good: all futures end with `error`."""
-        with self.lock:
-            self._lost, self._closed = error, True
-            futures = list(self._pending.values())
-            self.core.cancel(list(self._pending))
-            self._pending.clear()
-            watched = [future for future in self._handles.values() if future._state is PENDING]
-            futures += [future for future in watched if future not in futures]
-            told = [future for future in futures if future._settle(None, error, ERROR)]
-        for future in told:
-            future._announce(ERROR)
-        self._offer(futures)
-        streams.abandon(self, futures)
-        for waiter, body in list(self._queries.values()):
-            body.append("")
-            waiter.notify(None)
+        results.fail_all(self, error)
 
     def drop(self, kind: str, number: int) -> None:
         """A lease is gone. Called by finalisers in any thread: takes no lock."""
@@ -385,31 +356,7 @@ class Client(concurrent.futures.Executor):
     def handle(self, task: int) -> Future[Any]:
         """The future of a task of anybody's, by its id."""
         with self.lock:
-            return self._handle(task)
-
-    def ended_handle(self, task: int, payload: bytes | ObjectRef | None, failure: Any) -> Future[Any]:
-        """The future of a task that had ended when its handle was sent."""
-        cancelled = isinstance(failure, concurrent.futures.CancelledError)
-        outcome = OK if failure is None else CANCELLED if cancelled else ERROR
-        tell = False
-        with self.lock:
-            future = self._known(task)
-            if future is None:
-                future = self._handles[task] = Future(self, task)
-            settled = future._state is PENDING and task not in self._pending
-            if settled:
-                tell = future._settle(payload, failure, outcome)
-        if tell:
-            future._announce(outcome)
-        if settled and self._groups:
-            self._offer([future])
-        return future
-
-    def ended_value(self, task: int, value: Any) -> Future[Any]:
-        """The future of a task that had ended, with a large value that is this process's business from now on."""
-        with self.lock:
-            known = self._known(task)
-        return self.put(value) if known is None else known
+            return handles.handle(self, task)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -475,88 +422,12 @@ class Client(concurrent.futures.Executor):
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def _link(self, task: Task, deps: Sequence[Future[Any]], handles: Sequence[Future[Any]]) -> Future[Any] | None:
-        """Fill in what a task refers to, and keep it alive. Under the lock. Returns a dependency that has failed."""
-        kept: list[Any] = list(deps)
-        if deps:
-            task.deps, failed = references.values_of(deps)
-            if failed is not None:
-                return failed
-        if handles:
-            task.handles = [future.id for future in handles]
-            for future in handles:
-                self._escaped[future.id] = future
-            kept += handles
-        if isinstance(task.args, ObjectRef):
-            kept.append(Lease(self, "free", task.args.id))
-        self._kept[task.id] = kept
-        return None
-
     def _failed(self, future: Future[Any], dependency: Future[Any]) -> Future[Any]:
         """The end of a call whose argument has no value: the argument's own."""
         error = dependency._error()
         with self.lock:
             future._settle(None, error, CANCELLED if dependency.cancelled() else ERROR)
         return future
-
-    def _resolve(self, message: Results | WatchResults) -> None:
-        told: list[tuple[Future[Any], int]] = []
-        resolved: list[Future[Any]] = []
-        freed: list[list[Any] | None] = []
-        with self.lock:
-            for result in self.core.receive(message, 0.0):
-                future = self._pending.pop(result.id, None)
-                if future is None:
-                    future = self._handles.get(result.id)
-                    if future is None or future._state is not PENDING:
-                        continue
-                future._timing = result.timing
-                if result.handles or result.payload.__class__ is not bytes:
-                    self._hold(future, result)
-                failure = None if result.outcome == OK else outcome_of(result)
-                if future._settle(result.payload if failure is None else None, failure, result.outcome):
-                    told.append((future, result.outcome))
-                resolved.append(future)
-            ends = streams.ended(self, message.results) if self._streams else ()
-            if self._kept:
-                freed = [self._kept.pop(result.id, None) for result in message.results]
-        for future, outcome in told:
-            future._announce(outcome)
-        for waiter in ends:
-            waiter.notify(None)
-        if self._groups:
-            self._offer(resolved)
-        # Dropped here, without the lock: finalisers of what was kept may do anything.
-        del freed
-
-    def _known(self, task: int) -> Future[Any] | None:
-        return self._pending.get(task) or self._escaped.get(task) or self._handles.get(task)
-
-    def _handle(self, task: int) -> Future[Any]:
-        """See `handle`. Under the lock."""
-        future = self._known(task)
-        if future is None:
-            future = self._handles[task] = Future(self, task)
-            future._held = [Lease(self, "unwatch", task)]
-            self.core.watch(task)
-        elif task not in self._handles and self.core.keep(task):
-            future._held = [*(future._held or ()), Lease(self, "unwatch", task)]
-        return future
-
-    def _hold(self, future: Future[Any], result: TaskResult) -> None:
-        """Keep alive what the result refers to: its shared memory, the futures in it. Under the lock."""
-        held: list[Any] = [] if future._held is None else future._held
-        if isinstance(result.payload, ObjectRef):
-            held.append(Lease(self, "release", result.payload.id))
-        # Watched before the result is acknowledged, else the dispatcher might forget them.
-        held += [self._handle(task) for task in result.handles or ()]
-        future._held = held
-
-    def _offer(self, resolved: Sequence[Future[Any]]) -> None:
-        with self.lock:
-            groups = list(self._groups)
-        for group in groups:
-            group.offer(resolved)
 
     def _drain_dropped(self) -> None:
         while self._dropped:

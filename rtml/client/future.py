@@ -379,22 +379,24 @@ def _referred(future: Future[Any]) -> Future[Any]:
 
 def ended_handle(task: int, payload: bytes | ObjectRef | None, failure: Any) -> Future[Any]:
     """Unpickles a handle of a future that had ended."""
+    from rtml.client import handles
     from rtml.client.context import current_client
 
     client = current_client()
     if client is None:
         raise RtmlError("a future can only be unpickled in a process that has an rtml client")
-    return client.ended_handle(task, payload, failure)
+    return handles.ended(client, task, payload, failure)
 
 
 def ended_value(task: int, value: Any) -> Future[Any]:
     """Unpickles a future that took its large value along."""
+    from rtml.client import handles
     from rtml.client.context import current_client
 
     client = current_client()
     if client is None:
         raise RtmlError("a future can only be unpickled in a process that has an rtml client")
-    return client.ended_value(task, value)
+    return handles.ended_value(client, task, value)
 
 
 def error_of(future: Future[Any]) -> BaseException | None:

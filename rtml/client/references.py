@@ -93,3 +93,21 @@ def values_of(
             f"{_VALUES_BYTES_MAX}; combine them in several steps"
         )
     return links, None
+
+
+def link(client: Client, task: Task, deps: Sequence[Future[Any]], handles: Sequence[Future[Any]]) -> Future[Any] | None:
+    """Fill in what a task refers to, and keep it alive. Under the lock. Returns a dependency that has failed."""
+    kept: list[Any] = list(deps)
+    if deps:
+        task.deps, failed = values_of(deps)
+        if failed is not None:
+            return failed
+    if handles:
+        task.handles = [future.id for future in handles]
+        for future in handles:
+            client._escaped[future.id] = future
+        kept += handles
+    if isinstance(task.args, ObjectRef):
+        kept.append(Lease(client, "free", task.args.id))
+    client._kept[task.id] = kept
+    return None

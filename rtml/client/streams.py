@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from msgspec.structs import replace
 
+from rtml.client import handles
 from rtml.client.driver import Waiter
 from rtml.client.future import Future, error_of
 from rtml.client.waiting import Bridge
@@ -64,7 +65,9 @@ class Inlet:
             if isinstance(item.payload, ObjectRef) and item.payload.id not in core.objects:
                 core.release([item.payload.id])
         core.received([item.payload.id for item in new if isinstance(item.payload, ObjectRef)])
-        self.items.extend((item.payload, [self._client._handle(one) for one in item.handles or ()]) for item in new)
+        self.items.extend(
+            (item.payload, [handles.handle(self._client, one) for one in item.handles or ()]) for item in new
+        )
         self.expected += len(new)
         if items and not new and not self.ended:
             core.taken(self.task, self.taken)  # its producer does not know how far we are

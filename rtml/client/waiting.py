@@ -11,6 +11,7 @@ from rtml.client.driver import Waiter
 if TYPE_CHECKING:
     import asyncio
 
+    from rtml.client.client import Client
     from rtml.client.future import Future
 
 
@@ -78,3 +79,11 @@ class Group(Waiter):
         with self._lock:
             self.needed = needed
             self.ready = len(self.finished) >= needed
+
+
+def offer(client: Client, resolved: Sequence[Future[Any]]) -> None:
+    """Tell those who wait for some of many that these futures of the client's have ended."""
+    with client.lock:
+        groups = list(client._groups)
+    for group in groups:
+        group.offer(resolved)
