@@ -19,7 +19,7 @@ import msgspec
 from rtml.codec import function_name
 from rtml.errors import RtmlError
 from rtml.metrics import Target
-from rtml.serving import oip
+from rtml.serving import descriptions
 from rtml.serving.app import Endpoint
 from rtml.serving.engine import Engine
 from rtml.serving.programs import ProgramTensors
@@ -57,10 +57,13 @@ def of_endpoint(engine: Engine, target: Target, app: str, endpoint: Endpoint, na
         outputs=program.outputs,
         platform=PLATFORM,
         target=target,
-        config=oip.describe_config(name, PLATFORM, 0, program.inputs, program.outputs),
+        config=descriptions.describe_config(
+            name, PLATFORM, 0, program.inputs, program.outputs, decoupled=program.stream
+        ),
         deadline=endpoint.deadline,
         app=app,
         program=program,
+        decoupled=program.stream,
     )
 
 
@@ -232,12 +235,12 @@ class Ensembles:
 
 def describe_function(name: str) -> dict[str, Any]:
     """The metadata of a function that is no model."""
-    return oip.describe_model(name, VERSION, "python", (), ())
+    return descriptions.describe_model(name, VERSION, "python", (), ())
 
 
 def configure_function(name: str) -> dict[str, Any]:
     """The configuration of a function that is no model."""
-    return oip.describe_config(name, "python", 0, (), ())
+    return descriptions.describe_config(name, "python", 0, (), ())
 
 
 def name_of(model: ModelVersion) -> str:

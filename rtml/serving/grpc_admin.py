@@ -11,7 +11,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf import json_format
 
-from rtml.serving import grpc_messages, oip
+from rtml.serving import descriptions, grpc_messages
 from rtml.serving.adminroutes import AdminRoutes
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.grpc_calls import Call, Calls
@@ -149,7 +149,7 @@ class AdminCalls:
         model = await self._find(request)
         if model is None:
             return describe_function(request.name)
-        found = oip.describe_model(model.name, model.version, model.platform, model.inputs, model.outputs)
+        found = descriptions.describe_model(model.name, model.version, model.platform, model.inputs, model.outputs)
         found["versions"] = [model.version] if request.version else self._registry.versions(model.name)
         return found
 

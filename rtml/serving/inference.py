@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from rtml.errors import DeadlineExceeded, InvalidInput, RtmlError, SerializationError
-from rtml.messages import Timing
+from rtml.messages import Options, Timing
 from rtml.metrics import deadline_outcome
 from rtml.serving import oip
 from rtml.serving.engine import Engine, Prepared
@@ -127,16 +127,27 @@ class Inference:
     async def stream(
         self, model: ModelVersion, request: oip.Request, progress: Progress
     ) -> AsyncGenerator[oip.Reply, None]:
-        """The model's answers, one after the other: a function that returns its result has one.
+        """The model's answers, one after the other: a function that returns its result has one, a generator any number.
 
         Raises:
             RtmlError, HttpError: as `run`; after the first answer, too.
         """
-        before = 0.0
-        index = 0
-        reply = await self.run(model, request, progress)
-        model.statistics.responded(index, progress.elapsed() - before, ok=True)
-        yield reply
+        if not model.decoupled:
+            reply = await self.run(model, request, progress)
+            model.statistics.responded(0, progress.elapsed(), ok=True)
+            yield reply
+            return
+        progress.model = model
+        try:
+            priority = self._check(model, request, progress)
+            args, kwargs = _arguments(model, request)
+        except Exception:
+            model.statistics.failed(progress.elapsed())
+            raise
+        items = self.stream_program(model, model.prepared, args, kwargs, progress, priority)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield oip.Reply(model.name, model.version, _results(model, item), model.outputs, labels=model.labels)
 
     async def _step(
         self, model: ModelVersion, stateful: Stateful, request: oip.Request, progress: Progress
@@ -150,22 +161,21 @@ class Inference:
         return owner.version or model, outputs
 
     async def _outputs(self, model: ModelVersion, request: oip.Request, progress: Progress) -> dict[str, Array]:
-        priority = None
-        if request.parameters:
-            if request.sequence is not None:
-                message = f"model {model.name!r} keeps no state: it takes no sequence_id; send the request without it"
-                raise HttpError(501, message, "NotSupported")
-            progress.tighten(oip.budget_of(request.parameters))
-            priority = oip.priority_of(request.parameters)
-        arrays = request.inputs
-        args: tuple[Any, ...]
-        kwargs: dict[str, Any]
-        if model.program is not None:
-            args, kwargs = model.program.call(arrays)
-        else:
-            args, kwargs = ((), arrays) if len(arrays) != 1 else (tuple(arrays.values()), {})
-        value = await self.call(model.prepared, args, kwargs, progress, priority)
-        return _named(model, value) if model.program is None else model.program.results(value)
+        if model.decoupled:
+            raise HttpError(400, _several(model), "Decoupled")
+        priority = self._check(model, request, progress)
+        args, kwargs = _arguments(model, request)
+        return _results(model, await self.call(model.prepared, args, kwargs, progress, priority))
+
+    def _check(self, model: ModelVersion, request: oip.Request, progress: Progress) -> int | None:
+        """Let the request's parameters take effect; returns its priority."""
+        if not request.parameters:
+            return None
+        if request.sequence is not None:
+            message = f"model {model.name!r} keeps no state: it takes no sequence_id; send the request without it"
+            raise HttpError(501, message, "NotSupported")
+        progress.tighten(oip.budget_of(request.parameters))
+        return oip.priority_of(request.parameters)
 
     async def run_program(
         self, model: ModelVersion, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress
@@ -190,19 +200,22 @@ class Inference:
         model.statistics.succeeded(progress.elapsed(), 1, progress.timing, time.time_ns() // _MILLION)
         return value
 
-    async def stream_program(
-        self, model: ModelVersion, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress
+    async def stream_program(  # as `call`
+        self,
+        model: ModelVersion,
+        prepared: Prepared,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        progress: Progress,
+        priority: int | None = None,
     ) -> AsyncGenerator[Any, None]:
         """What a generator yields, within the request's budget; counted in its statistics as a model.
 
-        Args and Raises: as `run_program`, after the first item, too.
+        Args and Raises: as `run_program` and `call`, after the first item, too.
         """
-        remaining = progress.remaining()
-        options = prepared.options
-        if remaining is not None:
-            options = msgspec.structs.replace(options, deadline=remaining)
         before = 0.0
         try:
+            options = _options(prepared, progress.remaining(), priority)
             async with contextlib.aclosing(self._engine.stream(prepared, args, kwargs, options)) as items:
                 index = 0
                 async for item in items:
@@ -236,13 +249,8 @@ class Inference:
             DeadlineExceeded: it is not there in time.
             RtmlError: it ended in another way.
         """
-        options = prepared.options
         remaining = progress.remaining()
-        if remaining is not None or priority is not None:
-            wanted: dict[str, Any] = {} if remaining is None else {"deadline": remaining}
-            if priority is not None:
-                wanted["priority"] = priority
-            options = msgspec.structs.replace(options, **wanted)
+        options = _options(prepared, remaining, priority)
         try:
             pending = self._engine.submit(prepared, args, kwargs, options)
         except SerializationError as error:
@@ -259,6 +267,37 @@ class Inference:
             raise DeadlineExceeded("the deadline passed before the graph ended") from None
         finally:
             progress.timing = pending.timing
+
+
+def _options(prepared: Prepared, remaining: float | None, priority: int | None) -> Options:
+    """What a call asks for, with what the request adds to it."""
+    if remaining is None and priority is None:
+        return prepared.options
+    wanted: dict[str, Any] = {} if remaining is None else {"deadline": remaining}
+    if priority is not None:
+        wanted["priority"] = priority
+    return msgspec.structs.replace(prepared.options, **wanted)
+
+
+def _several(model: ModelVersion) -> str:
+    """Why a decoupled model has no single answer, and how to ask for all of them."""
+    return (
+        f"model {model.name!r} has any number of answers to a request (it is decoupled); ask for them as a stream: "
+        f"POST /v2/models/{model.name}/generate_stream (server-sent events), or gRPC's ModelStreamInfer"
+    )
+
+
+def _arguments(model: ModelVersion, request: oip.Request) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model's function is called for a request."""
+    arrays = request.inputs
+    if model.program is not None:
+        return model.program.call(arrays)
+    return ((), arrays) if len(arrays) != 1 else (tuple(arrays.values()), {})
+
+
+def _results(model: ModelVersion, value: Any) -> dict[str, Array]:
+    """What a model's function gave, as tensors."""
+    return _named(model, value) if model.program is None else model.program.results(value)
 
 
 def _outcome(progress: Progress) -> oip.Parameters | None:

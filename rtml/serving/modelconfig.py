@@ -15,7 +15,7 @@ import msgspec
 
 from rtml.onnxfile import ModelInfo, TensorInfo
 from rtml.sequences import Layout
-from rtml.serving import oip, sequenceconfig, sequencespec
+from rtml.serving import descriptions, oip, sequenceconfig, sequencespec
 from rtml.serving.app import TensorSpec
 from rtml.serving.registry import spec_of, version_order
 
@@ -414,7 +414,7 @@ def _warmup(sample: Warmup, known: dict[str, TensorSpec], batch_max: int) -> dic
 def _described(
     name: str, given: ModelConfig, batch_max: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> dict[str, Any]:
-    described = oip.describe_config(name, PLATFORM, batch_max, inputs, outputs)
+    described = descriptions.describe_config(name, PLATFORM, batch_max, inputs, outputs)
     described["backend"] = "onnxruntime"
     described["default_model_filename"] = given.default_model_filename or "model.onnx"
     for field in ("dynamic_batching", "instance_group", "parameters", "model_warmup"):

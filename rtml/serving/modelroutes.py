@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from rtml.serving import generate, http, oip
+from rtml.serving import descriptions, generate, http, oip
 from rtml.serving.adminroutes import AdminRoutes
 from rtml.serving.bodies import COMPRESS_MIN, Buffer
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
@@ -94,22 +94,42 @@ class GenerateRoute(VersionRoute):
         model = self.current()
         inference = generate.decode(body, model.inputs)
         if not self._stream:
-            reply = await self._inference.run(model, inference, progress)
+            reply = await self._only(model, inference, progress)
             return await respond(request, (generate.encode(reply, inference),), "application/json")
         async with contextlib.aclosing(self._inference.stream(model, inference, progress)) as replies:
             # What goes wrong before the first event still has a status of its own.
-            first = await anext(replies)
+            first = await anext(replies, None)
+            event = None if first is None else _event(generate.encode(first, inference))
             response = web.StreamResponse(headers={**_EVENTS, http.REQUEST_ID: progress.id})
             await response.prepare(request)
-            await response.write(_event(generate.encode(first, inference)))
             try:
+                if event is not None:
+                    await response.write(event)
                 async for reply in replies:
                     await response.write(_event(generate.encode(reply, inference)))
+            except ConnectionError:
+                raise  # the client has gone
             except Exception as error:  # noqa: BLE001 - the status has been sent: the error is an event
                 http.log_error(request.path, progress.id, error)
                 await response.write(_event(http.error_json(error)))
         await response.write_eof()
         return response
+
+    async def _only(self, model: ModelVersion, inference: oip.Request, progress: Progress) -> oip.Reply:
+        """The model's one answer.
+
+        Raises:
+            HttpError: it has another number of answers.
+        """
+        if not model.decoupled:
+            return await self._inference.run(model, inference, progress)
+        async with contextlib.aclosing(self._inference.stream(model, inference, progress)) as replies:
+            reply = await anext(replies, None)
+            if reply is not None and await anext(replies, None) is None:
+                return reply
+        how_many = "no answer" if reply is None else "several answers"
+        message = f"model {model.name!r} has {how_many} to this request, and generate gives one: ask generate_stream"
+        raise http.HttpError(400, message, "Decoupled")
 
 
 def _event(data: bytes) -> bytes:
@@ -202,7 +222,7 @@ class ModelRoutes:
         raise http.HttpError(404, f"there is nothing at {path[:200]}", "NotFound")
 
     def _describe(self, model: ModelVersion, version: str | None) -> dict[str, Any]:
-        metadata = oip.describe_model(model.name, model.version, model.platform, model.inputs, model.outputs)
+        metadata = descriptions.describe_model(model.name, model.version, model.platform, model.inputs, model.outputs)
         metadata["versions"] = self._registry.versions(model.name) if version is None else [model.version]
         return metadata
 

@@ -11,6 +11,7 @@ record an output; anything else that is returned is the one output "output":
     everything else             BYTES of shape [1]: JSON text
 
 An input with a default may be left out. What the tensors hold is then checked by the annotations, as JSON would be.
+A generator's answers are its items, so its outputs are those of what it yields.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from rtml.errors import InvalidInput
 from rtml.serving import tensors
 from rtml.serving.app import TensorSpec
 from rtml.serving.inputs import Call, ProgramInput, array_dtype, fields_of, is_array, is_record
-from rtml.serving.results import Content, encode_json
+from rtml.serving.results import Content, encode_json, is_stream
 from rtml.serving.tensors import Array
 
 #: What an output is called that has no name of its own.
 OUTPUT: Final = "output"
 
 _SCALARS: Final = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES", bytes: "BYTES"}
+_STREAMS: Final = (
+    abc.Iterator, abc.Iterable, abc.Generator, abc.AsyncIterator, abc.AsyncIterable, abc.AsyncGenerator,
+)  # fmt: skip
 _LISTS: Final = (list, tuple, set, frozenset, abc.Sequence, abc.Iterable)
 
 
@@ -92,7 +96,9 @@ class ProgramTensors:
             name: field_of(name, annotation, optional=not required)
             for name, (annotation, required) in self._input.fields().items()
         }
-        result = self._input.result
+        #: It has several answers.
+        self.stream = is_stream(program)
+        result = _item_of(self._input.result) if self.stream else self._input.result
         #: A record's outputs are its fields.
         self._outputs: dict[str, Field] | None = None
         if is_record(result):
@@ -113,7 +119,7 @@ class ProgramTensors:
         return self._input.convert({name: _value(self._inputs[name], array) for name, array in arrays.items()})
 
     def results(self, value: Any) -> dict[str, Array]:
-        """The tensors for what the program returned.
+        """The tensors for what the program returned, or yielded.
 
         Raises:
             TypeError, ValueError: it is not what its annotation says.
@@ -171,6 +177,12 @@ def _array(field: Field, value: Any) -> Array:
         array[:] = elements
         return array
     return np.array(elements, tensors.DTYPES[field.spec.datatype])
+
+
+def _item_of(annotation: Any) -> Any:
+    """`X` of `Iterator[X]` and the like."""
+    arguments = typing.get_args(annotation)
+    return arguments[0] if arguments and typing.get_origin(annotation) in _STREAMS else Any
 
 
 def _without_none(annotation: Any) -> Any:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 import numpy as np
 
 from rtml.metrics import Target
-from rtml.serving import oip, tensors
+from rtml.serving import descriptions, tensors
 from rtml.serving.app import ServedModel, TensorSpec
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
 from rtml.serving.programs import ProgramTensors
+from rtml.serving.results import is_stream
 from rtml.serving.statistics import ModelStatistics
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ModelVersion:
         labels: The names of an output's classes, in order, by output.
         app: The app or repository that it belongs to.
         program: Of a graph program: how tensors become its arguments, and its result tensors.
+        decoupled: A request has any number of answers, as Triton calls it.
     """
 
     def __init__(  # noqa: PLR0913  # a record; all by keyword
@@ -65,6 +67,7 @@ class ModelVersion:
         labels: Mapping[str, Sequence[str]] | None = None,
         app: str = "",
         program: ProgramTensors | None = None,
+        decoupled: bool = False,
     ) -> None:
         self.name = name
         self.version = version
@@ -80,6 +83,7 @@ class ModelVersion:
         self.labels = {output: list(names) for output, names in (labels or {}).items()}
         self.app = app
         self.program = program
+        self.decoupled = decoupled
         self.statistics = ModelStatistics()
         #: Of a model that keeps state: its sequences.
         self.stateful: Stateful | None = None
@@ -301,6 +305,7 @@ def of_app(engine: Engine, target: Target, app: str, model: ServedModel) -> Mode
     inputs, outputs, platform = describe(model)
     prepared = engine.prepare(model.function)
     batch_max = int(getattr(model.function, "defaults", prepared.options).batch or 0)
+    decoupled = is_stream(model.function)
     return ModelVersion(
         name=model.name,
         version=model.version,
@@ -311,9 +316,10 @@ def of_app(engine: Engine, target: Target, app: str, model: ServedModel) -> Mode
         platform=platform,
         target=target,
         batch_max=batch_max,
-        config=oip.describe_config(model.name, platform, batch_max, inputs, outputs),
+        config=descriptions.describe_config(model.name, platform, batch_max, inputs, outputs, decoupled=decoupled),
         deadline=model.deadline,
         app=app,
+        decoupled=decoupled,
     )
 
 

@@ -112,9 +112,10 @@ class ServedAsyncStream(Served):
                 yield to_content(item)
 
 
-def is_stream(program: RemoteFunction[..., Any]) -> bool:
-    """Whether the program is a generator, so that its items are events."""
-    return inspect.isgeneratorfunction(program.function) or inspect.isasyncgenfunction(program.function)
+def is_stream(program: Any) -> bool:
+    """Whether a program, a function or remote function, is a generator, so that it has several answers."""
+    function = getattr(program, "function", program)
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _load(kind: type[Served], path: str) -> Served:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rtml.models import Model
 from rtml.sequences import Layout
-from rtml.serving import oip
+from rtml.serving import descriptions
 from rtml.serving.engine import Engine
 from rtml.serving.registry import ModelVersion
 from rtml.serving.sequences import Family, Stateful
@@ -36,7 +36,9 @@ def of_spec(engine: Engine, version: ModelVersion, spec: SequenceSpec) -> Statef
     version.inputs = tuple(one for one in version.inputs if one.name not in hidden)
     version.outputs = tuple(one for one in version.outputs if one.name in layout.outputs)
     batch_max = layout.batch if layout.batch > 1 else 0
-    version.config = oip.describe_config(version.name, version.platform, batch_max, version.inputs, version.outputs)
+    version.config = descriptions.describe_config(
+        version.name, version.platform, batch_max, version.inputs, version.outputs
+    )
     version.config.pop("dynamic_batching", None)
     version.config["sequence_batching"] = described(layout)
     version.batch_max = batch_max

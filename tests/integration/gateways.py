@@ -73,8 +73,17 @@ class InlineEngine:
 
     async def stream(self, prepared: Prepared, args: Any, kwargs: Any, options: Options) -> AsyncGenerator[Any, None]:
         self.options.append(options)
-        for item in prepared.function(*args, **kwargs):
-            yield item
+        self.started.set()
+        items = prepared.function(*args, **kwargs)
+        try:
+            if hasattr(items, "__anext__"):
+                async for item in items:
+                    yield item
+            else:
+                for item in items:
+                    yield item
+        finally:
+            self.cancelled.set()
 
     async def keep(self, prepared: Prepared) -> int:
         self.kept.append(prepared.function)

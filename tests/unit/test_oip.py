@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rtml.errors import InvalidInput
-from rtml.serving import oip
+from rtml.serving import descriptions, oip
 from rtml.serving.app import TensorSpec
 
 ROWS = [TensorSpec("x", "FP32", (-1, 2))]
@@ -250,17 +250,17 @@ def test_an_array_that_is_not_of_the_declared_datatype_is_converted() -> None:
 
 def test_the_configuration_leaves_the_batch_dimension_out() -> None:
     outputs = [TensorSpec("y", "BYTES", (-1, 1))]
-    config = oip.describe_config("m", "onnx", 8, ROWS, outputs)
+    config = descriptions.describe_config("m", "onnx", 8, ROWS, outputs)
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [2]}]
     assert config["output"] == [{"name": "y", "data_type": "TYPE_STRING", "dims": [1]}]
     assert config["dynamic_batching"] == {}
-    unbatched = oip.describe_config("m", "onnx", 0, ROWS, outputs)
+    unbatched = descriptions.describe_config("m", "onnx", 0, ROWS, outputs)
     assert unbatched["input"][0]["dims"] == [-1, 2]
     assert "dynamic_batching" not in unbatched
 
 
 def test_the_metadata_keeps_it() -> None:
-    assert oip.describe_model("m", "1", "onnx", ROWS, [])["inputs"] == [
+    assert descriptions.describe_model("m", "1", "onnx", ROWS, [])["inputs"] == [
         {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
     ]
 
@@ -269,4 +269,4 @@ def test_a_model_may_leave_the_rank_open() -> None:
     specs = [TensorSpec("x", "FP32", None)]
     assert oip.decode_request(body(tensor(shape=[1, 1, 2], data=[1, 2])), None, specs).inputs["x"].shape == (1, 1, 2)
     assert oip.decode_request(b"12345678", 0, specs).inputs["x"].shape == (2,)
-    assert oip.describe_model("m", "1", "", specs, [])["inputs"][0]["shape"] == [-1]
+    assert descriptions.describe_model("m", "1", "", specs, [])["inputs"][0]["shape"] == [-1]
