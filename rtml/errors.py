@@ -79,8 +79,8 @@ class Superseded(TaskCancelled):
     """A newer call with the same `latest` key came before this one had begun."""
 
 
-class DeadlineExceeded(RtmlError, TimeoutError):
-    """The graph's deadline passed before the task ended.
+class OutOfTime(RtmlError, TimeoutError):
+    """Something did not end in its time.
 
     Args:
         message: for people.
@@ -96,7 +96,15 @@ class DeadlineExceeded(RtmlError, TimeoutError):
     @property
     def details(self) -> dict[str, Any]:
         """What was missing."""
-        return {"missing": self.missing} if self.missing else {}
+        return {"missing": self.missing}
+
+
+class DeadlineExceeded(OutOfTime):
+    """The graph's deadline passed before the task ended."""
+
+
+class TaskTimeout(OutOfTime):
+    """One attempt ran longer than the task's `timeout`; its process was ended."""
 
 
 class Overloaded(RtmlError):
@@ -134,12 +142,6 @@ class Overloaded(RtmlError):
         """What was predicted, and when to come back."""
         names = ("predicted", "budget", "retry_after", "quota")
         return {name: getattr(self, name) for name in names}
-
-
-class TaskTimeout(RtmlError, TimeoutError):
-    """One attempt ran longer than the task's `timeout`; its process was ended."""
-
-    http_status = 504
 
 
 class WorkerDied(RtmlError):

@@ -278,7 +278,8 @@ class Holder:
                     continue
                 try:
                     if until[place] and wall() >= until[place]:
-                        raise DeadlineExceeded("the deadline passed before the step began; the sequence is as it was")
+                        message = "the deadline passed before the step began; the sequence is as it was"
+                        raise DeadlineExceeded(message, missing=[self._layout.name])
                     if flags[place] & START:
                         live = self._table.begin(key, now, begun)
                         begun += 1

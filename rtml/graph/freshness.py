@@ -57,7 +57,7 @@ class Freshness:
         task = self.tables.tasks.get(task_id)
         if task is not None and task.state < State.ASSIGNED and task.attempt == 0:
             message = f"task {task.profile.name!r} waited for longer than its max_age of {task.profile.max_age:g} s"
-            self._fail(task, failure("DeadlineExceeded", message, task), EXPIRED)
+            self._fail(task, failure("DeadlineExceeded", message, task, missing=[task.profile.name]), EXPIRED)
             self._drain(now)
 
 

@@ -228,7 +228,7 @@ class Lifecycle:
             return
         worker = task.worker
         message = f"task {task.profile.name!r} ran longer than its timeout of {task.profile.timeout:g} s"
-        self.fail(task, failure("TaskTimeout", message, task))
+        self.fail(task, failure("TaskTimeout", message, task, missing=missing_steps(task)))
         self.drain(now)
         self.tables.at(now + TIMEOUT_GRACE, self._kill_stuck, (task, worker))
 

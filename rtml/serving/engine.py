@@ -20,7 +20,7 @@ from rtml.client.functions import RemoteFunction
 from rtml.client.future import Future
 from rtml.client.loop import AsyncDriver
 from rtml.client.served import ServedVersion
-from rtml.errors import TaskError
+from rtml.errors import OutOfTime, TaskError
 from rtml.messages import INLINE_MAX, ErrorInfo, Hello, Message, ObjectRef, Options, Timing
 from rtml.serving.hosts import Host, HostPlan
 from rtml.serving.keeping import Keeping
@@ -41,6 +41,11 @@ class Prepared(NamedTuple):
     function: Any
     #: What its calls ask for, before a request adds to it.
     options: Options
+
+    @property
+    def name(self) -> str:
+        """Of the function, as errors call its step."""
+        return str(getattr(self.function, "name", ""))
 
 
 class Engine(Protocol):
@@ -103,6 +108,8 @@ class GatewayClient(Client):
     def decode_error(self, info: ErrorInfo) -> BaseException:
         """An error of rtml's own with its type; a user's as a `RemoteError`."""
         error = codec.decode_error(msgspec.structs.replace(info, pickled=b""))
+        if isinstance(error, OutOfTime) and not error.missing:
+            error.missing = info.chain[-1:]  # the task itself, as an executor says it
         return RemoteError(info) if type(error) is TaskError else error
 
     @property

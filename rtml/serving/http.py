@@ -52,7 +52,7 @@ _INFLATE_HERE: Final = 4096
 #: Bodies from this size on are read into one place.
 _LARGE: Final = 256 * 1024
 
-#: With every 503.
+#: With every 503 that says nothing else of when to come back.
 _RETRY: Final = {"Retry-After": "1"}
 
 _encode_json = msgspec.json.Encoder().encode
@@ -74,8 +74,8 @@ class HttpError(Exception):
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """`value` as JSON. Whoever is told that something is not there now is told to come back, too."""
-    if status == 503:
-        headers = {**_RETRY, **(headers or {})}
+    if status == 503 and headers is None:
+        headers = _RETRY
     return web.Response(body=_encode_json(value), status=status, headers=headers, content_type="application/json")
 
 
@@ -114,7 +114,9 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, Overloaded):
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     details = error.details if isinstance(error, RtmlError) else {}
-    return Failure(status, kind, message, {**_RETRY, **(headers or {})} if status == 503 else headers or {}, details)
+    if headers is None:
+        headers = _RETRY if status == 503 else {}
+    return Failure(status, kind, message, headers, details)
 
 
 def error_json(error: BaseException) -> bytes:

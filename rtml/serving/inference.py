@@ -67,8 +67,11 @@ class Progress:
         if budget is not None and (self.budget is None or budget < self.budget):
             self.budget = budget
 
-    def remaining(self) -> float | None:
+    def remaining(self, step: str) -> float | None:
         """Seconds left.
+
+        Args:
+            step: What is to be done with them.
 
         Raises:
             DeadlineExceeded: none.
@@ -77,7 +80,7 @@ class Progress:
             return None
         left = self.budget - (time.perf_counter() - self.started)
         if left <= 0:
-            raise DeadlineExceeded("the deadline passed before the request was read")
+            raise DeadlineExceeded("the deadline passed before the request was read", missing=[step])
         return left
 
 
@@ -215,7 +218,7 @@ class Inference:
         """
         before = 0.0
         try:
-            options = _options(prepared, progress.remaining(), priority)
+            options = _options(prepared, progress.remaining(prepared.name), priority)
             async with contextlib.aclosing(self._engine.stream(prepared, args, kwargs, options)) as items:
                 index = 0
                 async for item in items:
@@ -249,7 +252,7 @@ class Inference:
             DeadlineExceeded: it is not there in time.
             RtmlError: it ended in another way.
         """
-        remaining = progress.remaining()
+        remaining = progress.remaining(prepared.name)
         options = _options(prepared, remaining, priority)
         try:
             pending = self._engine.submit(prepared, args, kwargs, options)
@@ -264,7 +267,7 @@ class Inference:
         except TimeoutError as error:
             if isinstance(error, RtmlError):
                 raise
-            raise DeadlineExceeded("the deadline passed before the graph ended") from None
+            raise DeadlineExceeded("the deadline passed before the graph ended", missing=[prepared.name]) from None
         finally:
             progress.timing = pending.timing
 

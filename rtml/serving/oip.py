@@ -410,9 +410,10 @@ def requested(reply: Reply, request: Request) -> Iterator[tuple[RequestOutput, s
         seen.add(output.name)
         array = reply.outputs.get(output.name)
         if array is None:
-            raise InvalidInput(
-                f"output {output.name!r} is unknown; the model gives {', '.join(map(repr, reply.outputs))}"
-            )
+            gives = ", ".join(map(repr, reply.outputs)) or "nothing"
+            if output.name in datatypes:  # the model's own fault
+                raise ValueError(f"output {output.name!r} is declared, but the model returned {gives}")
+            raise InvalidInput(f"output {output.name!r} is unknown; the model gives {gives}")
         datatype = datatypes.get(output.name) or tensors.datatype_of(array.dtype)
         classes = (output.parameters or {}).get("classification", 0)
         if classes:

@@ -38,7 +38,7 @@ _QUESTION: Final = (400, 408, 503)
 GRAPH_ERRORS: Final = (400, 408, 413, 415, 429, 500, 503, 504)
 INFER_ERRORS: Final = (*GRAPH_ERRORS, 404, 501)
 _MODEL_ERRORS: Final = (*_QUESTION, 404)
-_ADMIN_ERRORS: Final = (*_QUESTION, 404, 413, 415, 501)
+_ADMIN_ERRORS: Final = (*_QUESTION, 404, 413, 415, 501, 503)
 
 _HEADERS: Final = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
 REQUEST_HEADERS: Final = (

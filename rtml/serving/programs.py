@@ -176,7 +176,11 @@ def _array(field: Field, value: Any) -> Array:
         array: Array = np.empty(len(elements), object)
         array[:] = elements
         return array
-    return np.array(elements, tensors.DTYPES[field.spec.datatype])
+    try:
+        return np.array(elements, tensors.DTYPES[field.spec.datatype])
+    except (TypeError, ValueError, OverflowError) as error:
+        name, datatype, *_ = field.spec
+        raise ValueError(f"output {name!r} is declared as {datatype}, but the program returned: {error}") from None
 
 
 def _item_of(annotation: Any) -> Any:

@@ -287,8 +287,12 @@ class ModelRepository:
 
     def _check_explicit(self) -> None:
         if self._settings.control != "explicit":
-            message = "models are loaded and unloaded by request only in explicit mode: --model-control explicit"
-            raise HttpError(400, message, "NotAllowed")
+            # Triton's words, which programs look for, and its status.
+            message = (
+                "explicit model load / unload is not allowed: models are loaded and unloaded by request only with "
+                f"--model-control explicit, and this gateway runs with {self._settings.control!r}"
+            )
+            raise HttpError(503, message, "NotAllowed", headers={})
 
     def _find(self, name: str) -> Found | None:
         found, wrong = modelfiles.scan(self._settings.directories)

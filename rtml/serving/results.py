@@ -39,7 +39,7 @@ def to_content(value: Any) -> tuple[bytes, str]:
 
     Raises:
         TypeError: the value, or something in it, has no JSON form, or a `Content` holds no bytes.
-        ValueError: a `Content` has a type that is no media type.
+        ValueError: the value has text that is no Unicode, or a `Content` has a type that is no media type.
     """
     if isinstance(value, Content):
         body, kind = value
@@ -61,8 +61,24 @@ def _encode_other(value: Any) -> Any:
     return to_list()
 
 
-#: JSON of plain data, structs, dataclasses and arrays.
-encode_json = msgspec.json.Encoder(enc_hook=_encode_other).encode
+_encode = msgspec.json.Encoder(enc_hook=_encode_other).encode
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON of plain data, structs, dataclasses and arrays.
+
+    Raises:
+        TypeError: the value, or something in it, has no JSON form.
+        ValueError: it has text that is no Unicode, or contains itself.
+    """
+    try:
+        return _encode(value)
+    except UnicodeEncodeError as error:
+        wrong = ascii(error.object[error.start : error.end][:10])
+        raise ValueError(f"a result with text that is no Unicode ({wrong}) cannot be answered as JSON") from None
+    except RecursionError:
+        message = "a result that is nested so deeply, or contains itself, cannot be answered as JSON"
+        raise ValueError(message) from None
 
 
 class Served:

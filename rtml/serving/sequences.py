@@ -50,7 +50,7 @@ class _Progress(Protocol):
 
     timing: Timing | None
 
-    def remaining(self) -> float | None: ...
+    def remaining(self, step: str) -> float | None: ...
 
 
 class Route:
@@ -249,19 +249,20 @@ class Stateful:
             RtmlError, HttpError: another reason.
         """
         try:
-            async with asyncio.timeout(progress.remaining()):
+            async with asyncio.timeout(progress.remaining(self.layout.name)):
                 return await self._step((tenant, sequence.id), sequence, inputs, progress)
         except TimeoutError as error:
             if isinstance(error, RtmlError):
                 raise
-            raise DeadlineExceeded("the deadline passed before the step of the sequence was answered") from None
+            message = "the deadline passed before the step of the sequence was answered"
+            raise DeadlineExceeded(message, missing=[self.layout.name]) from None
 
     async def _step(
         self, key: Key, sequence: Sequence, inputs: dict[str, Array], progress: _Progress
     ) -> tuple[Stateful, dict[str, Array]]:
         await self.open()
         sent = wall()
-        remaining = progress.remaining()
+        remaining = progress.remaining(self.layout.name)
         flags = START * sequence.start | END * sequence.end
         args = (*key, flags, sent, 0.0 if remaining is None else sent + remaining, inputs)
         route = self._family.route(key, sent, self.layout.idle)

@@ -50,6 +50,17 @@ class InlineCall:
         return value
 
 
+class Named:
+    """A function as the engine knows it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = function.__name__
+        self.call = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+
 class InlineEngine:
     """Runs what the gateway submits, and remembers with what options."""
 
@@ -64,7 +75,7 @@ class InlineEngine:
         self.metrics: str | Exception = "# TYPE rtml_tasks counter\nrtml_tasks_total 3.0\n"
 
     def prepare(self, function: rtml.RemoteFunction[..., Any]) -> Prepared:
-        return Prepared(function.function, function.overrides or Options())
+        return Prepared(Named(function.function), function.overrides or Options())
 
     def submit(self, prepared: Prepared, args: Any, kwargs: Any, options: Options) -> InlineCall:
         self.options.append(options)

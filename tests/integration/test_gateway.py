@@ -115,7 +115,7 @@ async def test_errors_of_programs(how: str, status: int, kind: str, message: str
 async def test_the_deadline_travels_with_the_graph_and_ends_in_504() -> None:
     async with serving() as server:
         status, body, _ = await server.post("/v1/wait", x_rtml_deadline_ms="50")
-        assert (status, body["type"]) == (504, "DeadlineExceeded")
+        assert (status, body["type"], body["missing"]) == (504, "DeadlineExceeded", ["wait"])
         assert "deadline" in body["error"]
         (options,) = server.engine.options
         assert options.deadline is not None

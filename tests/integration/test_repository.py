@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import rtml
-from rtml.serving import App
+from rtml.serving import App, http
 from rtml.serving.engine import ClientEngine
 from rtml.serving.gateway import Gateway
 from rtml.serving.http import HttpError
@@ -445,8 +445,11 @@ async def test_requests_do_not_load_in_the_other_modes(repository: Repository) -
     async with serving(repository.path) as served:
         models: Any = served.gateway.registry.repository
         for call in (models.load("add", {}), models.unload("add")):
-            with pytest.raises(HttpError, match="--model-control explicit"):
+            with pytest.raises(
+                HttpError, match=r"explicit model load / unload is not allowed.*--model-control"
+            ) as caught:
                 await call
+            assert (caught.value.status, http.explain(caught.value).headers) == (503, {})
 
 
 @pytest.mark.asyncio

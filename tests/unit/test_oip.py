@@ -233,6 +233,14 @@ def test_an_unknown_output_is_refused() -> None:
         oip.encode_reply(reply(y=[1]), wants(oip.RequestOutput("q")))
 
 
+def test_an_output_that_the_model_left_out_is_its_own_fault() -> None:
+    lacking = reply(z=[1])
+    lacking.specs = (TensorSpec("y", "FP32", (1,)),)
+    with pytest.raises(ValueError, match="output 'y' is declared, but the model returned 'z'") as caught:
+        oip.encode_reply(lacking, wants())
+    assert not isinstance(caught.value, InvalidInput)
+
+
 def test_without_specs_the_arrays_say_their_datatype() -> None:
     answer = oip.Reply("m", "1", {"y": np.array([1], "i2"), "s": np.array(["ab"])}, [])
     outputs = json.loads(oip.encode_reply(answer, wants())[0])["outputs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -140,3 +141,36 @@ def test_results_become_tensors() -> None:
     array = np.zeros((2, 2), "f4")
     assert ProgramTensors(vector).results(array)["output"] is array
     assert ProgramTensors(vector).outputs == (TensorSpec("output", "FP32", None),)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "many", None, 1 << 70])
+def test_a_result_that_is_not_what_was_declared_is_named(value: Any) -> None:
+    def count() -> int:
+        raise NotImplementedError
+
+    with pytest.raises(ValueError, match="output 'output' is declared as INT64, but the program returned"):
+        ProgramTensors(count).results([value] if value is None else value)
+
+
+def test_a_generators_outputs_are_those_of_its_items() -> None:
+    def strings() -> Iterator[str]:
+        yield ""
+
+    async def numbers() -> AsyncGenerator[int | None, None]:
+        yield 1
+
+    def rows() -> Generator[list[float], None, None]:
+        yield []
+
+    def untyped():  # type: ignore[no-untyped-def]
+        yield 1
+
+    def lists() -> list[int]:
+        return []
+
+    found = {each: ProgramTensors(each) for each in (strings, numbers, rows, untyped, lists)}
+    assert [tensors.stream for tensors in found.values()] == [True, True, True, True, False]
+    assert [tensors.outputs for tensors in found.values()] == [
+        (TensorSpec("output", datatype, shape),)
+        for datatype, shape in (("BYTES", (1,)), ("INT64", (-1,)), ("FP64", (-1,)), ("BYTES", (1,)), ("INT64", (-1,)))
+    ]

@@ -63,6 +63,12 @@ def test_bytes_stay_bytes(value: Any) -> None:
 def test_what_has_no_json_form_is_named() -> None:
     with pytest.raises(TypeError, match="a result with a complex in it"):
         to_content([1j])
+    with pytest.raises(ValueError, match=r"text that is no Unicode \('\\ud800'\)"):
+        to_content({"page": ["a\ud800"]})
+    own: list[Any] = []
+    own.append(own)
+    with pytest.raises(ValueError, match="contains itself"):
+        to_content(own)
 
 
 def test_a_served_program_travels_by_import_path_and_keeps_its_options() -> None:
