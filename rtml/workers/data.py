@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rtml.exchange import Place
+from rtml.workers.processes import killed
 from rtml.workers.settings import Settings
 
 #: A process that ends this many times in a row within so many seconds of its start is not started again.
@@ -87,8 +88,9 @@ class DataEndpoint:
         """The process was seen to end. Returns whether it is to be started again."""
         os.close(self.pidfd)
         self.pidfd = -1
-        os.waitpid(self.pid, 0)
-        self._failures = 0 if time.monotonic() - self._started > _UP_S else self._failures + 1
+        _, status = os.waitpid(self.pid, 0)
+        healthy = time.monotonic() - self._started > _UP_S or killed(status)
+        self._failures = 0 if healthy else self._failures + 1
         return self._failures < _FAILURES_MAX
 
     def close_in_child(self) -> None:

@@ -74,6 +74,11 @@ def prefer_for_oom() -> None:
         file.write("500")
 
 
+def killed(status: int) -> bool:
+    """Whether a wait status says SIGKILL: somebody else ended the process, which says nothing about its health."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
 def reason_of(status: int) -> str:
     """A wait status in words."""
     if os.WIFSIGNALED(status):

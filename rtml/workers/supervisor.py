@@ -56,7 +56,7 @@ from rtml.messages import (
 from rtml.workers import janitor
 from rtml.workers.data import DataEndpoint
 from rtml.workers.page import DATA_SLOT, PID, SLOTS_MAX, RunningPage
-from rtml.workers.processes import die_with_parent, fork, prefer_for_oom, reason_of
+from rtml.workers.processes import die_with_parent, fork, killed, prefer_for_oom, reason_of
 from rtml.workers.settings import Settings, parse
 
 #: Threads of numerical libraries per executor: several executors must not fight for the same cores.
@@ -277,7 +277,7 @@ class Supervisor:
         self._page.slot(0)[PID] = 0
         self._lose_link()
         up = time.monotonic() - self._dispatcher_started > _DISPATCHER_UP_S
-        self._dispatcher_failures = 0 if up else self._dispatcher_failures + 1
+        self._dispatcher_failures = 0 if up or killed(status) else self._dispatcher_failures + 1
         _say(f"the dispatcher died ({reason_of(status)})")
         if self._dispatcher_failures >= _DISPATCHER_FAILURES_MAX:
             _say(f"giving up: the dispatcher died {self._dispatcher_failures} times at its start")

@@ -20,6 +20,7 @@ import pytest
 import rtml
 from rtml.client.client import Client
 from rtml.errors import TaskCancelled
+from tests.integration.engine import eventually
 
 
 @pytest.fixture(scope="module", params=["unix", "zmq"])
@@ -160,16 +161,32 @@ def test_many_threads(client: Client) -> None:
 def test_a_killed_dispatcher_loses_nothing(link: Any) -> None:
     with rtml.connect(workers=2, link=link) as client:
         assert add.submit(1).result(20) == 2
-        (dispatcher,) = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _is_dispatcher_of(entry, client)
-        ]
+        (dispatcher,) = _dispatchers_of(client)
         futures = [sleep.submit(0.001 * (n % 5)) for n in range(500)]
         time.sleep(0.05)
         os.kill(dispatcher, signal.SIGKILL)
         futures += [sleep.submit(0.0) for _ in range(100)]
         assert rtml.get(futures, timeout=60) == [0.001 * (n % 5) for n in range(500)] + [0.0] * 100
+
+
+@pytest.mark.parametrize("link", ["unix", "zmq"])
+def test_a_dispatcher_that_is_killed_again_and_again_loses_nothing(link: Any) -> None:
+    """Somebody who kills it has not shown that it cannot run."""
+    with rtml.connect(workers=2, link=link) as client:
+        futures = [add.submit(n) for n in range(400)]
+        killed: set[int] = set()
+        for number in range(8):
+            assert futures[40 * number].result(60) == 40 * number + 1
+            assert eventually(lambda: bool(_dispatchers_of(client) - killed))
+            (dispatcher,) = _dispatchers_of(client) - killed
+            os.kill(dispatcher, signal.SIGKILL)
+            killed.add(dispatcher)
+        assert rtml.get(futures, timeout=60) == list(range(1, 401))
+
+
+def _dispatchers_of(client: Client) -> set[int]:
+    entries = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {int(entry.name) for entry in entries if _is_dispatcher_of(entry, client)}
 
 
 def _is_dispatcher_of(entry: Path, client: Client) -> bool:
