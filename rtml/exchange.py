@@ -5,8 +5,9 @@ the processes of its node. Both carry the messages below, each behind its length
 bytes, which are never copied into messages.
 
     tcp    <- Challenge   -> Proof   <- Accepted         both sides have the same secret; nothing is encrypted
-           -> Open        <- Opened                      is it there, and who else has it
-           -> Read        <- Chunk + bytes, Chunk + ...  from an offset to the end, as the bytes become available
+           -> Open        <- Opened                      is it there, and from whom should it be read
+           -> Read        <- Chunk + bytes, Chunk + ...  a part of it, as the bytes become available; several ahead
+           -> Done                                       the caller reads it no more, and has a copy or not
            -> Put + bytes <- Stored      -> Hold, Drop   a client's own objects, kept while it is there
     unix   -> Fetch       <- Fetched     -> Drop         the local copy of an object; kept until the next message
            -> Prefetch                                   the same, nobody waits
@@ -32,7 +33,7 @@ import msgspec
 from rtml.errors import ObjectLost, ProtocolError, RtmlError
 from rtml.messages import ObjectRef
 
-VERSION: Final = 1
+VERSION: Final = 2
 #: Longest message, without the bytes behind it.
 _MESSAGE_MAX: Final = 1024 * 1024
 _NONCE: Final = 32
@@ -68,32 +69,45 @@ class Accepted(msgspec.Struct, array_like=True, tag=3):
 
 
 class Open(msgspec.Struct, array_like=True, tag=4):
-    """Is this object (or a part of it) there? `data` is where the caller will have a copy soon, "" if nowhere."""
+    """Is this object (or a part of it) there? `data` is where the caller will have a copy soon, "" if nowhere.
+
+    Asked of the endpoint where the object lies, its *home*, again and again while sources fail; what was assigned is
+    the caller's until it says `Done`, opens another object or hangs up.
+    """
 
     ref: ObjectRef
     data: str = ""
-    #: Others that were named by an earlier `Opened`, and do not have it.
+    #: Sources that were named by an earlier `Opened`, and do not have it or have stopped.
     failed: list[str] = []
 
 
 class Opened(msgspec.Struct, array_like=True, tag=5):
-    """`error` says why not. `sources` have a copy, or a part that grows: better ones than this endpoint, best first."""
+    """`error` says why not. `sources` have all of it, or a part that grows; "" is this endpoint, on this connection."""
 
     error: str = ""
     sources: list[str] = []
+    #: Others that have it, for the case that none of those and not even this endpoint can be reached any more.
+    spare: list[str] = []
 
 
 class Read(msgspec.Struct, array_like=True, tag=6):
-    """The bytes of the opened object from `offset` of its segment to the end."""
+    """The bytes of the opened object from `offset` of its segment to `end`."""
 
     offset: int
+    end: int
 
 
 class Chunk(msgspec.Struct, array_like=True, tag=7):
-    """So many bytes follow; 0: there will be none, for this reason."""
+    """So many bytes follow; 0: there are none yet, or there will be none, for this reason."""
 
     count: int
     error: str = ""
+
+
+class Done(msgspec.Struct, array_like=True, tag=15):
+    """The caller will not read the opened object any more. `complete`: all of it is at its endpoint."""
+
+    complete: bool = False
 
 
 class Put(msgspec.Struct, array_like=True, tag=8):
@@ -146,7 +160,7 @@ class Prefetch(msgspec.Struct, array_like=True, tag=14):
 
 
 Word = (
-    Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Put | Stored | Drop | Hold
+    Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Done | Put | Stored | Drop | Hold
     | Fetch | Fetched | Prefetch
 )  # fmt: skip
 _W = TypeVar("_W", bound=msgspec.Struct)
@@ -162,6 +176,17 @@ def send(sock: socket.socket, message: Word) -> None:
     """
     body = _encode(message)
     sock.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def send_chunk(sock: socket.socket, data: memoryview) -> None:
+    """Send these bytes behind their `Chunk`.
+
+    Raises:
+        OSError: the connection is lost.
+    """
+    body = _encode(Chunk(len(data)))
+    sock.sendall(_LENGTH.pack(len(body)) + body, socket.MSG_MORE)  # no packet of its own
+    sock.sendall(data)
 
 
 def receive(sock: socket.socket) -> Word | None:

@@ -41,6 +41,8 @@ CLAIMS_OFFSET: Final = 0
 PINS_OFFSET: Final = 4 * ENTRIES
 HEADER_OFFSET: Final = 8 * ENTRIES
 ALIGNMENT: Final = 64
+#: Smallest segment, in bytes.
+SEGMENT_MIN: Final = 128 * 1024
 
 _NO_PINS: Final = bytes(4 * ENTRIES)
 _HEADER: Final = struct.Struct("<QQ")
@@ -98,6 +100,14 @@ def parts_of(memory: memoryview, object_id: int) -> list[tuple[int, int]]:
     if offset > len(memory):
         raise ObjectLost(f"shared object {object_id:#x} is damaged: its parts are longer than its segment")
     return parts
+
+
+def size_class(size: int) -> int:
+    """The capacity for so many bytes: 1, 1.25, 1.5, 1.75 times a power of two."""
+    if size <= SEGMENT_MIN:
+        return SEGMENT_MIN
+    step = 1 << ((size - 1).bit_length() - 3)
+    return (size + step - 1) // step * step
 
 
 class Mapping:

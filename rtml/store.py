@@ -30,11 +30,8 @@ from rtml.exchange import Asker, Place
 from rtml.incoming import Incoming
 from rtml.messages import ObjectRef, task_id
 from rtml.parts import Buffer, copy, flat
-from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path
+from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path, size_class
 from rtml.spilling import Disk, mib, remove_segments, used, write_at
-
-#: Smallest segment, in bytes.
-SEGMENT_MIN: Final = 128 * 1024
 
 #: Most bytes that idle segments of one process keep from the system.
 IDLE_MAX: Final = 1024 * 1024 * 1024
@@ -234,7 +231,7 @@ class Store:
 
     def _file(self, size: int) -> tuple[int, _Segment] | None:
         """A new mapped segment for so many bytes, and its descriptor; None if there is no room."""
-        capacity = _size_class(size)
+        capacity = size_class(size)
         with self._lock:
             if not self._make_room(capacity):
                 return None
@@ -243,7 +240,7 @@ class Store:
             name = f"{self.session:08x}-{self._files}"
         segment = _Segment(name, capacity, None)
         try:
-            fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = os.open(f"{self.directory}/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             self._forget(segment)
             raise ObjectLost(f"the shared memory of this session is gone: {self.directory}") from None
@@ -263,10 +260,7 @@ class Store:
         """Undo `_file`."""
         with self._lock:
             self._allocated -= segment.capacity
-        Path(self._path(segment.name)).unlink(missing_ok=True)
-
-    def _path(self, name: str) -> str:
-        return f"{self.directory}/{name}"
+        Path(f"{self.directory}/{segment.name}").unlink(missing_ok=True)
 
     def _allocate(self, fd: int, capacity: int) -> bool:
         for attempt in range(3):
@@ -311,7 +305,7 @@ class Store:
             if not self.disk.write(segment.name, content, min(end, segment.capacity)):
                 return False
             del mapping, content
-            Path(self._path(segment.name)).unlink(missing_ok=True)
+            Path(f"{self.directory}/{segment.name}").unlink(missing_ok=True)
             self._live[object_id] = _Segment(segment.name, 0, None)
             self._allocated -= segment.capacity
             size -= segment.capacity
@@ -459,7 +453,7 @@ class Store:
 
     def _recycle(self, size: int) -> _Segment | None:
         """An idle segment of the size's class, or of the next ones up to twice that."""
-        wanted = _size_class(size)
+        wanted = size_class(size)
         fitting = [capacity for capacity in self._idle if wanted <= capacity <= 2 * wanted]
         if not fitting:
             return None
@@ -495,15 +489,28 @@ class Store:
         """
         if ref.node and ref.node != self.place.data:
             return self._bring(ref)
+        everything, parts = self._pin(ref)
+        return [everything[at : at + size] for at, size in parts]
+
+    def whole(self, ref: ObjectRef) -> memoryview:
+        """The segment of an object that lies on this node, read-only and pinned like `get`'s views.
+
+        Raises:
+            ObjectLost: it is gone, or shorter than was said.
+        """
+        everything, _ = self._pin(ref)
+        if len(everything) < ref.size:
+            raise ObjectLost(f"shared object {ref.id:#x} is shorter than {ref.size} bytes")
+        return everything[: ref.size]
+
+    def _pin(self, ref: ObjectRef) -> tuple[memoryview, list[tuple[int, int]]]:
         segment = self._live.get(ref.id)
         mapping = None if segment is None else segment.mapping
         if mapping is None:
             found = self._foreign.get(ref.segment)
             mapping = found if found is not None else self._map(ref)
-        if not mapping.pinnable:
-            return [memoryview(bytes(mapping.memory[at : at + size])) for at, size in mapping.parts(ref.id)]
-        everything = mapping.export()
-        return [everything[at : at + size] for at, size in mapping.parts(ref.id)]
+        everything = mapping.export() if mapping.pinnable else memoryview(bytes(mapping.memory))
+        return everything, mapping.parts(ref.id)
 
     def is_far(self, payload: Any) -> bool:
         """Whether this is an object of another node: to `get` it may take a while."""
@@ -541,7 +548,7 @@ class Store:
         Raises:
             ObjectLost: it is gone.
         """
-        for path in (self._path(ref.segment), self.disk.path(ref.segment)):
+        for path in (f"{self.directory}/{ref.segment}", self.disk.path(ref.segment)):
             try:
                 return os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -590,11 +597,3 @@ class Store:
 def _mapped(segment: _Segment) -> Mapping:
     assert segment.mapping is not None, "not on the disk"
     return segment.mapping
-
-
-def _size_class(size: int) -> int:
-    """The capacity for so many bytes: 1, 1.25, 1.5, 1.75 times a power of two."""
-    if size <= SEGMENT_MIN:
-        return SEGMENT_MIN
-    step = 1 << ((size - 1).bit_length() - 3)
-    return (size + step - 1) // step * step

@@ -13,6 +13,7 @@ from rtml.incoming import Incoming
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
+from rtml.transfer.counts import Counts
 from rtml.transfer.pulling import Caller, pull
 
 #: Objects that are brought here at the same time.
@@ -51,11 +52,13 @@ class Copies:
     Args:
         store: where they lie; used by nobody else.
         caller: connects to other endpoints.
+        counts: told of what happens.
     """
 
-    def __init__(self, store: Store, caller: Caller) -> None:
+    def __init__(self, store: Store, caller: Caller, counts: Counts) -> None:
         self.store = store
         self._caller = caller
+        self._counts = counts
         #: Guards all that follows; notified whenever a piece has arrived or something has ended.
         self.changed = threading.Condition()
         #: By object id, least recently used first.
@@ -139,10 +142,10 @@ class Copies:
         """Where what is there ends, as soon as that is beyond `offset`, or after `seconds`; 0: it will not come."""
         with self.changed:
             incoming = copy.incoming
-            if incoming is not None and incoming.at <= offset and not copy.error:
+            if incoming is not None and incoming.upto(offset) <= offset and not copy.error:
                 self.changed.wait(seconds)
                 incoming = copy.incoming
-            return 0 if incoming is None or copy.error else incoming.at
+            return 0 if incoming is None or copy.error else incoming.upto(offset)
 
     # --- the threads that pull
 
@@ -161,6 +164,7 @@ class Copies:
                 copy = queue.popleft()
                 copy.started = True
             error = ""
+            self._counts.began()
             begun = time.monotonic()
             try:
                 self._pull(copy)
@@ -168,6 +172,7 @@ class Copies:
                 error = NO_ROOM + str(problem)
             except Exception as problem:  # noqa: BLE001 - whatever it is, those who wait must hear of it
                 error = str(problem) or type(problem).__name__
+            self._counts.ended(not error)
             with self.changed:
                 if error:
                     copy.error = error
@@ -188,7 +193,7 @@ class Copies:
         with self.changed:
             copy.incoming = incoming
             self._bytes += ref.size
-        pull(ref, incoming, self._caller, self._arrived)
+        pull(ref, incoming, self._caller, self._counts, self._arrived)
         self.store.publish(incoming)
         with self.changed:
             incoming.place = None

@@ -1,7 +1,7 @@
 """A node's data endpoint: a process that serves the node's objects to others, and brings theirs here.
 
-One thread for each connection: nearly all of their time is spent in the kernel, which moves the bytes. What is served
-goes from the file in shared memory to the socket without passing through this process.
+One thread for each connection: nearly all of their time is spent in the kernel, which moves the bytes: from mapped
+segments into sockets (half the time of sendfile, which hands them over page by page), from sockets into segments.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rtml.errors import LimitExceeded, ObjectLost, ProtocolError, RtmlError
 from rtml.exchange import (
     NO_ROOM,
     Chunk,
+    Done,
     Drop,
     Fetch,
     Fetched,
@@ -31,13 +32,15 @@ from rtml.exchange import (
     challenge,
     receive,
     send,
+    send_chunk,
 )
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
 from rtml.transfer.copies import Copies, Copy
-from rtml.transfer.holders import Holders
-from rtml.transfer.pulling import STALLED, Caller, set_timeouts
+from rtml.transfer.counts import Counts
+from rtml.transfer.holders import HOME, PASSED_ON_MIN, Holders, Lease
+from rtml.transfer.pulling import STALLED, Caller, set_keepalive, set_timeouts
 from rtml.transfer.uploads import Uploads
 
 #: Connections at the same time, of either kind.
@@ -47,8 +50,6 @@ _HANDSHAKE: Final = 5.0
 _IDLE: Final = 600.0
 #: Seconds after which one that waits for bytes hears that there are none yet.
 _STILL_HERE: Final = STALLED / 3
-#: Bytes for one call of sendfile.
-_SENDFILE_MAX: Final = 8 * 1024 * 1024
 #: Seconds of rest before memory is tidied up.
 _TIDY_AFTER: Final = 1.0
 
@@ -88,7 +89,8 @@ class Endpoint:
         self.caller = Caller(settings.secret, settings.address)
         #: Reads what the processes of this node have stored.
         self.store = Store(settings.shm_dir, settings.copies)
-        self.copies = Copies(self.store, self.caller)
+        self.counts = Counts()
+        self.copies = Copies(self.store, self.caller, self.counts)
         self.uploads = Uploads(Store(settings.shm_dir, settings.uploads), settings.earlier_uploads)
         self.holders = Holders()
         self._connections = threading.Semaphore(CONNECTIONS_MAX)
@@ -173,9 +175,8 @@ class Endpoint:
     # --- other endpoints, and remote clients --------------------------------------------------------------------------
 
     def _outside(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         set_timeouts(sock, _HANDSHAKE)
+        set_keepalive(sock)
         challenge(sock, self._settings.secret)
         set_timeouts(sock, _IDLE)
         session = 0
@@ -183,14 +184,19 @@ class Endpoint:
         try:
             while (message := receive(sock)) is not None:
                 if isinstance(message, Open):
-                    opened = None
-                    opened, answer = self._open(message)
+                    if opened is not None and opened.ref.id != message.ref.id:
+                        self._done(opened)
+                        opened = None
+                    opened, answer = self._open(message, opened)
                     send(sock, answer)
                 elif isinstance(message, Read) and opened is not None:
                     set_timeouts(sock, STALLED * 2)
-                    self._serve(sock, opened, message.offset)
-                    opened = None
+                    self._serve(sock, opened, message)
                     set_timeouts(sock, _IDLE)
+                elif isinstance(message, Done):
+                    if opened is not None:
+                        self._done(opened, message.complete)
+                    opened = None
                 elif isinstance(message, Hold) and not session:
                     session = message.session
                     self.uploads.joined(session, message.objects)
@@ -202,67 +208,60 @@ class Endpoint:
                     raise ProtocolError(f"{type(message).__name__} makes no sense now")
                 self._worked.set()
         finally:
+            if opened is not None:
+                self._done(opened)
             if session:
                 self.uploads.left(session)
 
-    def _open(self, message: Open) -> tuple[_Opened | None, Opened]:
+    def _open(self, message: Open, opened: _Opened | None) -> tuple[_Opened | None, Opened]:
+        """What the connection reads from now on, and the answer."""
         ref = message.ref
+        if opened is None:
+            try:
+                opened = self._find(ref)
+            except (ObjectLost, OSError) as error:
+                return None, Opened(str(error))
+        if opened.copy is not None or ref.size < PASSED_ON_MIN:
+            return opened, Opened("", [HOME])
+        if opened.lease is None:
+            opened.lease = self.holders.join(ref.id, message.data)
+        return opened, Opened("", *self.holders.assign(opened.lease, ref.size, message.failed))
+
+    def _find(self, ref: ObjectRef) -> _Opened:
         copy = self.copies.serve(ref.id)
         if copy is not None:
-            self.copies.served(copy)  # counted again when it is read
-            return _Opened(ref, copy, []), Opened()
+            return _Opened(ref, copy)
         if not _SEGMENT.fullmatch(ref.segment):
-            return None, Opened("there is no such object")
-        try:
-            # The views keep the segment from being used for something else until it is sent.
-            views = self.store.get(ObjectRef(ref.id, ref.size, ref.segment, self.store.place.data))
-        except (ObjectLost, OSError) as error:
-            return None, Opened(str(error))
-        sources = self.holders.joins(ref.id, ref.size, message.data, message.failed)
-        if sources:
-            return None, Opened("", sources)  # it comes again if they fail: nothing is kept for it meanwhile
-        return _Opened(ref, None, views), Opened()
+            raise ObjectLost("there is no such object")
+        return _Opened(ref, None, self.store.whole(ref))
 
-    def _serve(self, sock: socket.socket, opened: _Opened, offset: int) -> None:
-        ref = opened.ref
-        if not HEADER_OFFSET <= offset <= ref.size:
-            raise ProtocolError(f"offset {offset} of an object of {ref.size} bytes")
+    def _done(self, opened: _Opened, complete: bool = False) -> None:
         if opened.copy is not None:
-            self._serve_copy(sock, ref, offset)
-            return
-        try:
-            fd = self.store.open_segment(ref)
-        except ObjectLost as error:
-            send(sock, Chunk(0, str(error)))
-            return
-        try:
-            size = min(ref.size, os.fstat(fd).st_size)
-            if size < ref.size:
-                raise ProtocolError("the object is shorter than was said")
-            send(sock, Chunk(size - offset))
-            _send_file(sock, fd, offset, size)
-        finally:
-            os.close(fd)
+            self.copies.served(opened.copy)
+        if opened.lease is not None:
+            self.holders.leave(opened.lease, complete)
 
-    def _serve_copy(self, sock: socket.socket, ref: ObjectRef, offset: int) -> None:
-        copies = self.copies
-        copy = copies.serve(ref.id)
-        if copy is None:
-            send(sock, Chunk(0, "the copy is gone"))
+    def _serve(self, sock: socket.socket, opened: _Opened, asked: Read) -> None:
+        offset, end = asked.offset, asked.end
+        if not HEADER_OFFSET <= offset <= end <= opened.ref.size:
+            raise ProtocolError(f"bytes {offset} to {end} of an object of {opened.ref.size} bytes")
+        if opened.copy is None:
+            send_chunk(sock, opened.memory[offset:end])
+            self.counts.left(end - offset)
             return
-        try:
-            while offset < ref.size:
-                end = copies.more(copy, offset, _STILL_HERE)
-                incoming = copy.incoming
-                if not end or incoming is None:
-                    send(sock, Chunk(0, copy.error or "the copy is gone"))
-                    return
-                send(sock, Chunk(max(0, end - offset)))
-                if end > offset:
-                    sock.sendall(incoming.memory[offset:end])
-                    offset = end
-        finally:
-            copies.served(copy)
+        while offset < end:
+            upto = self.copies.more(opened.copy, offset, _STILL_HERE)
+            incoming = opened.copy.incoming
+            if not upto or incoming is None:
+                send(sock, Chunk(0, opened.copy.error or "the copy is gone"))
+                return
+            upto = min(upto, end)
+            if upto == offset:
+                send(sock, Chunk(0))
+            else:
+                send_chunk(sock, incoming.memory[offset:upto])
+                self.counts.left(upto - offset)
+                offset = upto
 
     def _store(self, sock: socket.socket, session: int, message: Put) -> Stored:
         store = self.uploads.store
@@ -275,11 +274,14 @@ class Endpoint:
             return Stored("", NO_ROOM + str(error))
         set_timeouts(sock, STALLED * 2)
         try:
+            piece = incoming.claim(message.size)
+            assert piece is not None, "it has a header"
             while not incoming.complete:
-                count = sock.recv_into(incoming.target())
+                count = sock.recv_into(incoming.target(piece))
                 if not count:
                     raise ConnectionResetError("the connection has ended")
-                incoming.arrived(count)
+                incoming.arrived(piece, count)
+                self.counts.arrived(count)
             segment = self.uploads.stored(session, incoming)
         except BaseException as error:
             store.abandon(incoming)
@@ -292,20 +294,14 @@ class Endpoint:
 
 @dataclass
 class _Opened:
-    """What a connection is about to read."""
+    """What a connection reads."""
 
     ref: ObjectRef
     copy: Copy | None
-    #: Keeps the segment pinned.
-    views: list[memoryview]
-
-
-def _send_file(sock: socket.socket, fd: int, offset: int, end: int) -> None:
-    while offset < end:
-        sent = os.sendfile(sock.fileno(), fd, offset, min(_SENDFILE_MAX, end - offset))
-        if not sent:
-            raise ConnectionResetError("the file has ended")
-        offset += sent
+    #: The segment if it is no copy; keeps it from being used for something else.
+    memory: memoryview = field(default_factory=lambda: memoryview(b""))
+    #: What the caller was assigned.
+    lease: Lease | None = None
 
 
 def _discard(sock: socket.socket, count: int) -> None:

@@ -1,9 +1,9 @@
 """Bringing one object here: from where it lies, or from others that have it or a part of it, resumed after a failure.
 
-The endpoint where the object lies (its home) knows who else has asked for it, and names the last one first. So when
-many nodes want the same object at once they form a chain, each passes on what has arrived, and the home sends it once.
-A node is only ever sent to those who asked before it, so chains have no circles. Whatever fails, the next source goes
-on at the same offset; the home is the last resort.
+The endpoint where the object lies (its home) assigns the sources (`rtml.transfer.holders`). From one source everything
+that is missing is read in one go; several at once each take the next piece that nobody brings, and have two under way,
+so that no source ever waits for a request. Whatever fails, what has arrived stays, and the rest comes from others: from
+those that are left, from whom the home names next, and if the home is gone from complete copies that it named before.
 """
 
 from __future__ import annotations
@@ -13,25 +13,42 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from rtml.errors import ObjectLost, ProtocolError
-from rtml.exchange import Chunk, Open, Opened, Read, call, expect, send
-from rtml.incoming import Incoming
+from rtml.exchange import Chunk, Done, Open, Opened, Read, call, expect, send
+from rtml.incoming import Incoming, Piece
 from rtml.messages import ObjectRef
+from rtml.transfer.counts import Counts
+from rtml.transfer.holders import HOME
 
 #: Seconds without a byte after which a source is given up; who has nothing to send says so more often.
 STALLED: Final = 5.0
 #: Seconds for which an object's home may be away: a data endpoint that died is started again.
 PATIENCE: Final = 3.0
 _PAUSE: Final = 0.05
+#: Seconds after which a source that only says that it has nothing yet is given up.
+STUCK: Final = 15.0
+#: Bytes of one piece where several sources are read, into how many pieces an object is divided, and how many of them
+#: are asked of one source ahead.
+_PIECE_MIN: Final = 1024 * 1024
+_PIECE_MAX: Final = 8 * 1024 * 1024
+_PIECES: Final = 16
+_AHEAD: Final = 2
+#: Bytes that are received at least before others hear of them.
+_LEAST: Final = 64 * 1024
 #: Idle connections kept for each endpoint.
 _IDLE_MAX: Final = 2
 
 
 class Missing(Exception):
     """An endpoint does not have the object."""
+
+
+class _Stopped(ConnectionError):
+    """A source gives no more."""
 
 
 class Caller:
@@ -109,96 +126,195 @@ def set_timeouts(sock: socket.socket, seconds: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
-def pull(ref: ObjectRef, incoming: Incoming, caller: Caller, arrived: Callable[[], None] = lambda: None) -> None:
-    """Fill `incoming`, from where it stands.
+def set_keepalive(sock: socket.socket) -> None:
+    """Notice within half a minute that the other machine is gone, if nothing is said; send small words at once."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def pull(
+    ref: ObjectRef, incoming: Incoming, caller: Caller, counts: Counts, arrived: Callable[[], None] = lambda: None
+) -> None:
+    """Bring what is missing of an object.
 
     Args:
         ref: `ref.node` is where the object lies.
         incoming: what has arrived already stays.
         caller: connects.
-        arrived: called after each piece.
+        counts: told of what happens.
+        arrived: called after each portion, by any thread.
 
     Raises:
         ObjectLost: nobody has it, or nobody who has it can be reached.
     """
-    failed: list[str] = []
-    reason = ""
-    until = time.monotonic() + PATIENCE
-    while incoming.at < incoming.size:
-        before = incoming.at
-        sources, reason, hopeless = _from_home(ref, incoming, caller, arrived, failed)
-        for source in sources:
-            problem = _from_other(source, ref, incoming, caller, arrived)
-            if problem:
-                failed.append(source)
-            if incoming.at > before:
-                break
-        if incoming.at > before:
-            until = time.monotonic() + PATIENCE
-        elif not sources:
-            if hopeless or time.monotonic() > until:
-                raise ObjectLost(f"shared object {ref.id:#x} cannot be had from {ref.node}: {reason}")
-            time.sleep(_PAUSE)  # its home is being started again
+    Pull(ref, incoming, caller, counts, arrived).run()
 
 
-def _from_home(
-    ref: ObjectRef, incoming: Incoming, caller: Caller, arrived: Callable[[], None], failed: list[str]
-) -> tuple[list[str], str, bool]:
-    """Ask where the object lies, and read it there unless others should be asked.
+class Pull:
+    """One object on its way here; see `pull`."""
 
-    Returns:
-        The others; why it was not read, and whether that is final.
-    """
-    try:
-        sock, opened = caller.open(ref.node, Open(ref, caller.own, failed))
-    except OSError as error:
-        return [], f"{type(error).__name__}: {error}", False
-    except ProtocolError as error:
-        return [], str(error), True
-    sources = [source for source in opened.sources if source not in failed]
-    if opened.error or sources:
-        caller.keep(ref.node, sock)
-        return sources, opened.error, True
-    return [], _stream(sock, ref.node, incoming, caller, arrived), False
+    def __init__(
+        self, ref: ObjectRef, incoming: Incoming, caller: Caller, counts: Counts, arrived: Callable[[], None]
+    ) -> None:
+        self._ref = ref
+        self._incoming = incoming
+        self._caller = caller
+        self._counts = counts
+        self._arrived = arrived
+        #: The conversation with the home, as long as it lasts: it stands for what was assigned.
+        self._home: socket.socket | None = None
+        #: Sources that failed, and why the last one did.
+        self._failed: list[str] = []
+        self._reason = ""
+        self._spare: list[str] = []
 
+    def run(self) -> None:
+        """Bring it."""
+        incoming = self._incoming
+        until = time.monotonic() + PATIENCE
+        try:
+            while not incoming.complete:
+                before = incoming.left, len(self._failed)
+                hopeless = self._round()
+                if (incoming.left, len(self._failed)) != before:
+                    until = time.monotonic() + PATIENCE
+                elif hopeless or time.monotonic() > until:
+                    where = f"shared object {self._ref.id:#x} cannot be had from {self._ref.node}"
+                    raise ObjectLost(f"{where}: {self._reason}")
+        finally:
+            self._leave(incoming.complete)
 
-def _from_other(source: str, ref: ObjectRef, incoming: Incoming, caller: Caller, arrived: Callable[[], None]) -> str:
-    try:
-        sock, opened = caller.open(source, Open(ref))
-    except (OSError, ProtocolError) as error:
-        return f"{type(error).__name__}: {error}"
-    if opened.error:
-        caller.keep(source, sock)
-        return opened.error
-    return _stream(sock, source, incoming, caller, arrived)
+    def _round(self) -> bool:
+        """Read from the sources that the home names now until all have ended; whether there is no hope of any."""
+        opened, final = self._ask()
+        if opened is None:
+            spare = [address for address in self._spare if address not in self._failed]
+            if spare:
+                self._from_all(spare[:1])
+            elif not final:
+                time.sleep(_PAUSE)  # its home is being started again
+            return final and not spare
+        self._spare = opened.spare
+        self._from_all([source for source in opened.sources if source not in self._failed] or [HOME])
+        return False
 
+    def _ask(self) -> tuple[Opened | None, bool]:
+        """The sources; None if there are none, and whether that is final."""
+        message = Open(self._ref, self._caller.own, self._failed)
+        try:
+            if self._home is None:
+                self._home, opened = self._caller.open(self._ref.node, message)
+            else:
+                send(self._home, message)
+                opened = expect(self._home, Opened)
+        except (OSError, ProtocolError) as error:
+            self._reason = str(error) if isinstance(error, ProtocolError) else f"{type(error).__name__}: {error}"
+            self._hang_up()
+            return None, isinstance(error, ProtocolError)
+        if opened.error:
+            self._reason = opened.error
+            return None, True
+        return opened, False
 
-def _stream(sock: socket.socket, address: str, incoming: Incoming, caller: Caller, arrived: Callable[[], None]) -> str:
-    """Receive until all is there ("") or something goes wrong."""
-    try:
-        send(sock, Read(incoming.at))
-        while not incoming.complete:
+    def _from_all(self, sources: list[str]) -> None:
+        most = self._incoming.size
+        if len(sources) > 1:
+            most = min(_PIECE_MAX, max(_PIECE_MIN, self._incoming.size // _PIECES))
+        others = [threading.Thread(target=self._from, args=(one, most), daemon=True) for one in sources[1:]]
+        for thread in others:
+            thread.start()
+        self._from(sources[0], most)
+        for thread in others:
+            thread.join()
+
+    def _from(self, source: str, most: int) -> None:
+        """Read from one source for as long as it gives something and something is missing."""
+        incoming, before = self._incoming, self._incoming.left
+        sock = None
+        try:
+            if source == HOME:
+                sock = self._home
+                assert sock is not None, "it has just answered"
+            else:
+                sock, opened = self._caller.open(source, Open(self._ref))
+                if opened.error:
+                    self._caller.keep(source, sock)
+                    raise Missing(opened.error)
+            self._stream(sock, most)
+        except Exception as error:  # noqa: BLE001 - in a thread of its own; whatever it is, others are asked
+            plain = isinstance(error, (Missing, ProtocolError))
+            self._reason = str(error) if plain else f"{type(error).__name__}: {error}"
+            if source == HOME:
+                self._hang_up()
+            else:
+                self._failed.append(source)
+                if sock is not None and not isinstance(error, Missing):
+                    sock.close()
+            self._counts.source_failed(incoming.left < before)
+        else:
+            if source != HOME:
+                with contextlib.suppress(OSError):
+                    send(sock, Done())
+                    self._caller.keep(source, sock)
+
+    def _stream(self, sock: socket.socket, most: int) -> None:
+        """Receive piece after piece until nothing is left to ask for."""
+        incoming = self._incoming
+        ahead: deque[Piece] = deque()
+        try:
+            while True:
+                while len(ahead) < _AHEAD and (piece := incoming.claim(most)) is not None:
+                    ahead.append(piece)
+                    send(sock, Read(piece.at, piece.end))
+                if not ahead:
+                    return
+                self._receive(sock, ahead[0])
+                ahead.popleft()
+        finally:
+            for piece in ahead:
+                incoming.give_up(piece)
+
+    def _receive(self, sock: socket.socket, piece: Piece) -> None:
+        incoming = self._incoming
+        until = time.monotonic() + STUCK
+        while piece.at < piece.end:
             chunk = expect(sock, Chunk)
             if chunk.error:
-                caller.keep(address, sock)
-                return chunk.error
+                raise _Stopped(chunk.error)
             left = chunk.count
-            if left > incoming.size - incoming.at:
-                raise ProtocolError("more bytes than the object has")
+            if left > piece.end - piece.at:
+                raise ProtocolError("more bytes than were asked for")
+            if left:
+                until = time.monotonic() + STUCK
+            elif time.monotonic() > until:
+                raise _Stopped(f"no byte for {STUCK:g} s")
             while left:
-                target = incoming.target()[:left]
+                target = incoming.target(piece)[:left]
                 count = sock.recv_into(target)
+                if 0 < count < min(_LEAST, len(target)):  # it is slower than we are: larger portions cost less
+                    count += sock.recv_into(target[count:_LEAST], 0, socket.MSG_WAITALL)
                 if not count:
                     raise ConnectionResetError("the connection has ended")
-                incoming.arrived(count)
+                incoming.arrived(piece, count)
                 left -= count
-                arrived()
-    except (OSError, ProtocolError) as error:
-        sock.close()
-        return f"{type(error).__name__}: {error}"
-    except BaseException:
-        with contextlib.suppress(OSError):
-            sock.close()
-        raise
-    caller.keep(address, sock)
-    return ""
+                self._counts.arrived(count)
+                self._arrived()
+
+    def _hang_up(self) -> None:
+        if self._home is not None:
+            self._home.close()
+            self._home = None
+
+    def _leave(self, complete: bool) -> None:
+        """Give back what was assigned."""
+        if self._home is None:
+            return
+        try:
+            send(self._home, Done(complete))
+        except OSError:
+            self._hang_up()
+        else:
+            self._caller.keep(self._ref.node, self._home)
+            self._home = None

@@ -24,6 +24,7 @@ from rtml.messages import INLINE_MAX, ObjectRef, task_id
 from rtml.parts import Buffer, flat
 from rtml.segment import HEADER_OFFSET, header, layout, parts_of
 from rtml.store import Store
+from rtml.transfer.counts import Counts
 from rtml.transfer.pulling import Caller, pull, set_timeouts
 
 #: Seconds without progress after which a connection is given up.
@@ -48,6 +49,7 @@ class RemoteStore(Store):
         self._address = address
         self._secret = secret
         self._caller = Caller(secret)
+        self._counts = Counts()
         #: Data endpoints that the dispatcher named, the one in use first.
         self._endpoints: list[str] = []
         #: Where objects of ours lie: id -> (endpoint, segment).
@@ -140,7 +142,7 @@ class RemoteStore(Store):
         if ref.size <= HEADER_OFFSET:
             raise ObjectLost(f"{ref.size} bytes are no object")
         memory = memoryview(mmap.mmap(-1, ref.size))
-        pull(ref, Incoming(ref.id, ref.size, "", memory), self._caller)
+        pull(ref, Incoming(ref.id, ref.size, "", memory), self._caller, self._counts)
         return [memory[at : at + size].toreadonly() for at, size in parts_of(memory, ref.id)]
 
     def is_far(self, payload: object) -> bool:

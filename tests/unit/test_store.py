@@ -28,8 +28,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from rtml.errors import LimitExceeded, ObjectLost, RtmlError
 from rtml.exchange import Place
 from rtml.messages import ObjectRef, session_of
-from rtml.segment import ALIGNMENT, ENTRIES, HEADER_OFFSET, Mapping, is_alive
-from rtml.store import SEGMENT_MIN, Store, _size_class
+from rtml.segment import ALIGNMENT, ENTRIES, HEADER_OFFSET, SEGMENT_MIN, Mapping, is_alive, size_class
+from rtml.store import Store
 
 MIB = 1 << 20
 OWNER = 0x11
@@ -119,12 +119,12 @@ def test_reference(owner: Store) -> None:
 
 
 @given(st.integers(1, 1 << 40))
-def test_size_classes(size: int) -> None:
-    capacity = _size_class(size)
+def testsize_classes(size: int) -> None:
+    capacity = size_class(size)
     assert capacity >= size
     assert capacity % 4096 == 0
     assert capacity == SEGMENT_MIN or capacity <= 1.25 * size
-    assert _size_class(capacity) == capacity
+    assert size_class(capacity) == capacity
 
 
 # --- lifetime ---------------------------------------------------------------------------------------------------------

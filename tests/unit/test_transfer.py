@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import threading
 import time
@@ -19,9 +20,9 @@ from rtml.exchange import Chunk, Open, Opened, Place, Read, call, expect, receiv
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
-from rtml.transfer import uploads
+from rtml.transfer import pulling, uploads
 from rtml.transfer.endpoint import CONNECTIONS_MAX, Endpoint, EndpointSettings, listen_inside, listen_outside
-from rtml.transfer.holders import Holders
+from rtml.transfer.holders import HOME, Holders, Lease
 from rtml.transfer.remote import RemoteStore
 
 MIB = 1024 * 1024
@@ -51,6 +52,15 @@ class Host:
     def files(self) -> list[str]:
         return sorted(path.name for path in Path(self.directory).glob("*-*"))
 
+    def close(self) -> None:
+        """When nobody talks any more."""
+        self.endpoint.caller.close()
+        for store in self._stores:
+            store.close()
+        # Both of its listeners wait for a caller.
+        eventually(lambda: self.endpoint._connections._value == CONNECTIONS_MAX - 2)
+        self.endpoint.close()
+
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Callable[..., Host]]:
@@ -61,14 +71,15 @@ def hosts(tmp_path: Path) -> Iterator[Callable[..., Host]]:
         return made[-1]
 
     yield make
+    close_all(made)
+
+
+def close_all(made: list[Host]) -> None:
+    """All at once, since they talk to each other."""
     for host in made:
         host.endpoint.caller.close()
-        for store in host._stores:
-            store.close()
     for host in made:
-        # Both of its listeners wait for a caller, and nobody talks any more.
-        eventually(lambda: host.endpoint._connections._value == CONNECTIONS_MAX - 2)  # noqa: B023 - called at once
-        host.endpoint.close()
+        host.close()
 
 
 @contextmanager
@@ -222,11 +233,11 @@ def test_a_source_that_is_read_is_pinned(hosts: Callable[..., Host]) -> None:
     ref = owner.put([content(MIB)])
     sock = call(here.address, SECRET)
     send(sock, Open(ref))
-    assert expect(sock, Opened) == Opened()
+    assert expect(sock, Opened) == Opened("", [HOME])
     owner.free(ref.id)
     other = owner.put([content(MIB, 7)])
     assert other.segment != ref.segment
-    send(sock, Read(HEADER_OFFSET))
+    send(sock, Read(HEADER_OFFSET, ref.size))
     assert expect(sock, Chunk).count == ref.size - HEADER_OFFSET
     sock.close()
     eventually(lambda: not owner.sweep() and not owner._pinned)  # type: ignore[func-returns-value]
@@ -239,12 +250,98 @@ def test_copies_are_sources_and_a_lost_one_is_replaced(hosts: Callable[..., Host
     (body,) = second.store(1).get(ref)
     assert bytes(body) == content(2 * MIB)
     # The second had it from the first: its holder is known, and the first has served it.
-    assert here.endpoint.holders._holders[ref.id] == [first.address, second.address]
+    eventually(lambda: here.endpoint.holders.known(ref.id) == {first.address: True, second.address: True})
+    assert first.endpoint.counts.bytes_out == ref.size - HEADER_OFFSET
     del body
     for host in (first, second):
         eventually(lambda: evicted(host.endpoint, ref))  # noqa: B023 - called at once
     (body,) = third.store(1).get(ref)
     assert bytes(body) == content(2 * MIB)
+
+
+class Gate:
+    """Has an endpoint send no more than the first `most` bytes of what it is asked for, until it is opened."""
+
+    def __init__(self, endpoint: Endpoint, most: int) -> None:
+        self._serve = endpoint._serve
+        self.most = most
+        self.open = threading.Event()
+        endpoint._serve = self  # type: ignore[method-assign]
+
+    def __call__(self, sock: socket.socket, opened: Any, asked: Read) -> None:
+        middle = min(asked.end, HEADER_OFFSET + self.most)
+        if asked.offset < middle and not self.open.is_set():
+            self._serve(sock, opened, Read(asked.offset, middle))
+            asked = Read(middle, asked.end)
+        self.open.wait(60)
+        self._serve(sock, opened, asked)
+
+
+def getting(host: Host, ref: ObjectRef) -> tuple[threading.Thread, list[bytes]]:
+    """The object, on its way there."""
+    found: list[bytes] = []
+    reader = host.store(50)
+    thread = threading.Thread(target=lambda: found.append(bytes(reader.get(ref)[0])))
+    thread.start()
+    return thread, found
+
+
+def there(host: Host, ref: ObjectRef) -> int:
+    """Up to where it has arrived."""
+    copy = host.endpoint.copies._copies.get(ref.id)
+    return 0 if copy is None or copy.incoming is None else copy.incoming.upto(HEADER_OFFSET)
+
+
+def test_what_has_arrived_is_passed_on_and_the_home_sends_it_once(hosts: Callable[..., Host]) -> None:
+    here, first, second = (hosts(name) for name in ("here", "first", "second"))
+    ref = here.store(1).put([content(4 * MIB)])
+    gate = Gate(here.endpoint, 2 * MIB)
+    one, to_first = getting(first, ref)
+    eventually(lambda: there(first, ref) == HEADER_OFFSET + 2 * MIB)
+    two, to_second = getting(second, ref)
+    eventually(lambda: there(second, ref) == HEADER_OFFSET + 2 * MIB)
+    gate.open.set()
+    one.join()
+    two.join()
+    assert to_first == to_second == [content(4 * MIB)]
+    assert here.endpoint.counts.bytes_out == first.endpoint.counts.bytes_out == ref.size - HEADER_OFFSET
+
+
+def test_large_objects_are_read_from_several_holders_at_once(hosts: Callable[..., Host]) -> None:
+    here, first, second = (hosts(name) for name in ("here", "first", "second"))
+    ref = here.store(1).put([content(20 * MIB)])
+    first.store(1).get(ref)
+    eventually(lambda: here.endpoint.holders.known(ref.id) == {first.address: True})
+    sent = here.endpoint.counts.bytes_out
+    gates = [Gate(host.endpoint, 0) for host in (here, first)]  # neither can take all before the other begins
+    thread, found = getting(second, ref)
+    eventually(lambda: sum(here.endpoint.holders._objects[ref.id].load.values()) == 2)
+    for gate in gates:
+        gate.open.set()
+    thread.join()
+    assert found == [content(20 * MIB)]
+    from_home, from_first = here.endpoint.counts.bytes_out - sent, first.endpoint.counts.bytes_out
+    assert from_home + from_first == ref.size - HEADER_OFFSET
+    assert min(from_home, from_first) >= MIB
+
+
+def test_a_source_that_gives_nothing_is_given_up(hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling, "STUCK", 0.2)
+    monkeypatch.setattr("rtml.transfer.endpoint._STILL_HERE", 0.05)
+    here, first, second = (hosts(name) for name in ("here", "first", "second"))
+    ref = here.store(1).put([content(2 * MIB)])
+    gate = Gate(here.endpoint, MIB)
+    one, to_first = getting(first, ref)
+    eventually(lambda: there(first, ref) == HEADER_OFFSET + MIB)
+    # The home is slow for the first, which therefore has nothing for the second, and fast for the second.
+    here.endpoint._serve = gate._serve  # type: ignore[method-assign]
+    two, to_second = getting(second, ref)
+    two.join()
+    assert to_second == [content(2 * MIB)]
+    assert second.endpoint.counts.resumed == 1
+    gate.open.set()
+    one.join()
+    assert to_first == to_second
 
 
 def test_copies_that_nobody_reads_are_forgotten_in_time(hosts: Callable[..., Host]) -> None:
@@ -301,17 +398,103 @@ def test_garbage_ends_its_connection_only(hosts: Callable[..., Host]) -> None:
 # --- who is asked -----------------------------------------------------------------------------------------------------
 
 
-def test_holders_form_a_chain_without_circles() -> None:
+def test_receivers_that_come_together_form_a_chain() -> None:
     holders = Holders()
-    size = 10 * MIB
-    assert holders.joins(1, size, "a", []) == []
-    assert holders.joins(1, size, "b", []) == ["a"]
-    assert holders.joins(1, size, "c", []) == ["b", "a"]
-    assert holders.joins(1, size, "b", []) == ["a"]  # never one that asked later
-    assert holders.joins(1, size, "d", ["b"]) == ["c", "a"]
-    assert holders.joins(1, size, "", []) == ["d", "c", "a"]
-    assert holders.joins(1, 1000, "e", []) == []
-    assert holders.joins(2, size, "b", []) == []
+    leases = {}
+    for number, name in enumerate("abcd"):
+        leases[name] = holders.join(1, name)
+        sources, spare = holders.assign(leases[name], MIB, [])
+        assert sources == ["abcd"[number - 1] if number else HOME]
+        assert spare == []
+    other = holders.join(2, "b")
+    assert holders.assign(other, MIB, []) == ([HOME], [])  # of another object
+
+
+def test_a_source_that_fails_is_replaced_by_the_one_before_it() -> None:
+    holders = Holders()
+    leases = {name: holders.join(1, name) for name in "abcd"}
+    for lease in leases.values():
+        holders.assign(lease, MIB, [])
+    assert holders.assign(leases["c"], MIB, ["b"])[0] == [HOME]  # which has as little to do as the first
+    holders.leave(leases["b"], False)
+    assert holders.assign(leases["c"], MIB, ["b"])[0] == ["a"]
+    # Never one that asked later, however little it has to do.
+    again = holders.join(1, "b")
+    assert holders.assign(again, MIB, ["a"])[0] == [HOME]
+    late = holders.join(1, "e")
+    assert holders.assign(late, MIB, [])[0] == ["d"]
+
+
+def test_complete_copies_are_sources_for_all_and_the_idle_ones_come_first() -> None:
+    holders = Holders()
+    leases = {name: holders.join(1, name) for name in "abc"}
+    for lease in leases.values():
+        holders.assign(lease, MIB, [])
+    for name in "ab":
+        holders.leave(leases[name], True)
+    # The first has nobody to serve any more, but the home neither, which counts as the last of its kind.
+    late = holders.join(1, "d")
+    assert holders.assign(late, MIB, [])[0] == ["a"]
+    assert holders.assign(late, 100 * MIB, [])[0] == ["a", HOME]
+    another = holders.join(1, "e")
+    assert holders.assign(another, MIB, [])[0] == ["d"]
+    assert holders.known(1) == {"a": True, "b": True, "c": False, "d": False, "e": False}
+
+
+def test_whoever_goes_gives_its_source_back_and_is_asked_no_more() -> None:
+    holders = Holders()
+    first, second = holders.join(1, "a"), holders.join(1, "b")
+    assert holders.assign(first, MIB, [])[0] == [HOME]
+    assert holders.assign(second, MIB, [])[0] == ["a"]
+    holders.leave(first, False)
+    assert holders.assign(second, MIB, ["a"])[0] == [HOME]
+    # Back again it keeps its place, as the second may read from it still.
+    again = holders.join(1, "a")
+    assert holders.assign(again, MIB, [])[0] == [HOME]
+    holders.leave(first, False)  # the end of the earlier connection is noticed late
+    assert holders.known(1) == {"a": False, "b": False}
+    holders.leave(again, True)
+    holders.leave(second, True)
+    # Without its copy it begins anew, behind all others.
+    evicted = holders.join(1, "a")
+    assert holders.assign(evicted, MIB, [])[0] == ["b"]
+
+
+def test_nobody_waits_in_a_circle_whatever_fails() -> None:
+    """Random joins, failures and ends: partial copies are only ever read by those behind them."""
+    chance = random.Random(4)
+    for _ in range(200):
+        holders = Holders()
+        leases: dict[str, Lease] = {}
+        complete: set[str] = set()
+        for _ in range(60):
+            name = chance.choice("abcdef")
+            lease = leases.get(name)
+            if lease is None:
+                if any(name in held.sources for held in leases.values()):
+                    continue  # a copy that is read is not dropped
+                complete.discard(name)
+                leases[name] = lease = holders.join(1, name)
+                holders.assign(lease, 20 * MIB, [])
+            elif chance.random() < 0.5:
+                holders.assign(lease, 20 * MIB, lease.sources[:1])
+            else:
+                done = chance.random() < 0.5
+                holders.leave(leases.pop(name), done)
+                if done:
+                    complete.add(name)
+            waits = {one: [s for s in held.sources if s and s not in complete] for one, held in leases.items()}
+            for start in waits:
+                seen, new = set[str](), [start]
+                while new:
+                    for source in waits.get(new.pop(), ()):
+                        assert source != start
+                        if source not in seen:
+                            seen.add(source)
+                            new.append(source)
+        for lease in leases.values():
+            holders.leave(lease, False)
+        assert not holders._objects[1].load
 
 
 # --- remote clients ---------------------------------------------------------------------------------------------------
