@@ -393,7 +393,7 @@ class Actors:
             self.unneeded(hosted.checkpoint.id, task.id)
         assert task.result is not None
         error = task.result.error
-        why = "it was stopped" if error is None else error.message
+        why = "it was stopped" if error is None else f"{error.type}: {error.message}"
         info = error if error is not None and error.type == "ActorDied" else None
         if info is None:
             info = failure("ActorDied", f"actor {hosted.name!r} has ended: {why}")
