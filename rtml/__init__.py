@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         get,
         map,
         put,
+        reduce,
         ref,
         shutdown,
         submit,
@@ -68,6 +69,7 @@ _NAMES = {
     "method": _ACTORS,
     "model": "rtml.models",
     "put": _API,
+    "reduce": _API,
     "ref": _API,
     "served": "rtml.client.served",
     "shutdown": _API,
@@ -80,7 +82,7 @@ _NAMES = {
 __all__ = [
     "Actor", "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "actor", "anytime", "as_completed",
     "cancel", "connect", "current", "current_task", "gather", "get", "get_actor", "kill", "map", "method", "model",
-    "put", "ref", "served", "shutdown", "stop", "submit", "task", "wait",
+    "put", "reduce", "ref", "served", "shutdown", "stop", "submit", "task", "wait",
 ]  # fmt: skip
 
 

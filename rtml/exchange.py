@@ -44,6 +44,9 @@ IDLE_TIMEOUT: Final = 15.0
 #: Seconds for which a node's endpoint may be away: its supervisor starts it again.
 _AWAY: Final = 5.0
 
+#: A label is a resource of which there is enough for everybody.
+LABEL_AMOUNT: Final = 1e9
+
 #: The file in a node's directory of shared memory that says what the node is.
 PLACE_FILE: Final = ".place"
 
@@ -291,6 +294,11 @@ def call(address: str, secret: bytes) -> socket.socket:
 
 def _mac(secret: bytes, who: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(secret, who + first + second, hashlib.sha256)
+
+
+def node_label(address: str) -> str:
+    """The resource that only the node with this data endpoint has: what must run there asks for it."""
+    return f"data={address}"
 
 
 # --- what a node is ---------------------------------------------------------------------------------------------------

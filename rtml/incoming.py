@@ -116,6 +116,12 @@ class Incoming:
         """Whether all of it is there."""
         return self.left <= 0
 
+    def in_memory(self) -> memoryview:
+        """All of it, to be written in any order, by whoever knows all the bytes."""
+        self.close()
+        self.place.populate(self.size)
+        return self.memory
+
     def close(self) -> None:
         """No more bytes."""
         if self._fd >= 0:

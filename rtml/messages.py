@@ -254,6 +254,8 @@ class TaskResult(msgspec.Struct, array_like=True, gc=False):
     #: Bytes of arguments that were fetched from other nodes since the last result, and the seconds that took.
     moved: Count = 0
     moving: Amount = 0.0
+    #: Of a reduction: the positions of the inputs that the value is made of.
+    used: list[int] | None = None
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):

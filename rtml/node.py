@@ -25,13 +25,12 @@ import msgspec
 
 from rtml.client.embedded import Embedded, data_arguments, node_arguments
 from rtml.errors import RtmlError
+from rtml.exchange import LABEL_AMOUNT
 from rtml.link import AddressError
 from rtml.link.keys import NODE, peer_keys
 from rtml.operating import ask
 from rtml.settings import NodeSettings, ObjectSettings
 
-#: A label is a resource of which there is enough for everybody.
-LABEL_AMOUNT: Final = 1e9
 #: Seconds that the tree may take to end after its tasks had their time.
 _GOODBYE: Final = 5.0
 _EXIT_ENDED: Final = 1

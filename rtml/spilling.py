@@ -72,6 +72,16 @@ class Disk:
             remove_segments(self.directory, session)
 
 
+def limits(directory: str, memory: int, disk: Disk) -> str:
+    """What a node's processes use together of what they may use, for an error message."""
+    text = ""
+    if memory:
+        text = f", and all processes of the node use {mib(used(directory))} of {mib(memory)} (object_memory)"
+    if disk.directory:
+        text += f"; {disk.directory} has {mib(used(disk.directory))} of {mib(disk.limit)} (spill_max)"
+    return text
+
+
 def used(directory: str) -> int:
     """Bytes of all files in a directory."""
     total = 0

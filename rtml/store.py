@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import shutil
 import threading
@@ -31,7 +32,7 @@ from rtml.incoming import Incoming
 from rtml.messages import ObjectRef, task_id
 from rtml.parts import Buffer, copy, flat
 from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path, size_class
-from rtml.spilling import Disk, mib, remove_segments, used, write_at
+from rtml.spilling import Disk, limits, mib, remove_segments, used, write_at
 
 #: Most bytes that idle segments of one process keep from the system.
 IDLE_MAX: Final = 1024 * 1024 * 1024
@@ -58,6 +59,12 @@ class _Segment:
         self.mapping = mapping
         #: The bytes from the start on whose pages are mapped here.
         self.populated = populated
+
+    def populate(self, end: int) -> None:
+        """Have the pages of so many bytes mapped."""
+        if self.mapping is not None and self.populated < end:
+            self.mapping.populate(end)
+            self.populated = end
 
 
 class Store:
@@ -89,7 +96,7 @@ class Store:
         #: Bytes of all segment files of this owner, those being made included.
         self._allocated = 0
         self._files = 0
-        self._objects = 0
+        self._numbers = itertools.count(1)
         self._live: dict[int, _Segment] = {}
         self._freed: collections.deque[int] = collections.deque()
         self._pinned: collections.deque[_Segment] = collections.deque()
@@ -179,9 +186,8 @@ class Store:
         table, offsets, size = layout([len(piece) for piece in pieces])
         with self._lock:
             self._settle(_CHECKS_PER_PUT)
-            self._objects += 1
-            object_id = task_id(self.session, self._objects)
             segment = self._recycle(size)
+        object_id = self.new_id()
         if segment is None:
             segment = self._create(size, header(object_id, table), pieces, offsets)
         else:
@@ -193,13 +199,14 @@ class Store:
         self._live[object_id] = segment
         return ObjectRef(object_id, size, segment.name, self.place.data)
 
+    def new_id(self) -> int:
+        """The name of an object that will be made here."""
+        return task_id(self.session, next(self._numbers))
+
     def _rewrite(self, segment: _Segment, head: bytes, parts: list[memoryview], offsets: list[int]) -> None:
         mapping = _mapped(segment)
         memory = mapping.memory
-        end = offsets[-1] + len(parts[-1]) if parts else HEADER_OFFSET + len(head)
-        if segment.populated < end:
-            mapping.populate(end)
-            segment.populated = end
+        segment.populate(offsets[-1] + len(parts[-1]) if parts else HEADER_OFFSET + len(head))
         memory[HEADER_OFFSET : HEADER_OFFSET + len(head)] = head
         for part, offset in zip(parts, offsets):
             copy(memory[offset : offset + len(part)], part)
@@ -331,9 +338,7 @@ class Store:
             if made is None:
                 raise self._full(size)
             fd, segment = made
-        elif segment.populated < size:
-            _mapped(segment).populate(size)
-            segment.populated = size
+        segment.populate(size if fd < 0 else 0)
         return Incoming(object_id, size, segment.name, _mapped(segment).memory, fd, segment)
 
     def publish(self, incoming: Incoming) -> None:
@@ -372,12 +377,7 @@ class Store:
     def _limits(self) -> str:
         text = f" ({self._problem})" if self._problem else ""
         self._problem = ""
-        if self.place.memory:
-            text += f", and all processes of the node use {mib(used(self.directory))} of {mib(self.place.memory)}"
-            text += " (object_memory)"
-        if self.place.spill:
-            text += f"; {self.place.spill} has {mib(used(self.place.spill))} of {mib(self.disk.limit)} (spill_max)"
-        return text
+        return text + limits(self.directory, self.place.memory, self.disk)
 
     # --- recycling ------------------------------------------------------------------------------------------------
 

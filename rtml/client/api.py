@@ -178,6 +178,17 @@ def gather(*futures: Future[Any], return_exceptions: bool = False) -> Gathered:
     return owner.gather(*futures, return_exceptions=return_exceptions)
 
 
+def reduce(
+    futures: Iterable[Future[Any]],
+    op: str | Callable[[Any, Any], Any] = "add",
+    *,
+    num: int | None = None,
+    elementwise: bool = False,
+) -> Future[Any]:
+    """One value of the values of many futures, see `rtml.client.collectives.Collectives.reduce`."""
+    return client().reduce(futures, op, num=num, elementwise=elementwise)
+
+
 def cancel(*futures: Future[Any]) -> int:
     """Cancel futures that have not ended, running or not; returns how many those were."""
     return sum([as_future(future).cancel() for future in futures])
@@ -240,6 +251,7 @@ __all__ = [
     "get",
     "map",
     "put",
+    "reduce",
     "ref",
     "shutdown",
     "submit",

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 from rtml import codec, messages
 from rtml.client import calls, handles, logs, references, results, streams
 from rtml.client.actors import ActorRef
+from rtml.client.collectives import Collectives
 from rtml.client.context import current_task, forks, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
@@ -54,7 +55,7 @@ T = TypeVar("T")
 _QUERY_TIMEOUT: Final = 10.0
 
 
-class Client(concurrent.futures.Executor):
+class Client(Collectives, concurrent.futures.Executor):
     """A connection to an engine. Use `rtml.connect()` to get one; it is a `concurrent.futures.Executor` too.
 
     Args:

@@ -61,7 +61,7 @@ class Future(concurrent.futures.Future[T]):
 
     __slots__ = (
         "_callbacks", "_client", "_failure", "_held", "_payload", "_standard", "_state", "_timing", "_value",
-        "_watchers", "id",
+        "_used", "_watchers", "id",
     )  # fmt: skip
 
     _state: str
@@ -75,6 +75,7 @@ class Future(concurrent.futures.Future[T]):
         self._failure: ErrorInfo | BaseException | None = None
         self._value: Any = UNSET
         self._timing: Timing | None = None
+        self._used: list[int] | None = None
         #: Waiters to notify and user callbacks to call at the end; None instead of an empty list.
         self._watchers: list[Waiter] | None = None
         self._callbacks: list[Callable[[Any], object]] | None = None
@@ -103,6 +104,11 @@ class Future(concurrent.futures.Future[T]):
     def timing(self) -> Timing | None:
         """Where the task's time went, in seconds; None before its end, and unless `connect(timings=True)` asked."""
         return self._timing
+
+    @property
+    def contributors(self) -> list[int] | None:
+        """Of `rtml.reduce` and `allreduce`: positions of the inputs that the value is made of; None before its end."""
+        return self._used
 
     def result(self, timeout: float | None = None) -> T:
         """The task's value; waits for it.

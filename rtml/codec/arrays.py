@@ -10,8 +10,10 @@ import struct
 import sys
 from typing import Any, Final
 
+from rtml.incoming import Incoming
 from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.parts import Buffer
+from rtml.segment import HEADER_OFFSET, header, layout
 from rtml.store import Store
 
 #: Tag of a payload that is one numeric array: dtype, shape, data; readable in any language.
@@ -70,12 +72,34 @@ def from_buffer(data: memoryview, dtype: Any, shape: Any) -> Any:
     return numpy.frombuffer(data, dtype).reshape(shape) if data.nbytes else numpy.empty(0, dtype).reshape(shape)
 
 
+def _head(array: Any) -> bytes:
+    kind: bytes = array.dtype.str.encode()
+    head = TENSOR + struct.pack(f"<BB{array.ndim}Q", len(kind), array.ndim, *array.shape) + kind
+    return head + bytes(-len(head) % ALIGNMENT)
+
+
+def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any]:
+    """Room in the store for an array, which is to be filled in place: then `publish` it.
+
+    Args:
+        like: of its dtype and shape; its data does not matter.
+        store: where it will lie, as if it had been put there.
+
+    Raises:
+        LimitExceeded: the store is full.
+    """
+    head = _head(like)
+    table, offsets, size = layout([len(head), like.nbytes])
+    incoming = store.reserve(store.new_id(), size)
+    memory = incoming.in_memory()
+    for offset, piece in ((HEADER_OFFSET, header(incoming.id, table)), (offsets[0], head)):
+        memory[offset : offset + len(piece)] = piece
+    return incoming, from_buffer(memory[offsets[1] : offsets[1] + like.nbytes], like.dtype, like.shape)
+
+
 def encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:
     """The payload of a numeric array."""
-    kind: bytes = array.dtype.str.encode()
-    head = struct.pack(f"<BB{array.ndim}Q", len(kind), array.ndim, *array.shape)
-    head = TENSOR + head + kind
-    head += bytes(-len(head) % ALIGNMENT)
+    head = _head(array)
     if array.nbytes + len(head) <= INLINE_MAX or store is None:
         data: bytes = array.tobytes()
         return head + data

@@ -54,6 +54,8 @@ class EncodedValue(msgspec.Struct, frozen=True):
     handles: Sequence[int] = ()
     batch_key: str = ""
     items: int = 1
+    #: See `TaskResult`.
+    used: list[int] | None = None
 
 
 class EncodedCall(msgspec.Struct, frozen=True):
@@ -143,7 +145,7 @@ def encode_value(
     """Encode one value: a result, or what is put.
 
     Args:
-        value: anything that can be pickled.
+        value: anything that can be pickled, or what this function returned for it.
         store: takes what is larger than `INLINE_MAX`; None keeps everything inline.
         future_type: its instances travel as handles.
         what: how an error message calls the value.
@@ -163,6 +165,8 @@ def encode_value(
     if is_tensor(value):
         batch_key, items = array_facts(value)
         return EncodedValue(encode_tensor(value, store), (), batch_key, items)
+    if isinstance(value, EncodedValue):
+        return value  # by the function itself
     pickled = Pickled(leaving=leaving)
     try:
         stream = dump(value, pickled, future_type)
@@ -188,6 +192,8 @@ def encode_data(value: Any, store: Store | None, what: str = "the result") -> En
     if is_tensor(value):
         batch_key, items = array_facts(value)
         return EncodedValue(encode_tensor(value, store), (), batch_key, items)
+    if isinstance(value, EncodedValue):
+        return value
     try:
         return EncodedValue(data.place(value, store))
     except RtmlError:

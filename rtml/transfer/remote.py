@@ -20,7 +20,7 @@ from typing import Final
 from rtml.errors import LimitExceeded, ObjectLost, ProtocolError
 from rtml.exchange import NO_ROOM, Drop, Hold, Put, Stored, call, expect, send
 from rtml.incoming import Incoming
-from rtml.messages import INLINE_MAX, ObjectRef, task_id
+from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.parts import Buffer, flat
 from rtml.segment import HEADER_OFFSET, header, layout, parts_of
 from rtml.store import Store
@@ -82,8 +82,7 @@ class RemoteStore(Store):
         if not self._endpoints:
             raise self._refusal("a function, argument or value", sum(map(len, flat_parts)))
         with self._speaking:
-            self._objects += 1
-            object_id = task_id(self.session, self._objects)
+            object_id = self.new_id()
             pieces = _pieces(header(object_id, table), flat_parts, offsets)
             problems: list[str] = []
             for address in [endpoint for endpoint in list(self._endpoints) for _ in range(2)]:

@@ -153,7 +153,7 @@ class Calls:
             return self.failure(attempt, error, run, loaded)
         missing = take_missing(attempt.id)
         moved, moving = self.store.fetched()
-        if encoded.handles or encoded.batch_key or missing or moved:
+        if encoded.handles or encoded.batch_key or missing or moved or encoded.used is not None:
             return TaskResult(
                 attempt.id,
                 attempt.attempt,
@@ -167,6 +167,7 @@ class Calls:
                 missing=missing,
                 moved=moved,
                 moving=moving,
+                used=encoded.used,
             )
         return TaskResult(attempt.id, attempt.attempt, OK, encoded.payload, None, run)
 

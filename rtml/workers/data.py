@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from rtml.exchange import Place
+from rtml.exchange import LABEL_AMOUNT, Place, node_label
 from rtml.workers.processes import killed
 from rtml.workers.settings import Settings
 
@@ -62,6 +62,11 @@ class DataEndpoint:
     def place(self, settings: Settings) -> Place:
         """What the processes of the node are to know."""
         return Place(self.address, self.path, settings.object_memory, settings.spill_dir, settings.spill_max)
+
+    @property
+    def label(self) -> dict[str, float]:
+        """The resource by which this node is told from all others."""
+        return {node_label(self.address): LABEL_AMOUNT}
 
     def start(self, fork: Callable[[Callable[[], int], str], int]) -> None:
         """Start the process."""

@@ -315,7 +315,7 @@ class Supervisor:
             cpu=float(settings.workers) if settings.cpu is None else settings.cpu,
             gpu=settings.gpu,
             memory=settings.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            resources=settings.resources,
+            resources=settings.resources | ({} if self._data is None else self._data.label),
             executors=executors,
             blocked_max=settings.blocked_max,
             leaving=self._ending,

@@ -119,7 +119,7 @@ def test_reference(owner: Store) -> None:
 
 
 @given(st.integers(1, 1 << 40))
-def testsize_classes(size: int) -> None:
+def test_size_classes(size: int) -> None:
     capacity = size_class(size)
     assert capacity >= size
     assert capacity % 4096 == 0

@@ -1,0 +1,471 @@
+"""Runs on workers: a reduction, which follows its inputs' arrival and has them folded where they lie.
+
+One coroutine holds the plan (`rtml.graph.collectives`) and carries it out. What it folds itself, on its own node, it does
+in threads of its process; what is to be folded on other nodes are tasks of its graph, bound to their node. So its
+process's death, a cancellation or a deadline mean for a reduction what they mean for any task that has children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from rtml.client.context import current_client
+from rtml.client.driver import Waiter
+from rtml.client.folding import Operation, UnlikeError, Whole, alike, fold_into
+from rtml.client.functions import task
+from rtml.client.future import Future, error_of
+from rtml.codec import EncodedValue, encode_value
+from rtml.codec.arrays import array_facts, grow_tensor
+from rtml.errors import ObjectLost, RtmlError, Unschedulable
+from rtml.exchange import node_label
+from rtml.graph.collectives import Again, Command, End, Fail, Plan, Start, Step, Stop
+from rtml.messages import INLINE_MAX, ObjectRef
+from rtml.store import Store
+
+#: Seconds within which a step on another node must have begun.
+_BEGINS: Final = 15.0
+#: Bytes of small arrays that are folded without a thread.
+_QUICK: Final = 512 * 1024
+
+
+class _Unreadable(RtmlError):
+    """A source of a step cannot be had; its place among the sources."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place = place
+
+
+class _Folding:
+    """Folds some arrays in a thread of its own, because it waits for what arrives.
+
+    Args:
+        store: takes the result.
+        operation: elementwise.
+        sources: arrays, or payloads of arrays.
+        divide: by what to divide the result; 0: by nothing.
+    """
+
+    def __init__(self, operation: Operation, sources: Sequence[Any], divide: int = 0) -> None:
+        client = current_client()
+        assert client is not None, "this runs in an executor"
+        self._client = client
+        self._store: Store = client.store
+        self._operation = operation
+        self._sources = sources
+        self._divide = divide
+        #: The array that is made; and what the store has of it, if it is large.
+        self.array: Any = None
+        self.ref: ObjectRef | None = None
+        self._over = self._unwanted = False
+
+    async def run(self) -> None:
+        """Until all of it is there.
+
+        Raises:
+            UnlikeError: they are no arrays of one shape.
+            _Unreadable: one cannot be had.
+            LimitExceeded: the store is full.
+        """
+        if self._is_quick():
+            self._fold()
+            return
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if not done.done():
+                done.set_result(None) if error is None else done.set_exception(error)
+
+        def body() -> None:
+            error: BaseException | None = None
+            try:
+                self._fold()
+            except BaseException as caught:  # noqa: BLE001 - of the user's function, too
+                error = caught
+            self._over = True
+            if self._unwanted:
+                self.free()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                loop.call_soon_threadsafe(settle, error)
+
+        threading.Thread(target=body, name="rtml-fold", daemon=True).start()
+        try:
+            await done
+        except asyncio.CancelledError:
+            self._unwanted = True
+            if self._over:
+                self.free()
+            raise
+
+    def _is_quick(self) -> bool:
+        """Whether a thread would take longer."""
+        small = sum(len(one) if isinstance(one, bytes) else _QUICK for one in self._sources) < _QUICK
+        return small and self._operation.function is None
+
+    def _fold(self) -> None:
+        arrays = [self._read(place, source) for place, source in enumerate(self._sources)]
+        alike(arrays)
+        like = _Like(self._operation.partial([array.dtype for array in arrays]), arrays[0].shape)
+        if like.nbytes <= INLINE_MAX:
+            self.array = like.empty()
+            self._fold_all(arrays)
+            return
+        incoming, self.array = grow_tensor(like, self._store)
+        try:
+            self._fold_all(arrays)
+        except BaseException:
+            self._store.abandon(incoming)
+            raise
+        piece = incoming.claim(incoming.size)
+        assert piece is not None, "it has a header"
+        incoming.arrived(piece, piece.end - piece.at)
+        self._store.publish(incoming)
+        self.ref = ObjectRef(incoming.id, incoming.size, incoming.segment, self._store.place.data)
+
+    def _fold_all(self, arrays: list[Any]) -> None:
+        fold_into(self.array.reshape(-1), [Whole(array) for array in arrays], self._operation, self._divide)
+
+    def _read(self, place: int, source: Any) -> Any:
+        if not isinstance(source, bytes | ObjectRef):
+            return source
+        try:
+            return self._client.decode(source)
+        except ObjectLost as error:
+            raise _Unreadable(place, str(error)) from None
+
+    def free(self) -> None:
+        """Nobody needs what was made."""
+        if self.ref is not None:
+            self._store.free(self.ref.id)
+
+
+class _Like:
+    """What there is to know of an array before it is made."""
+
+    def __init__(self, dtype: Any, shape: tuple[int, ...]) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.ndim = len(shape)
+        self.nbytes = int(dtype.itemsize)
+        for length in shape:
+            self.nbytes *= length
+
+    def empty(self) -> Any:
+        import numpy
+
+        return numpy.empty(self.shape, self.dtype)
+
+
+@task(name="rtml.fold", retries=0)
+async def fold_here(operation: Operation, sources: list[ObjectRef]) -> AsyncIterator[ObjectRef | None]:
+    """A step on another node than the reduction's: yields where its array lies, and keeps it until it is closed."""
+    folding = _Folding(operation, sources)
+    await folding.run()
+    try:
+        if folding.ref is None:
+            raise UnlikeError  # small ones are with the reduction already
+        yield folding.ref
+        yield None
+        await asyncio.Event().wait()
+    finally:
+        folding.free()
+
+
+@task(name="rtml.fold", retries=0)
+async def fold_values(operation: Operation, values: list[Any]) -> Any:
+    """The same for values of any kind: returns what they have become."""
+    return await asyncio.to_thread(operation.fold, values)
+
+
+@task(name="rtml.reduce")
+async def reduce_here(futures: list[Future[Any]], operation: Operation, wanted: int) -> EncodedValue:
+    """A reduction."""
+    return await _Reduction(futures, operation, wanted).run()
+
+
+class _Arrivals(Waiter):
+    """Wakes the reduction when a future has ended, from any thread."""
+
+    __slots__ = ("ended", "loop", "wake_up")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake_up: Callable[[], None]) -> None:
+        super().__init__()
+        self.ended: deque[Future[Any]] = deque()
+        self.loop = loop
+        self.wake_up = wake_up
+
+    def notify(self, future: Any) -> None:
+        """One has."""
+        self.ended.append(future)
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.wake_up)
+
+
+class _Reduction:
+    """See `reduce_here`."""
+
+    def __init__(self, futures: list[Future[Any]], operation: Operation, wanted: int) -> None:
+        client = current_client()
+        assert client is not None, "this runs in an executor"
+        self._client = client
+        self._operation = operation
+        self._futures = dict(enumerate(futures))
+        self._home = client.store.place.data
+        self._plan = Plan(len(futures), wanted, self._home)
+        self._news = asyncio.Event()
+        self._arrivals = _Arrivals(asyncio.get_running_loop(), self._news.set)
+        #: Which inputs a future is.
+        self._positions: dict[Future[Any], list[int]] = {}
+        #: Where the inputs lie.
+        self._payloads: dict[int, bytes | ObjectRef] = {}
+        #: Blocks of arrays are folded, not whole values.
+        self._blocks = operation.elementwise
+        #: What runs for each step, and what can be read of it.
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._made: dict[int, asyncio.Future[Any]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        #: Why something had to be done again, last time.
+        self._reason: BaseException | None = None
+
+    async def run(self) -> EncodedValue:
+        """To its end."""
+        for position, future in self._futures.items():
+            self._attend(position, future)
+        self._client.driver.awaiting(self._arrivals.loop)
+        try:
+            while True:
+                self._look()
+                while commands := self._plan.advance():
+                    for command in commands:
+                        if isinstance(command, End):
+                            return await self._result(command)
+                        self._obey(command)
+                if self._error is not None:
+                    raise self._error
+                await self._news.wait()
+                self._news.clear()
+        finally:
+            for future in self._positions:
+                future._detach(self._arrivals)
+            ending = [*self._running.values(), *self._others]
+            for one in ending:
+                one.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+            # At once, not when somebody looks for garbage: inputs are large.
+            for held in (ending, self._running, self._made, self._others, self._futures, self._positions):
+                held.clear()
+
+    def _attend(self, position: int, future: Future[Any]) -> None:
+        self._futures[position] = future
+        positions = self._positions.setdefault(future, [])
+        positions.append(position)
+        if len(positions) == 1 and not future._attach(self._arrivals):
+            self._arrivals.ended.append(future)
+        elif future.done():
+            self._arrivals.ended.append(future)
+
+    def _look(self) -> None:
+        ended = self._arrivals.ended
+        while ended:
+            future = ended.popleft()
+            for position in self._positions.get(future, ()):
+                payload = future._payload
+                if future._failure is not None or payload is None:
+                    self._plan.failed(position)
+                elif position not in self._payloads:
+                    self._arrived(position, payload)
+
+    def _arrived(self, position: int, payload: bytes | ObjectRef) -> None:
+        self._payloads[position] = payload
+        if isinstance(payload, ObjectRef):
+            self._plan.arrived(position, payload.node or self._home, payload.size)
+        else:
+            self._plan.arrived(position, self._home, len(payload))
+
+    # --- commands
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Start):
+            step = command.step
+            self._made[step.number] = asyncio.get_running_loop().create_future()
+            self._running[step.number] = asyncio.create_task(self._run_step(step))
+        elif isinstance(command, Stop):
+            running = self._running.pop(command.number, None)
+            self._made.pop(command.number, None)
+            if running is not None:
+                running.cancel()
+                self._keep(running)
+        elif isinstance(command, Again):
+            self._payloads.pop(command.position, None)
+            self._keep(asyncio.create_task(self._make_again(command.position)))
+        elif isinstance(command, Fail):
+            raise self._failure(command.position)
+
+    def _keep(self, running: asyncio.Task[None]) -> None:
+        self._others.add(running)
+        running.add_done_callback(self._others.discard)
+
+    def _failure(self, position: int) -> BaseException:
+        error = self._error
+        if position >= 0:
+            error = error or error_of(self._futures[position])
+        return error or self._reason or ObjectLost(f"input {position} of the reduction is lost")
+
+    async def _run_step(self, step: Step) -> None:
+        """Carry out one step, and tell the plan what became of it."""
+        try:
+            await (self._step_here(step) if step.node == self._home else self._step_there(step))
+        except _Unreadable as error:
+            self._reason = error
+            self._plan.broken(step.number, [step.sources[error.place]])
+        except UnlikeError:
+            if self._blocks:
+                self._blocks = False
+                self._plan.restart()
+        except (RtmlError, OSError, asyncio.TimeoutError) as error:
+            if step.node == self._home:
+                self._error = error
+            else:
+                self._reason = error
+                self._plan.broken(step.number, gone=isinstance(error, Unschedulable))
+        except Exception as error:  # noqa: BLE001 - of the user's function, or numpy's of what cannot be folded
+            self._error = error
+        finally:
+            self._news.set()
+
+    async def _sources(self, step: Step) -> list[Any]:
+        """What the step reads, as soon as it can be read."""
+        return [
+            await self._made[source.number] if source.made else self._payloads[source.number]
+            for source in step.sources
+        ]  # fmt: skip
+
+    async def _step_here(self, step: Step) -> None:
+        sources = await self._sources(step)
+        count = len(step.covers)
+        if self._blocks:
+            mean = self._operation.name == "mean" and self._operation.function is None
+            folding = _Folding(self._operation, sources, count if mean and step.final else 0)
+            await folding.run()
+            self._made[step.number].set_result(folding if step.final else folding.array)
+            self._plan.finished(step.number)
+            if not step.final:
+                await self._until_stopped(folding.free)
+        else:
+            values = [await self._value(place, source) for place, source in enumerate(sources)]
+            value = await asyncio.to_thread(self._operation.fold, values)
+            if step.final:
+                value = self._operation.finish(value, count)
+            self._made[step.number].set_result(_Value(value))
+            self._plan.finished(step.number)
+
+    async def _value(self, place: int, source: Any) -> Any:
+        if isinstance(source, _Value):
+            return source.value
+        try:
+            if isinstance(source, Future):
+                return await source
+            if self._client.store.is_far(source):
+                return await asyncio.to_thread(self._client.decode, source)
+            return self._client.decode(source)
+        except ObjectLost as error:
+            raise _Unreadable(place, str(error)) from None
+
+    async def _step_there(self, step: Step) -> None:
+        bound = {"resources": {node_label(step.node): 1.0}}
+        sources = await self._sources(step)
+        if not self._blocks:
+            inputs = [source if isinstance(source, Future) else self._futures[one.number]
+                      for one, source in zip(step.sources, sources)]  # fmt: skip
+            future = fold_values.options(**bound).submit_to(self._client, (self._operation, inputs), {})
+            self._made[step.number].set_result(future)
+            try:
+                await _ended(future)
+            finally:
+                future.cancel()
+            self._plan.finished(step.number)
+            return
+        stream = fold_here.options(**bound).stream_to(self._client, (self._operation, sources), {})
+        try:
+            ref = await asyncio.wait_for(stream.__anext__(), _BEGINS)
+            self._made[step.number].set_result(ref)
+            await stream.__anext__()
+            self._plan.finished(step.number)
+            self._news.set()
+            await stream.__anext__()
+        finally:
+            stream.close()
+
+    async def _until_stopped(self, then: Callable[[], None]) -> None:
+        self._news.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            then()
+
+    # --- ends
+
+    async def _make_again(self, position: int) -> None:
+        """Have a lost input made again, or brought from a node that has a copy."""
+        payload = self._futures[position]._payload
+        answer = ""
+        if isinstance(payload, ObjectRef):
+            with contextlib.suppress(RtmlError, TimeoutError):
+                answer = await asyncio.to_thread(self._client.query, "rebuild", f"{payload.id} {payload.node}")
+        kind, _, where = answer.partition(" ")
+        if kind == "at" and isinstance(payload, ObjectRef):
+            self._arrived(position, msgspec.structs.replace(payload, node=where))
+        elif kind == "task" and where.isdigit():
+            self._attend(position, self._client.handle(int(where)))
+            self._client.driver.awaiting(self._arrivals.loop)
+        else:
+            self._reason = ObjectLost(f"input {position} of the reduction is lost, and nothing can replace it: {answer}")
+            self._plan.failed(position)
+        self._news.set()
+
+    async def _result(self, end: End) -> EncodedValue:
+        made = self._made[end.step].result()
+        used = end.contributors
+        if isinstance(made, _Value):
+            return msgspec.structs.replace(
+                encode_value(made.value, self._client.store, Future, leaving=True), used=used
+            )  # fmt: skip
+        batch_key, items = array_facts(made.array)
+        if made.ref is not None:
+            return EncodedValue(made.ref, (), batch_key, items, used)
+        return msgspec.structs.replace(encode_value(made.array, None), used=used)
+
+
+class _Value(msgspec.Struct):
+    """A value of any kind, folded here."""
+
+    value: Any
+
+
+async def _ended(future: Future[Any]) -> None:
+    """Wait for the end, not for the value.
+
+    Raises:
+        Exception: the future's error.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    waiter = _Arrivals(loop, ended.set)
+    if future._attach(waiter):
+        future._client.driver.awaiting(loop)
+        try:
+            await ended.wait()
+        finally:
+            future._detach(waiter)
+    error = error_of(future)
+    if error is not None:
+        raise error
