@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from rtml.client.future import Future, Gathered, Ref
+from rtml.client.future import Future, Ref
+from rtml.client.gathered import Gathered
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
@@ -59,9 +60,7 @@ class Collectives:
         if not 1 <= wanted <= len(members):
             raise ValueError(f"num={num} of {len(members)} futures")
         client: Client = self
-        return reduce_here.submit_to(
-            client, ([Ref(one) for one in members], operation(op, elementwise), wanted), {}
-        )
+        return reduce_here.submit_to(client, ([Ref(one) for one in members], operation(op, elementwise), wanted), {})
 
 
 def members_of(futures: Any) -> list[Future[Any]]:

@@ -105,7 +105,9 @@ def operation(op: Any, elementwise: bool | None) -> Operation:
     numbers = getattr(op, "nin", None), getattr(op, "nout", None)
     if type(op).__name__ == "ufunc":
         if numbers != (2, 1):
-            raise ValueError(f"numpy.{op.__name__} takes {numbers[0]} arrays and gives {numbers[1]}: two and one are needed")
+            raise ValueError(
+                f"numpy.{op.__name__} takes {numbers[0]} arrays and gives {numbers[1]}: two and one are needed"
+            )
         return Operation(op.__name__)
     return Operation(getattr(op, "__name__", type(op).__name__), op, bool(elementwise))
 
@@ -137,7 +139,11 @@ class Whole:
 
 
 def fold_into(
-    out: Any, feeds: Sequence[Feed], operation: Operation, divide: int = 0, progress: Callable[[int], None] | None = None
+    out: Any,
+    feeds: Sequence[Feed],
+    operation: Operation,
+    divide: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Fold arrays into `out` from front to back, each block as soon as it is there in all of them.
 

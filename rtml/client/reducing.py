@@ -1,8 +1,8 @@
 """Runs on workers: a reduction, which follows its inputs' arrival and has them folded where they lie.
 
-One coroutine holds the plan (`rtml.graph.collectives`) and carries it out. What it folds itself, on its own node, it does
-in threads of its process; what is to be folded on other nodes are tasks of its graph, bound to their node. So its
-process's death, a cancellation or a deadline mean for a reduction what they mean for any task that has children.
+One coroutine holds the plan (`rtml.graph.collectives`) and carries it out. What is folded on its own node is done in
+threads of its process; what is to be folded on other nodes are tasks of its graph, bound to their node. So the death of
+its process, a cancellation or a deadline mean for a reduction what they mean for any task that has children.
 """
 
 from __future__ import annotations
@@ -268,9 +268,7 @@ class _Reduction:
         self._futures[position] = future
         positions = self._positions.setdefault(future, [])
         positions.append(position)
-        if len(positions) == 1 and not future._attach(self._arrivals):
-            self._arrivals.ended.append(future)
-        elif future.done():
+        if (len(positions) == 1 and not future._attach(self._arrivals)) or future.done():
             self._arrivals.ended.append(future)
 
     def _look(self) -> None:
@@ -331,7 +329,7 @@ class _Reduction:
             if self._blocks:
                 self._blocks = False
                 self._plan.restart()
-        except (RtmlError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, RtmlError, OSError) as error:
             if step.node == self._home:
                 self._error = error
             else:
@@ -428,7 +426,7 @@ class _Reduction:
             self._attend(position, self._client.handle(int(where)))
             self._client.driver.awaiting(self._arrivals.loop)
         else:
-            self._reason = ObjectLost(f"input {position} of the reduction is lost, and nothing can replace it: {answer}")
+            self._reason = ObjectLost(f"input {position} of the reduction is lost and cannot be replaced: {answer}")
             self._plan.failed(position)
         self._news.set()
 

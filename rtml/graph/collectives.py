@@ -5,8 +5,8 @@ knows no values, only positions of inputs and the nodes where they lie. Rules:
 
 * Of all inputs the first `wanted` to arrive are *chosen*; others are spares, for when one that was chosen is lost.
 * What lies on one node is folded there, as it comes; nothing crosses the network before all that is wanted is there.
-  By then it is known where everything lies, and what is sent is sent once: a node with a hundred inputs sends one value.
-  Since partial results are streamed, the end comes no later than if a value had been on its way since the first arrival.
+  By then it is known where everything lies, and a node with a hundred inputs sends one value, once. As that is streamed
+  through all nodes, the end comes hardly later than if something had been on its way since the first arrival.
 * Then the nodes are put into a chain, a binary tree or a star, whichever is predicted to be the fastest for this many
   nodes and bytes: a chain sends everything once, at full bandwidth, and pays a step's latency for each node.
 * When a step breaks all steps between nodes are given up, and planned again without what is lost: the next inputs to

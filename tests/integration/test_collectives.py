@@ -172,7 +172,7 @@ def test_what_makes_no_sense_is_said_at_once() -> None:
         rtml.reduce([future, future], num=3)
     with pytest.raises(ValueError, match="no operation 'plus'; there are add"):
         rtml.reduce([future], "plus")
-    with pytest.raises(ValueError, match="numpy.negative takes 1"):
+    with pytest.raises(ValueError, match=r"numpy\.negative takes 1"):
         rtml.reduce([future], np.negative)
     with pytest.raises(TypeError, match="expected a list of rtml futures, got Future"):
         rtml.reduce(future)  # type: ignore[arg-type]
