@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers microbench load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench hotos load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-peers: setup .venv-ray/.installed .venv-dask/.installed ## the same with R
 
 microbench: setup .venv-ray/.installed ## Ray's own suite, `ray microbenchmark`, on rtml and Ray in turn (QUICK=1: some three minutes)
 	@$(PY) -m benchmarks.microbench $(if $(QUICK),--quick) $(if $(JSON),--json) $(BENCH)
+
+hotos: setup .venv-spark/.installed ## the HotOS'17 paper's workload on one thread, rtml and Spark (5 minutes; QUICK=1: 45 s); needs a Java runtime
+	@$(PY) -m benchmarks.workloads.hotos $(if $(QUICK),--quick) $(HOTOS)
 
 .venv-%/.installed: benchmarks/requirements-%.lock
 	@[ -x .venv-$*/bin/python ] || $(PYTHON) -m venv .venv-$*
@@ -114,7 +117,7 @@ lock: ## resolve requirements.lock anew for Python 3.11 to 3.13 (UPGRADE=1: to t
 	@[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv==$(UV_VERSION); }
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --extra examples --extra vad --extra dev pyproject.toml -o requirements.lock
-	for peer in ray dask; do \
+	for peer in ray dask spark; do \
 	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) benchmarks/requirements-$$peer.in -o benchmarks/requirements-$$peer.lock; \
 	done
