@@ -664,6 +664,8 @@ class Node(msgspec.Struct, array_like=True, tag=90):
     can_grow: bool = False
     #: The node is to end: nothing new, please, and what was not begun goes elsewhere.
     leaving: bool = False
+    #: Sync executors that stay although nothing is to be done; at least one per cpu.
+    workers: Count = 0
 
 
 class ExecutorStarted(msgspec.Struct, array_like=True, tag=91):

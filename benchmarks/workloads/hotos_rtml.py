@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rtml
@@ -93,14 +94,44 @@ def pipelined(mean: float, rounds: int, simulations: int) -> dict[str, Any]:
     return {"rounds": [taken] * rounds, "fingerprint": atari.fingerprint_of(rtml.get(ended))}
 
 
+class Runs:
+    """Runs on an engine that may be killed.
+
+    Whichever of its processes dies, rtml goes on; without its supervisor all of it ends, and the run begins again on
+    another.
+
+    Args:
+        run: `bsp` or `pipelined`.
+    """
+
+    def __init__(self, run: Callable[[float, int, int], dict[str, Any]]) -> None:
+        self._run = run
+        self._client = start()
+
+    def __call__(self, mean: float, rounds: int, simulations: int) -> dict[str, Any]:
+        """A run, from its beginning to its end."""
+        try:
+            return self._run(mean, rounds, simulations)
+        except rtml.errors.ConnectionLost:
+            self.close()
+            self._client = start()
+            return self._run(mean, rounds, simulations)
+
+    def close(self) -> None:
+        """End the engine."""
+        self._client.shutdown()
+
+
 def main() -> None:
     """Answers questions of `turns.Process`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("how", choices=("bsp", "wait"))
-    run = {"bsp": bsp, "wait": pipelined}[parser.parse_args().how]
-    with start():
-        run(20, 4, 16)
-        turns.serve(run, version=rtml.__version__)
+    runs = Runs({"bsp": bsp, "wait": pipelined}[parser.parse_args().how])
+    try:
+        runs(20, 4, 16)
+        turns.serve(runs, version=rtml.__version__)
+    finally:
+        runs.close()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Process:
         module: which calls `serve`.
         arguments: for it.
         python: what runs it.
-        pause: stop all its processes (SIGSTOP) while it is not asked, as a JVM works on by itself: it compiles, collects.
+        pause: stop its processes (SIGSTOP) while it is not asked: a JVM works on by itself, it compiles and collects.
     """
 
     def __init__(

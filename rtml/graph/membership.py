@@ -210,6 +210,7 @@ class Membership:
         node.supervisor = session
         node.blocked_max = message.blocked_max
         node.can_grow = message.can_grow
+        node.warm = max(1.0, message.cpu, message.workers)
         for worker_id, role, _pid in message.executors:
             worker = tables.workers.get(worker_id)
             if worker is None:

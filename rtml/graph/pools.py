@@ -1,8 +1,8 @@
 """How many executors there are, and what they can ever offer.
 
-A pool starts with one sync executor per cpu. It grows while there is work and room but no process for it (tasks that
-block in `get` lend their cpu out, tasks may ask for fractions of a cpu), up to `blocked_max` more, and shrinks when
-idle.
+A pool starts with one sync executor per cpu, or as many as the node was told. It grows while there is work and room but
+no process for it (tasks that block in `get` lend their cpu out, tasks may ask for fractions of a cpu), up to
+`blocked_max` more, and shrinks to what it started with when idle.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ class Pools:
         return [worker for worker in node.workers.values() if worker.role == EXECUTOR and not worker.leaving]
 
     def surplus(self, node: NodeState) -> bool:
-        """Whether the node has more sync executors than cpus."""
-        most = max(1.0, node.cpu)
-        return len(node.workers) > most and len(self.sync_workers(node)) > most
+        """Whether the node has more sync executors than it is to keep."""
+        return len(node.workers) > node.warm and len(self.sync_workers(node)) > node.warm
 
     def infeasible(self, task: TaskState) -> ErrorInfo | None:
         """Why no worker can ever run the task; None if one can, now or when its pool grows."""
@@ -154,7 +153,7 @@ class Pools:
         self.tables.tell(node.supervisor, StartExecutor(role, worker.id))
 
     def replace(self, worker: WorkerState, now: float) -> None:
-        """An executor died: keep as many warm ones as the node has cpus, but do not start dying ones in a loop."""
+        """An executor died: keep as many warm ones as the node is to have, but do not start dying ones in a loop."""
         node = worker.node
         if worker.session is None:
             node.start_failures += 1
@@ -163,7 +162,7 @@ class Pools:
             return
         connected = node.supervisor is not None and node.supervisor.peer is not None
         missed = worker.role == EXECUTOR and not worker.leaving
-        if connected and missed and len(self.sync_workers(node)) < node.cpu:
+        if connected and missed and len(self.sync_workers(node)) < node.warm:
             self._start(node, EXECUTOR)
 
     def kill(self, worker: WorkerState, reason: str) -> None:

@@ -334,6 +334,8 @@ class NodeState:
         #: bytes a second that it fetches from other nodes
         self.bandwidth = 250e6
         self.blocked_max = 64
+        #: sync executors that stay although nothing is to be done
+        self.warm = max(1.0, cpu)
         self.can_grow = False
         #: the executor that makes a function ready: one at a time, the others go on at full speed
         self.preparing: WorkerState | None = None

@@ -319,6 +319,7 @@ class Supervisor:
             executors=executors,
             blocked_max=settings.blocked_max,
             leaving=self._ending,
+            workers=settings.workers,
         )
         return [hello, node]
 

@@ -79,6 +79,18 @@ def test_a_surplus_goes_when_it_was_idle_for_long() -> None:
     assert engine.assigned("w2") == []
 
 
+def test_as_many_stay_as_the_node_was_told_to_have() -> None:
+    engine = Engine(2)
+    engine.node(cpu=1.0, gpu=1.0, workers=2)  # a lane of a gpu beside the cpu
+    engine.submit("a")
+    engine.finish("a")
+    engine.advance(2 * SURPLUS_IDLE)
+    assert not engine.heard("w1", Leave)
+    assert not engine.heard("w2", Leave)
+    engine.die("w2")
+    assert engine.heard("node", StartExecutor) == [StartExecutor(EXECUTOR, 3)]
+
+
 def test_a_surplus_that_is_needed_stays() -> None:
     engine = Engine(1)
     engine.submit("p")
