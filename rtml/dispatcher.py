@@ -262,8 +262,6 @@ class Dispatcher:
             snapshot["pid"] = os.getpid()
             snapshot["rejected_frames"] = sum(self._garbage.values())
             return _json(snapshot)
-        if query.what == "actor":
-            return _json(self.core.actors.find(query.argument))
         if query.what == "trace":
             return _json(self._trace(query.argument))
         if query.what == "calls":

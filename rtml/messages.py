@@ -22,7 +22,8 @@ Who sends what:
     supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
     dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
     dispatcher <-> dispatcher  Hello, Welcome, Offer, Define, Delegate, Finished, Returned, Revoke, Recall, Safe, Free,
-                               Watch, Unwatch, WatchResults, Logs: each is the other's submitter and the other's worker
+                               Watch, Unwatch, WatchResults, Cancel, Hosting, Hosted, Checkpoint, Query, Reply, Logs:
+                               each is the other's submitter and the other's worker
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ class Function(msgspec.Struct, array_like=True):
     rows: bool = False
     #: A definition that is no function but a graph's context (see `Task.context`): the functions that it names.
     members: list[int] = []
-    #: Not a function with code of its own, but the method of this name of whatever actor it is called on.
+    #: Not a function with code of its own, but the method of this name of whatever actor it is called on. Then
+    #: `asynchronous` says that calls need not begin in their order.
     method: str = ""
 
 
@@ -301,6 +303,8 @@ class Delegated(msgspec.Struct, array_like=True):
     hops: Count = 0
     #: See `Hello.data_only`.
     data_only: bool = False
+    #: It creates an actor again: what the last `Checkpoint` held.
+    checkpoint: bytes | ObjectRef | None = None
 
 
 # --- both directions ------------------------------------------------------------------------------------------------
@@ -384,7 +388,10 @@ class Release(msgspec.Struct, array_like=True, tag=16):
 
 
 class Query(msgspec.Struct, array_like=True, tag=17):
-    """A question of an operator or gateway: what = "status" | "metrics" | "trace" | "calls"; answered by `Reply`."""
+    """A question of an operator, gateway or program; answered by `Reply`.
+
+    `what` is "status", "metrics", "trace", "calls", "actor" (the one of this name) or "rebuild".
+    """
 
     id: int
     what: str
@@ -473,7 +480,10 @@ class Prepared(msgspec.Struct, array_like=True, tag=37):
 
 
 class Hosting(msgspec.Struct, array_like=True, tag=43):
-    """After a `Hello` on a later connection: the actor that lives here, with all that it takes to make it again."""
+    """After a `Hello` on a later connection: the actor that lives here, with all that it takes to make it again.
+
+    From a dispatcher with attempt 0: an actor of its own, which the one above finds by its name and may make again.
+    """
 
     task: Task
     attempt: int
@@ -646,6 +656,13 @@ class Offer(msgspec.Struct, array_like=True, tag=81):
     leaving: bool = False
 
 
+class Hosted(msgspec.Struct, array_like=True, tag=82):
+    """The name of an actor from a dispatcher below (`Hosting` with attempt 0) is its own, or why it must end."""
+
+    task: int
+    taken: str = ""
+
+
 # --- supervisor <-> dispatcher ----------------------------------------------------------------------------------------
 
 
@@ -708,8 +725,8 @@ Message = (
     Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding | Keep
     | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Items | Consumed
     | Welcome | Refused | Rehello | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free
-    | Safe | Prepare | Forget | Leave | Delegate | Offer | Node | ExecutorStarted | ExecutorDied | StartExecutor
-    | KillExecutor | Interrupt
+    | Safe | Prepare | Forget | Leave | Delegate | Offer | Hosted | Node | ExecutorStarted | ExecutorDied
+    | StartExecutor | KillExecutor | Interrupt
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -120,7 +120,7 @@ class ActorClass(Generic[P, T]):
         hosts = msgspec.structs.replace(self.actor_options)
         overrides = Options(detached=True) if self.values.get("lifetime") == "detached" else None
         future = here.call(described[1], args, kwargs, overrides, special=_Creation(hosts))
-        return Actor(_own_ref(future), self.__qualname__, hosts.methods)
+        return Actor(_own_ref(future), self.__qualname__, hosts.methods, hosts.concurrency > 1)
 
     def options(self, **changes: Any) -> ActorClass[P, T]:
         """The same class with other options for its actors, see `actor`."""
@@ -144,17 +144,17 @@ class ActorClass(Generic[P, T]):
 class Actor:
     """The handle of an actor. Its attributes are the methods; `actor.method.submit(...)` gives a future."""
 
-    def __init__(self, ref: ActorRef, name: str, methods: dict[str, Options]) -> None:
-        self.__dict__["_rtml"] = (ref, name, methods)
+    def __init__(self, ref: ActorRef, name: str, methods: dict[str, Options], concurrent: bool = False) -> None:
+        self.__dict__["_rtml"] = (ref, name, methods, concurrent)
 
     def __getattr__(self, name: str) -> ActorMethod:
-        ref, cls, methods = self.__dict__["_rtml"]
+        ref, cls, methods, concurrent = self.__dict__["_rtml"]
         options = methods.get(name)
         if options is None:
             if name.startswith("__"):
                 raise AttributeError(name)
             raise AttributeError(f"actor {cls} has no method {name!r}; there are {', '.join(sorted(methods))}")
-        method = self.__dict__[name] = ActorMethod(ref, f"{cls}.{name}", name, options)
+        method = self.__dict__[name] = ActorMethod(ref, f"{cls}.{name}", name, options, concurrent=concurrent)
         return method
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -167,27 +167,34 @@ class Actor:
         return hash(ended(self).id)
 
     def __reduce__(self) -> Any:
-        ref, name, methods = self.__dict__["_rtml"]
-        return _rebuild, (ref.future, name, methods)
+        ref, *rest = self.__dict__["_rtml"]
+        return _rebuild, (ref.future, *rest)
 
     def __repr__(self) -> str:
-        ref, name, _ = self.__dict__["_rtml"]
+        ref, name, *_ = self.__dict__["_rtml"]
         return f"<rtml actor {name} {ref.future.id:#x}>"
 
 
 class ActorMethod:
     """A method of an actor, to be submitted."""
 
-    __slots__ = ("_described", "_name", "_options", "_overrides", "_ref", "_shown")
+    __slots__ = ("_concurrent", "_described", "_name", "_options", "_overrides", "_ref", "_shown")
 
     def __init__(
-        self, ref: ActorRef, shown: str, name: str, options: Options, overrides: Options | None = None
+        self,
+        ref: ActorRef,
+        shown: str,
+        name: str,
+        options: Options,
+        overrides: Options | None = None,
+        concurrent: bool = False,
     ) -> None:
         self._ref = ref
         self._shown = shown
         self._name = name
         self._options = options
         self._overrides = overrides
+        self._concurrent = concurrent
         self._described: Function | None = None
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -202,7 +209,7 @@ class ActorMethod:
 
     def _describe(self) -> Function:
         client = self._ref.future._client
-        function = self._described = codec.describe_method(self._shown, self._name, self._options)
+        function = self._described = codec.describe_method(self._shown, self._name, self._options, self._concurrent)
         with client.lock:
             client.core.define(function)
         return function
@@ -211,7 +218,8 @@ class ActorMethod:
         """The same method with other options for its calls: retries, timeout, deadline, detached."""
         _known(changes, _CALL_OPTIONS, "a call on an actor")
         base = {} if self._overrides is None else msgspec.structs.asdict(self._overrides)
-        return ActorMethod(self._ref, self._shown, self._name, self._options, make_options({**base, **changes}))
+        overrides = make_options({**base, **changes})
+        return ActorMethod(self._ref, self._shown, self._name, self._options, overrides, self._concurrent)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"a method of an actor runs in its process: {self._shown}.submit(...) gives a future")
@@ -282,7 +290,7 @@ def actor_at(here: Client, name: str) -> Actor:
     found = msgspec.json.decode(here.query("actor", name), type=_Found | None)
     if found is None:
         raise LookupError(f"there is no actor named {name!r}")
-    return _rebuild(here.handle(found.id), found.name, found.methods)
+    return _rebuild(here.handle(found.id), found.name, found.methods, found.concurrent)
 
 
 def stop(actor: Actor) -> Future[None]:
@@ -291,8 +299,9 @@ def stop(actor: Actor) -> Future[None]:
     Returns:
         A future of its end. (It need not be waited for.)
     """
-    ref, name, _ = _parts(actor)
-    return ActorMethod(ref, f"{name}.stop", STOP, Options(cpu=0.0, retries=_ALWAYS)).submit()
+    ref, name, _, concurrent = _parts(actor)
+    stops = Options(cpu=0.0, retries=_ALWAYS)
+    return ActorMethod(ref, f"{name}.stop", STOP, stops, concurrent=concurrent).submit()
 
 
 def kill(actor: Actor) -> None:
@@ -335,6 +344,7 @@ class _Found(msgspec.Struct):
     id: int
     name: str
     methods: dict[str, Options]
+    concurrent: bool = False
 
 
 def _own_ref(future: Future[Any]) -> ActorRef:
@@ -345,7 +355,7 @@ def _own_ref(future: Future[Any]) -> ActorRef:
     return ref
 
 
-def _rebuild(future: Future[Any], name: str, methods: dict[str, Options]) -> Actor:
+def _rebuild(future: Future[Any], name: str, methods: dict[str, Options], concurrent: bool = False) -> Actor:
     """A handle that arrived here."""
     client = future._client
     with client.lock:
@@ -356,7 +366,7 @@ def _rebuild(future: Future[Any], name: str, methods: dict[str, Options]) -> Act
                 # The future of one of our own actors stays with us until the actor ends; what holds it must not.
                 held, future._held = future._held, None
             ref = client._actors[future.id] = ActorRef(future, held)
-    return Actor(ref, name, methods)
+    return Actor(ref, name, methods, concurrent)
 
 
 def _decorate(cls: Any, options: dict[str, Any]) -> ActorClass[..., Any]:

@@ -70,9 +70,9 @@ def function_id(function: Function) -> int:
     return (int.from_bytes(digest, "little") >> 1) or 1
 
 
-def describe_method(name: str, method: str, options: Options) -> Function:
-    """The definition of the method `method` of any actor."""
-    described = Function(0, name, options=options, method=method)
+def describe_method(name: str, method: str, options: Options, concurrent: bool = False) -> Function:
+    """The definition of the method `method` of any actor; `concurrent` ones may be called out of order."""
+    described = Function(0, name, options=options, method=method, asynchronous=concurrent)
     described.id = function_id(described)
     return described
 

@@ -20,6 +20,8 @@ Rules:
   else they end with `ActorDied`. Calls that it certainly had not begun wait for the restart. (Who a dead process had
   begun to work for is known to one dispatcher only: when both die together such a call may be begun again.)
 * An actor that nobody has a handle of, and that is not detached, ends when its calls have.
+* An actor of another dispatcher is known by the proxy of its task (`rtml.graph.remote`), and calls on it go to where
+  that came from, in their order, through any number of dispatchers. Only its own one decides what becomes of it.
 * What an actor asks for (`gpu`, `memory`, labels; `cpu` is 0 unless given) is its own for life; calls take nothing.
 """
 
@@ -28,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from rtml.graph.actorstate import ActorState, describe, name_taken, reachable, reason
 from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
 from rtml.graph.queues import ReadyQueue
@@ -47,6 +50,8 @@ from rtml.messages import (
     Revoke,
     Task,
     Unwatch,
+    Watch,
+    session_of,
 )
 
 #: Calls that an ordered actor's process may have before it needs them.
@@ -59,41 +64,6 @@ _ALL: Final = 1 << 62
 _ENDED_KEPT: Final = 4096
 
 
-class ActorState:
-    """An actor that has not ended."""
-
-    __slots__ = (
-        "calls", "checkpoint", "killed", "leaving", "options", "ordered", "queues", "retried", "role", "stopping",
-        "task",
-    )  # fmt: skip
-
-    def __init__(self, task: TaskState, options: ActorOptions) -> None:
-        #: that created it
-        self.task = task
-        self.options = options
-        several = task.function.definition.asynchronous or options.concurrency > 1
-        self.role = ASYNC_ACTOR if several else ACTOR
-        self.ordered = options.concurrency <= 1
-        #: unfinished calls, by id
-        self.calls: dict[int, TaskState] = {}
-        #: those that no process has, by submitter; the next one to be served comes first
-        self.queues: dict[int, ReadyQueue] = {}
-        self.checkpoint: bytes | ObjectRef | None = None
-        #: accepts no more calls, and ends after those it has
-        self.stopping = False
-        #: a call was tried again after it had begun: those handed over behind it come before its next attempt
-        self.retried = False
-        #: its process was told so
-        self.leaving = False
-        #: its process was ordered to be ended
-        self.killed = False
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.task.profile.name
-
-
 class Actors:
     """Decides what becomes of actors and calls on them."""
 
@@ -103,10 +73,17 @@ class Actors:
         self.placement = placement
         self.pools = pools
         self.by_name: dict[str, ActorState] = {}
+        #: names of actors that belong to dispatchers below
+        self.names: dict[str, int] = {}
         #: set by `Lifecycle`: ends a task with an error, at its next drain
         self.fail: Callable[[TaskState, ErrorInfo], None]
         #: set by `Keeping`'s owner: an object is needed no more
         self.unneeded: Callable[[int, int], None]
+        #: one handle of a task less
+        self.unhold: Callable[[int], None]
+        #: set by `Abroad`: an actor of ours is about to begin, and has ended
+        self.on_ready: Callable[[TaskState], None]
+        self.on_ended: Callable[[int], None]
         #: to be looked at in this wake-up
         self._touched: dict[int, ActorState] = {}
         #: without a process, in the order in which they became ready
@@ -119,14 +96,16 @@ class Actors:
     def refusal(self, spec: Task) -> ErrorInfo | None:
         """Why this task, which creates an actor or is a call on one, cannot be accepted."""
         if spec.hosts is not None:
-            taken = self.by_name.get(spec.hosts.name) if spec.hosts.name else None
-            if taken is None:
+            name = spec.hosts.name
+            if not name or (name not in self.by_name and self.names.get(name, spec.id) == spec.id):
                 return None
-            error = failure("SubmitError", f"an actor named {spec.hosts.name!r} exists already; see rtml.get_actor")
+            error = failure("SubmitError", name_taken(name))
             self._remember(spec.id, failure("ActorDied", error.message))
             return error
         task = self.tables.tasks.get(spec.actor)
         actor = None if task is None else task.hosted
+        if actor is None and task is not None and task.home is not None:
+            return None if task.result is None else reason("it", task.result)
         if actor is None:
             gone = "the actor is not known (any more): it has ended, or its creator is gone"
             return self._ended.get(spec.actor) or failure("ActorDied", gone)
@@ -143,15 +122,21 @@ class Actors:
             actor = task.hosted = ActorState(task, spec.hosts)
             if spec.hosts.name:
                 self.by_name[spec.hosts.name] = actor
+                from_above = session.worker is not None and session.worker.upward
+                actor.claims = bool(self.tables.uplink) and not from_above
             if spec.hosts.held and session.id in self.tables.sessions:
                 session.held.add(task.id)
                 task.holds += 1
             self._touched[task.id] = actor
             return
-        hosted = self.tables.tasks[spec.actor].hosted
-        assert hosted is not None
+        creation = self.tables.tasks[spec.actor]
+        hosted = creation.hosted
+        if hosted is None:  # only its own dispatcher knows more of it
+            several = task.function.definition.asynchronous
+            hosted = creation.hosted = ActorState(creation, ActorOptions(concurrency=2 if several else 1))
         task.actor = hosted
         hosted.calls[task.id] = task
+        creation.holds += 1
         if task.function.definition.method == STOP:
             hosted.stopping = True
         if hosted.ordered:
@@ -161,7 +146,10 @@ class Actors:
         """The arguments are there; an error if no node can ever hold the actor."""
         actor = task.actor
         if actor is not None:
+            if actor.task.result is not None:
+                return reason("it", actor.task.result)
             actor.retried = actor.retried or task.failures > 0
+            actor.awaited.discard(task.id)
             if not task.entry:
                 self._enqueue(actor, task)
             self._touched[actor.task.id] = actor
@@ -171,7 +159,20 @@ class Actors:
         error = self.pools.infeasible(task)
         if error is None:
             self._pending[task.id] = hosted
+            self.on_ready(task)
         return error
+
+    def claimed(self, actor: ActorState) -> None:
+        """The actor's name is its own everywhere."""
+        actor.claims = False
+        self._touched[actor.task.id] = actor
+
+    def recheck(self) -> None:
+        """What the nodes offer has changed: those without a process that fit none of them any more are doomed."""
+        for actor in self._pending.values():
+            error = self.pools.infeasible(actor.task)
+            if error is not None:
+                self.pools.doomed.append((actor.task, error))
 
     def taken(self, task: TaskState) -> None:
         """A waiting or ready task turns out to be with a process."""
@@ -187,9 +188,10 @@ class Actors:
             self.touch(worker)
 
     def _enqueue(self, actor: ActorState, task: TaskState) -> None:
-        queue = actor.queues.get(task.session.id)
+        submitter = session_of(task.id)
+        queue = actor.queues.get(submitter)
         if queue is None:
-            queue = actor.queues[task.session.id] = ReadyQueue()
+            queue = actor.queues[submitter] = ReadyQueue()
         task.entry = self.tables.next_sequence()
         queue.push((task.id, 0, 0, task.entry, task))
 
@@ -219,6 +221,8 @@ class Actors:
         wanted: dict[str, int] = {}
         for actor in list(self._pending.values()):
             task = actor.task
+            if actor.claims:
+                continue
             remote = self.placement.spreading.host(task) if self.tables.remotes else None
             if remote is not None:
                 del self._pending[task.id]
@@ -257,9 +261,12 @@ class Actors:
     def _serve(self, actor: ActorState, now: float) -> None:
         """Hand over calls, or end an actor that is not wanted any more."""
         task = actor.task
+        worker = task.worker or task.home
+        if worker is not None and worker.role == DISPATCHER and task.state is State.ASSIGNED:
+            self._serve_there(actor, worker, now)
+            return
         if not task.holds and not task.profile.detached:
             actor.stopping = True
-        worker = task.worker
         if worker is None or task.state is not State.ASSIGNED:
             if actor.stopping and not actor.calls and task.state is not State.DONE:
                 self.fail(task, failure("ActorDied", f"nobody has a handle of actor {actor.name!r} any more", task))
@@ -270,10 +277,7 @@ class Actors:
             return
         if actor.stopping and not actor.calls and not actor.leaving and worker.session is not None:
             actor.leaving = True
-            self.tables.tell(worker.session, Unwatch([task.id]) if worker.role == DISPATCHER else Leave())
-        if worker.role == DISPATCHER:
-            self._pass_on(actor, worker, now)
-            return
+            self.tables.tell(worker.session, Leave())
         most = AHEAD_MAX if actor.role == ACTOR else max(1, actor.options.concurrency)
         while actor.queues:
             calls = self._next_calls(actor, most - len(worker.queue) + 1, len(worker.queue) == 1, now)
@@ -281,19 +285,39 @@ class Actors:
                 return
             self.placement.assign(worker, calls, now)
 
-    def _pass_on(self, actor: ActorState, worker: WorkerState, now: float) -> None:
+    def _serve_there(self, actor: ActorState, worker: WorkerState, now: float) -> None:
         """The actor lives at another dispatcher, which keeps the queues: calls go there in their order."""
+        task, session = actor.task, worker.session
+        if session is None or session.peer is None or worker.unclaimed:
+            self._touched[task.id] = actor  # it has to be looked at when it is back
+            return
         while actor.queues:
             calls = self._next_calls(actor, _ALL, True, now)
             if not calls:
-                return
+                break
             for call in calls:
-                self.placement.spreading.delegate(worker, call, now)
+                if call.session is session:
+                    self.placement.spreading.give_back(call)  # it came from where the actor lives by now
+                else:
+                    self.placement.spreading.delegate(worker, call, now)
+        if task.home is None and not (actor.calls or task.holds or task.profile.detached or actor.leaving):
+            actor.leaving = True
+            self.tables.tell(session, Unwatch([task.id]))
+
+    def held_again(self, task: TaskState, worker: WorkerState) -> None:
+        """A handle came back from the dispatcher where the actor lives; it may believe that nobody here has any."""
+        actor = task.hosted
+        if actor is not None and task.worker is worker and actor.leaving and not actor.killed:
+            actor.leaving = False
+            assert worker.session is not None
+            self.tables.tell(worker.session, Watch([task.id]))
 
     def _next_calls(self, actor: ActorState, room: int, idle: bool, now: float) -> list[TaskState]:
         """Calls to be handed over together: a batch, or some that run one after the other; at most `room`."""
         calls: list[TaskState] = []
         for session in list(actor.queues):
+            if actor.awaited and actor.ordered and session in map(session_of, actor.awaited):
+                continue
             while len(calls) < room:
                 task = self._head(actor, session)
                 if task is None or task.state is not State.READY:
@@ -356,13 +380,14 @@ class Actors:
         self._remember(task.id, info)
         for call in list(actor.calls.values()):
             self.fail(call, info)
-        self._end_process(task, revoke=task.worker.role == DISPATCHER)
+        self._end_process(task, revoke=False)
 
     def _end_process(self, task: TaskState, revoke: bool) -> None:
         worker = task.worker
         assert worker is not None
-        self.pools.kill(worker, "its actor was ended")
-        if revoke and worker.session is not None:
+        if worker.role != DISPATCHER:
+            self.pools.kill(worker, "its actor was ended")
+        if (revoke or worker.role == DISPATCHER) and worker.session is not None:
             self.tables.tell(worker.session, Revoke([(task.id, task.attempt)]))
 
     def _remember(self, number: int, info: ErrorInfo) -> None:
@@ -382,7 +407,9 @@ class Actors:
         actor = task.actor
         if actor is not None:
             actor.calls.pop(task.id, None)
+            actor.awaited.discard(task.id)
             self._touched[actor.task.id] = actor
+            self.unhold(actor.task.id)
             return
         hosted = task.hosted
         assert hosted is not None
@@ -392,19 +419,39 @@ class Actors:
         if isinstance(hosted.checkpoint, ObjectRef):
             self.unneeded(hosted.checkpoint.id, task.id)
         assert task.result is not None
-        error = task.result.error
-        why = "it was stopped" if error is None else f"{error.type}: {error.message}"
-        info = error if error is not None and error.type == "ActorDied" else None
-        if info is None:
-            info = failure("ActorDied", f"actor {hosted.name!r} has ended: {why}")
-            if error is not None:
-                info.traceback = error.traceback
+        info = reason(f"actor {hosted.name!r}", task.result)
         self._remember(task.id, info)
+        self.on_ended(task.id)
         for call in list(hosted.calls.values()):
             self.fail(call, info)
         if task.worker is not None and task.receipt is None:
             self._end_process(task, revoke=True)  # the supervisor may be away
         task.hosted = None
+
+    def ended_there(self, proxy: TaskState) -> None:
+        """An actor of another dispatcher, that was called from here, has ended."""
+        actor, proxy.hosted = proxy.hosted, None
+        assert actor is not None
+        assert proxy.result is not None
+        self._touched.pop(proxy.id, None)
+        info = reason("it", proxy.result)
+        self._remember(proxy.id, info)
+        for call in actor.calls.values():
+            if call.state is not State.ASSIGNED:  # how the others end they are told over there
+                self.fail(call, info)
+
+    def moved_here(self, proxy: TaskState, task: TaskState) -> None:
+        """An actor that was called from here is to live here now: its calls, and those that are out, are its own."""
+        before, actor = proxy.hosted, task.hosted
+        if before is None or actor is None:
+            return
+        self._touched.pop(proxy.id, None)
+        actor.calls, actor.queues, actor.stopping = before.calls, before.queues, before.stopping
+        for call in actor.calls.values():
+            call.actor = actor
+            if call.state is State.ASSIGNED:
+                actor.awaited.add(call.id)
+        self._touched[task.id] = actor
 
     def has_ended(self, number: int) -> bool:
         """Whether an actor is known to have ended: its process may not have heard of it."""
@@ -438,16 +485,22 @@ class Actors:
             again.append(call)
         return again
 
-    def lost(self, tasks: list[TaskState], reason: str) -> list[TaskState]:
+    def lost(self, tasks: list[TaskState], worker: WorkerState, why: str) -> list[TaskState]:
         """A dispatcher with actors of ours is gone. Returns the tasks of actors that are to be made ready again."""
         again = []
         for task in tasks:
             if task.state is State.DONE or (task.hosted is None and task.actor is None):
                 continue
+            actor = task.hosted
+            if actor is not None:
+                actor.leaving = False
+                before, actor.checkpoint = actor.checkpoint, reachable(actor.checkpoint, worker)
+                if isinstance(before, ObjectRef) and actor.checkpoint is None:
+                    self.unneeded(before.id, task.id)
             task.failures += 1
             if task.failures > task.profile.retries:
                 what = "actor" if task.hosted is not None else "the actor of"
-                message = f"{what} {task.profile.name!r} was lost: its node is gone ({reason})"
+                message = f"{what} {task.profile.name!r} was lost: its node is gone ({why})"
                 self.fail(task, failure("ActorDied", message, task))
             else:
                 again.append(task)
@@ -458,9 +511,9 @@ class Actors:
     def find(self, name: str) -> dict[str, Any] | None:
         """What makes a handle of the actor of this name."""
         actor = self.by_name.get(name)
-        if actor is None:
+        if actor is None or actor.claims:
             return None
-        return {"id": actor.task.id, "name": actor.name, "methods": actor.options.methods}
+        return describe(actor.task.id, actor.name, actor.options.methods, actor.options.concurrency > 1)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """For `rtml status`."""

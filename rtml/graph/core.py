@@ -293,6 +293,8 @@ class Core:
 
     def _unwatch(self, session: Session, message: Unwatch, now: float) -> None:
         self.keeping.unwatch(session, message.tasks)
+        if session.role == DISPATCHER and session.worker is not None:
+            self.remote.abroad.over(session.worker, message.tasks)
         if self.recovery.active:
             self.recovery.dropped(session, handles=message.tasks)
 
@@ -307,6 +309,8 @@ class Core:
     def _query(self, session: Session, message: Query, now: float) -> None:
         if message.what == "rebuild":
             self.tables.tell(session, Reply(message.id, self.lifecycle.lineages.ask(message.argument, now)))
+        elif message.what == "actor":
+            self.remote.abroad.find(session, message)
         elif session.peer is not None:
             self.tables.effects.append(Answer(session.peer, message))
 
@@ -395,7 +399,9 @@ class Core:
 
     def _hosting(self, session: Session, message: Hosting, now: float) -> None:
         worker = self._worker_of(session)
-        if worker is not None:
+        if worker is not None and not message.attempt and worker.role == DISPATCHER:
+            self.remote.abroad.told(worker, message)
+        elif worker is not None:
             self.recovery.hosting(worker, message, now)
 
     def _items(self, session: Session, message: Items, now: float) -> None:
@@ -407,10 +413,8 @@ class Core:
         self.streams.consumed(session, message)
 
     def _checkpoint(self, session: Session, message: Checkpoint, now: float) -> None:
-        worker = self._worker_of(session)
-        task = self.tables.tasks.get(message.task)
-        if worker is not None and task is not None and task.worker is worker and task.attempt == message.attempt:
-            self.keeping.checkpoint(task, worker, message.payload)
+        if self._worker_of(session) is not None:
+            self.remote.abroad.checkpoint(session, message)
 
     # --- messages of other dispatchers
 

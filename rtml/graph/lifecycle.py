@@ -12,6 +12,7 @@ Rules (the invariants of `rtml.graph.check` restate them):
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from rtml.graph.actors import Actors
@@ -77,6 +78,9 @@ class Lifecycle:
         self.freshness = Freshness(tables, self.fail, self.drain)
         actors.fail = self.fail
         actors.unneeded = keeping.unneeded
+        actors.unhold = keeping.unhold
+        #: set by `Remote`: another dispatcher's task is not wanted any more
+        self.cancel_there: Callable[[TaskState], None]
         keeping.on_unheld = actors.unheld
         #: ends that are due: tasks, and the results to end them with
         self.ending: deque[tuple[TaskState, TaskResult]] = deque()
@@ -201,9 +205,13 @@ class Lifecycle:
         """A submitter does not want these any more."""
         for task_id in ids:
             task = self.tables.tasks.get(task_id)
-            if task is not None and task.hosted is not None and task.state is State.ASSIGNED:
+            if task is None or task.state is State.DONE:
+                continue
+            if task.home is not None:
+                self.cancel_there(task)
+            elif task.hosted is not None and task.state is State.ASSIGNED:
                 self.actors.kill(task)
-            elif task is not None and task.state is not State.DONE:
+            else:
                 self.cancel_tree(task, "cancelled by its submitter")
         self.drain(now)
 
@@ -307,6 +315,8 @@ class Lifecycle:
         proxy.result = result
         proxy.graph.live -= 1
         proxy.function.users -= 1
+        if proxy.hosted is not None:
+            self.actors.ended_there(proxy)
         if result.handles or result.payload.__class__ is ObjectRef:
             self.keeping.keep(proxy, result)
         self._announce(proxy, now)

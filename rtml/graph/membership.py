@@ -324,7 +324,7 @@ class Membership:
                 self.lifecycle.again(task, now)
             lost = []
         if worker.role == DISPATCHER:
-            for task in self.lifecycle.actors.lost(lost, message.reason):
+            for task in self.lifecycle.actors.lost(lost, worker, message.reason):
                 self.lifecycle.again(task, now)
             lost = [task for task in lost if task.hosted is None and task.actor is None]
         for task in lost:
@@ -343,7 +343,7 @@ class Membership:
             else:
                 self.lifecycle.again(task, now)
         if worker.role == DISPATCHER:
-            self.remote.died(worker)
+            self.remote.died(worker, now)
         self.lifecycle.drain(now)
         self.recovery.died(worker)
         if session is not None:

@@ -30,6 +30,8 @@ class Pools:
         #: tasks found to be hopeless during a scheduling pass
         self.doomed: list[tuple[TaskState, ErrorInfo]] = []
         self._last_worker_id = 0
+        #: after a restart, nodes may come back later than those who ask for what they offer
+        self.patient = False
 
     def sync_workers(self, node: NodeState) -> list[WorkerState]:
         """The node's sync executors that are there to stay."""
@@ -42,7 +44,7 @@ class Pools:
     def infeasible(self, task: TaskState) -> ErrorInfo | None:
         """Why no worker can ever run the task; None if one can, now or when its pool grows."""
         shape = task.profile.shape
-        if not shape.extra and shape.cpu <= self.widest:
+        if self.patient or (not shape.extra and shape.cpu <= self.widest):
             return None
         nodes = list(self.tables.nodes.values())
         if any(node.can_grow or node.supervisor is None for node in nodes):

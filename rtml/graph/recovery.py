@@ -75,6 +75,7 @@ class Recovery:
         until = now + self.tables.limits.recovery
         if self._until is None:
             self.tables.at(until, self._end, None)
+            self.workforce.pools.patient = True
         self._until = until
 
     def expect(self, worker_id: int, now: float) -> None:
@@ -341,6 +342,9 @@ class Recovery:
             return
         self._until = None
         self._expected.clear()
+        self.workforce.pools.patient = False
+        self.lifecycle.placement.recheck()
+        self.lifecycle.actors.recheck()
         self._keep_hosted(now)
         self._submit_parked(now)
         self._blocked.clear()

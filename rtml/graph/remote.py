@@ -20,6 +20,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from rtml.graph.abroad import Abroad
 from rtml.graph.lifecycle import Lifecycle
 from rtml.graph.recovery import Recovery
 from rtml.graph.spreading import Spreading
@@ -40,14 +41,17 @@ from rtml.messages import (
     DISPATCHER,
     ERROR,
     SESSION_MAX,
+    Cancel,
     Delegate,
     Finished,
     Free,
     Function,
     Hello,
+    Hosted,
     Offer,
     Options,
     Recall,
+    Reply,
     Results,
     Returned,
     Revoke,
@@ -84,6 +88,11 @@ class Remote:
         self._told_again = False
         #: proxies made in this wake-up
         self._adopted: list[TaskState] = []
+        #: those that nobody wants any more, of which their dispatchers may not have heard
+        self._cancelled: set[int] = set()
+        lifecycle.cancel_there = self._cancel_there
+        self.abroad = Abroad(tables, lifecycle)
+        self.abroad.adopt, self.abroad.inherit = self.adopt, self._inherit
         #: what to do with messages that only dispatchers say
         self.handlers: dict[type, Callable[[Session, Any, float], None]] = {
             Delegate: self.delegated,
@@ -94,6 +103,8 @@ class Remote:
             Free: self._free,
             Welcome: self.welcomed,
             WatchResults: self.watched,
+            Hosted: self.abroad.hosted,
+            Reply: self.abroad.answered,
         }
 
     # --- peers
@@ -151,6 +162,15 @@ class Remote:
         watched = [task.id for task in self.tables.tasks.values() if task.home is worker and task.result is None]
         if watched:
             self.tables.tell(session, Watch(watched))
+            if self._cancelled:
+                self.tables.tell(session, Cancel(sorted(self._cancelled.intersection(watched))))
+        self.abroad.again(worker)
+
+    def _cancel_there(self, proxy: TaskState) -> None:
+        self._cancelled.add(proxy.id)
+        assert proxy.home is not None
+        if proxy.home.session is not None:
+            self.tables.tell(proxy.home.session, Cancel([proxy.id]))
 
     def welcomed(self, session: Session, message: Welcome, now: float) -> None:
         """The dispatcher above says which incarnation it is."""
@@ -174,12 +194,17 @@ class Remote:
         """Whether what the peer says that it holds is all that it will have of what we gave it."""
         return session is not self._uplink or not self._told_again
 
-    def died(self, worker: WorkerState) -> None:
+    def died(self, worker: WorkerState, now: float) -> None:
         """It is given up. Its attempts were dealt with; what is only known by handle is lost."""
         self.spreading.left(worker)
+        self.abroad.left(worker, now)
         for task in [task for task in self.tables.tasks.values() if task.home is worker and task.result is None]:
             where = worker.node.name or "another dispatcher"
-            error = failure("ObjectLost", f"{where}, where the future's task belongs, is gone")
+            if task.hosted is not None:
+                error = failure("ActorDied", f"{where}, where the actor belongs, is gone")
+            else:
+                error = failure("ObjectLost", f"{where}, where the future's task belongs, is gone")
+            self._cancelled.discard(task.id)
             self.lifecycle.arrived(task, TaskResult(task.id, 0, ERROR, error=error), 0.0)
 
     # --- it is our submitter
@@ -214,11 +239,13 @@ class Remote:
                 self.lifecycle.submission.submit(session, [spec], now)
             task = self.tables.tasks.get(spec.id)
             if task is None:
+                if known is not None:
+                    self._refused_here(known, session)
                 continue
             if known is not None:
-                # Whoever waited for the handle now waits for the task itself.
-                task.holds += known.holds
-                task.watchers, task.dependents = known.watchers, known.dependents
+                self._inherit(known, task)
+            if task.hosted is not None:
+                task.hosted.checkpoint = item.checkpoint
             task.hops, task.ancestors = item.hops, tuple(item.chain)
             task.graph.id = item.graph or spec.id
             task.data_only = item.data_only
@@ -282,6 +309,18 @@ class Remote:
             session.unacked.append(Results(session.serial, finished))
             session.outbox.append(Finished(session.serial, finished))
 
+    def _inherit(self, proxy: TaskState, task: TaskState) -> None:
+        """Whoever waited for the handle now waits for the task itself."""
+        task.holds += proxy.holds
+        task.watchers, task.dependents = proxy.watchers, proxy.dependents
+        self.lifecycle.actors.moved_here(proxy, task)
+
+    def _refused_here(self, proxy: TaskState, session: Session) -> None:
+        """A task that was known by its handle came, and was not accepted: that is its end."""
+        self.tables.tasks[proxy.id] = proxy
+        result = next(result for result in session.results if result.id == proxy.id)
+        self.lifecycle.arrived(proxy, result, 0.0)
+
     # --- it is our worker
 
     def offered(self, session: Session, offer: Offer, now: float) -> None:
@@ -294,15 +333,21 @@ class Remote:
         """Before its results are applied: the futures inside of them are its own."""
         for result in results:
             if result.handles:
-                self.adopt(result.handles, worker)
+                self.adopt(result.handles, worker, given=True)
 
     # --- handles
 
-    def adopt(self, handles: list[int] | None, home: WorkerState) -> None:
-        """Tasks of another dispatcher that are known here by their handles from now on."""
+    def adopt(self, handles: list[int] | None, home: WorkerState, given: bool = False) -> None:
+        """Tasks of another dispatcher that are known here by handle from now on; it holds `given` ones for us."""
         watched = []
         for task_id in handles or ():
-            if task_id in self.tables.tasks:
+            known = self.tables.tasks.get(task_id)
+            if known is not None:
+                if known.hosted is not None and known.worker is home:
+                    self.lifecycle.actors.held_again(known, home)
+                elif given and known.home is not home and home.session is not None:
+                    # Else each would keep it for the other for ever.
+                    self.tables.tell(home.session, Unwatch([task_id]))
                 continue
             spec = Task(task_id, 0, b"")
             graph = Graph(task_id, self._nobody, 0, "")
@@ -335,12 +380,14 @@ class Remote:
             if proxy is None or proxy.home is not worker or worker is None or proxy.state is State.DONE:
                 continue
             if result.handles:
-                self.adopt(result.handles, worker)
+                self.adopt(result.handles, worker, given=True)
+            self._cancelled.discard(proxy.id)
             self.lifecycle.arrived(proxy, result, now)
         self.lifecycle.drain(now)
 
     def _forget_proxy(self, proxy: TaskState) -> None:
         """The task itself comes now."""
         del self.tables.tasks[proxy.id]
+        self._cancelled.discard(proxy.id)
         if proxy.home is not None and proxy.home.session is not None:
             self.tables.tell(proxy.home.session, Unwatch([proxy.id]))

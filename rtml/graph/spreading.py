@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from rtml.graph.locality import Locality
 from rtml.graph.queues import Lane
 from rtml.graph.state import Session, Shape, State, TaskState, WorkerState
@@ -330,12 +332,15 @@ class Spreading:
                 Task(
                     spec.id, spec.function, spec.args, 0,
                     None if not task.inputs else [(0, payload) for payload in task.inputs],
-                    spec.handles, self._options(task, now), task.batch_key, spec.items, task.graph.trace,
+                    spec.handles, self.options(task, now), task.batch_key, spec.items, task.graph.trace,
                     0 if context is None else context.definition.id, spec.actor, spec.hosts, spec.stream,
                 ),
                 task.attempt, task.graph.id, task.chain()[:-1], task.hops + 1, task.session.data_only or task.data_only,
+                None if task.hosted is None else task.hosted.checkpoint,
             )
         )  # fmt: skip
+        if spec.hosts is not None and not spec.hosts.held:
+            parcel.tasks[-1].task.hosts = replace(spec.hosts, held=True)  # by this dispatcher
         if spec.args.__class__ is bytes:
             self._bytes[worker.id] = self._bytes.get(worker.id, 0) + len(spec.args)
 
@@ -346,7 +351,7 @@ class Spreading:
             if task.state is not State.DONE:
                 self._send(worker, task, now)
 
-    def _options(self, task: TaskState, now: float) -> Options:
+    def options(self, task: TaskState, now: float) -> Options:
         """All that this call asks for, with what is left of its deadline."""
         profile, shape = task.profile, task.profile.shape
         extra = dict(shape.extra)

@@ -39,7 +39,7 @@ from rtml.messages import (
 )
 
 if TYPE_CHECKING:
-    from rtml.graph.actors import ActorState
+    from rtml.graph.actorstate import ActorState
 
 
 class State:

@@ -12,14 +12,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from rtml import codec
 from rtml.client.actors import ActorClass
 from rtml.client.client import Client
 from rtml.client.driver import Waiter
 from rtml.client.future import Future
-from rtml.messages import ACTOR, OK, STOP, ActorOptions, Attempt, Function, TaskResult
+from rtml.messages import ACTOR, OK, STOP, ActorOptions, Attempt, Function, ObjectRef, TaskResult
 from rtml.workers.calls import Calls, Loaded
 from rtml.workers.core import WorkerCore
 from rtml.workers.driver import ExecutorDriver
@@ -29,6 +29,8 @@ from rtml.workers.setup import ExecutorSettings
 #: Hooks of a user's class: its state as a value; and taking it back, after the constructor ran again.
 SAVE = "__rtml_save__"
 RESTORE = "__rtml_restore__"
+#: On a node, checkpoints of at most so many bytes are carried to other dispatchers, and survive the node.
+CARRIED_MAX: Final = 1024 * 1024
 
 
 class ActorCalls(Calls):
@@ -84,11 +86,15 @@ class ActorCalls(Calls):
             self._calls = 0
             self._saved_at = time.monotonic()
             try:
-                encoded = codec.encode_value(getattr(self.instance, SAVE)(), self.store, Future, "the checkpoint")
+                state = getattr(self.instance, SAVE)()
+                payload = codec.encode_value(state, self.store, Future, "the checkpoint").payload
+                if isinstance(payload, ObjectRef) and payload.node and payload.size <= CARRIED_MAX:
+                    self.store.free(payload.id)
+                    payload = codec.encode_value(state, None, Future, "the checkpoint").payload
             except Exception:  # noqa: BLE001 - user code; the calls are not to blame, and the last checkpoint stays
                 sys.stderr.write(f"rtml: {SAVE} of {type(self.instance).__qualname__} failed\n{traceback.format_exc()}")
             else:
-                self._core.save(encoded.payload)
+                self._core.save(payload)
 
     def end(self) -> None:
         """The actor is not wanted any more: its instance goes, and the attempt that made it ends."""

@@ -83,6 +83,11 @@ class Tree:
             engine._arrivals.append((number, None))
             engine._turn()
 
+    def kill(self, name: str) -> None:
+        """The node is gone for ever, with everything on it; its link breaks."""
+        self.cut(name)
+        del self.nodes[name]
+
     def carry(self, sender: Member, effect: Send | Close) -> None:
         """A frame leaves a dispatcher for another one."""
         messages = decode(encode(effect.messages)) if isinstance(effect, Send) else None

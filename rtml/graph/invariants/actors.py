@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from rtml.graph.core import Core
-from rtml.graph.invariants.common import all_tasks, live, waiting_calls
+from rtml.graph.invariants.common import all_tasks, hosts, waiting_calls
 from rtml.graph.state import State
-from rtml.messages import ACTOR, ASYNC_ACTOR, DISPATCHER, STOP
+from rtml.messages import ACTOR, ASYNC_ACTOR, DISPATCHER, STOP, session_of
 
 
 def actors(core: Core) -> Iterable[object]:
@@ -22,16 +22,20 @@ def actors(core: Core) -> Iterable[object]:
             name = actor.options.name
             if name and not actor.killed and core.actors.by_name.get(name) is not actor:
                 yield task.id, "is not found by its name"
-            there = task.worker is not None and task.worker.role == DISPATCHER
+            there = task.home is not None or (task.worker is not None and task.worker.role == DISPATCHER)
             if task.state is State.ASSIGNED and not there and (task.worker is None or task.worker.actor is not actor):
                 yield task.id, "is alive without a process of its own"
         if task.actor is not None and task.state is not State.DONE:
             calls[id(task.actor)] += 1
-            if task.actor.calls.get(task.id) is not task or task.actor.task.state is State.DONE:
+            creation = task.actor.task
+            over = creation.state is State.DONE and not (creation.home is not None and task.state is State.ASSIGNED)
+            if task.actor.calls.get(task.id) is not task or over:
                 yield task.id, "is a call that its actor does not know of"
-    for task in live(core):
-        if task.hosted is not None and len(task.hosted.calls) != calls[id(task.hosted)]:
-            yield task.id, "has calls", len(task.hosted.calls), calls[id(task.hosted)]
+    for actor in hosts(core):
+        if len(actor.calls) != calls[id(actor)]:
+            yield actor.task.id, "has calls", len(actor.calls), calls[id(actor)]
+        if not actor.awaited <= actor.calls.keys():
+            yield actor.task.id, "waits for", actor.awaited
     for worker in core.tables.workers.values():
         if worker.role == DISPATCHER:
             continue
@@ -53,7 +57,7 @@ def calls_in_order(core: Core) -> Iterable[object]:
     for worker in core.tables.workers.values():
         for task in worker.queue.values():
             if task.actor is not None and task.state is State.ASSIGNED and not core.recovery.active:
-                earlier = first.get((task.actor.task.id, task.session.id))
+                earlier = first.get((task.actor.task.id, session_of(task.id)))
                 if earlier is not None and earlier < task.id and not task.actor.retried:
                     yield worker.id, "has", task.id, "before", earlier
 
@@ -63,10 +67,12 @@ def actors_served(core: Core) -> Iterable[object]:
     if core.recovery.waiting:
         return
     for actor, session, task in waiting_calls(core):
-        worker = actor.task.worker
+        worker = actor.task.worker or actor.task.home
         head = actor.queues[session].head()
         assert head is not None
-        if worker is None or not worker.ready or len(worker.queue) > 1 or head[4] is not task:
+        if worker is None or not worker.ready or head[4] is not task:
+            continue
+        if (len(worker.queue) > 1 and worker.role != DISPATCHER) or session in map(session_of, actor.awaited):
             continue
         last = task.function.definition.method != STOP or len(actor.calls) == 1
         if task.state is State.READY and last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from rtml.graph.actors import ActorState
+from rtml.graph.actorstate import ActorState
 from rtml.graph.core import Core
 from rtml.graph.state import State, TaskState, WorkerState
 
@@ -25,13 +25,18 @@ def live(core: Core) -> list[TaskState]:
     return [task for task in core.tables.tasks.values() if task.state is not State.DONE and task.home is None]
 
 
+def hosts(core: Core) -> list[ActorState]:
+    """Actors of ours, and those of other dispatchers that are called from here."""
+    return [task.hosted for task in core.tables.tasks.values() if task.hosted is not None]
+
+
 def waiting_calls(core: Core) -> Iterable[tuple[ActorState, int, TaskState]]:
     """Calls that are with no process: the actor, the number of the submitter's session, the call."""
-    for task in live(core):
-        for session, queue in task.hosted.queues.items() if task.hosted is not None else ():
+    for actor in hosts(core):
+        for session, queue in actor.queues.items():
             for entry in (*queue.ordered, *queue.heap):
                 if entry[4].entry == entry[3]:
-                    yield task.hosted, session, entry[4]  # type: ignore[misc]
+                    yield actor, session, entry[4]
 
 
 def is_idle(core: Core, worker: WorkerState) -> bool:

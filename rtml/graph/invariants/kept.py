@@ -60,6 +60,8 @@ def holds(core: Core) -> Iterable[object]:
         handles.update(session.held)
     for task in all_tasks(core):
         handles.update(task.inner if task.state is State.DONE else task.spec.handles or ())
+        if task.actor is not None and task.state is not State.DONE:
+            handles[task.actor.task.id] += 1
     handles.update(task.id for task in core.lifecycle.lineages.rebuilds())
     for task in all_tasks(core):
         if task.holds != handles[task.id]:
