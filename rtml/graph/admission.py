@@ -4,12 +4,16 @@ The question is asked once for a graph, when its root arrives, and only of submi
 let in is never refused later, it can only expire. A graph is refused if
 
 * its tenant has as many unfinished graphs as it may have, or
-* it has a deadline, and the work before it and its own time, as predicted, are longer than its budget, or
+* it has a deadline, and its wait for the work before it and its own time, as predicted, are more than its budget, or
 * those that were promised their deadlines would miss them if it came before them.
 
+A wait is predicted with so many standard deviations to spare as it takes for the portion of promises that are broken to
+be `BROKEN`: each one that is broken widens the margin, each one that is kept narrows it a little (adaptive conformal
+inference: Gibbs and Candes, 2021). So noise costs what it must, whatever its distribution.
+
 Where nothing is known, everything is let in. A prediction can be wrong, and nothing is learned from what is refused:
-so while executors are free the median counts instead of a high quantile, and a graph that nobody of its kind ran
-lately is let in as a *probe* now and then; a probe that ends in time refutes what was learned.
+so who finds a free executor is refused only if it would more likely miss than not, and a graph that nobody of its kind
+ran lately is let in as a *probe* now and then; a probe that ends in time refutes what was learned.
 """
 
 from __future__ import annotations
@@ -17,22 +21,32 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from rtml.graph.backlog import Backlog, Plan, Share
+from rtml.graph.backlog import Amount, Backlog, Bucket, Plan, Room, Share
+from rtml.graph.estimate import BatchCost
 from rtml.graph.policy import Scheduling
 from rtml.graph.predict import Forecast
 from rtml.graph.state import FunctionState, Graph, Profile, State, TaskState, failure
 from rtml.graph.tables import Ended, Tables
 from rtml.messages import CANCELLED, ERROR, EXECUTOR, EXPIRED, OK, ErrorInfo, Task
 
-#: The portion of graphs that must make it for a promise to be given.
-SURE: Final = 0.99
-#: And while executors are free, when nobody is hurt by one that fails.
+#: The quantile of its own time that a graph is taken to need if it has to wait.
+SURE: Final = 0.9
+#: And if an executor is free, when nobody is hurt by one that fails.
 LIKELY: Final = 0.5
 
-#: The portion of a budget that may be planned at admission: the rest is room for more urgent graphs that come later,
-#: and for what nobody foresaw. In `benchmarks/policies.py` 0.6 costs goodput in bursts, 0.9 doubles the promises that
-#: are broken and leaves half as much to the tightest deadlines.
-FILL: Final = 0.75
+#: The portion of the time that a graph can wait which may be planned at admission: the rest is room for more urgent
+#: graphs that come later. In `benchmarks/policies.py` 0.6 costs 3 % of goodput in bursts, and all of it leaves a third
+#: of that to the tightest deadlines.
+FILL: Final = 0.8
+
+#: The portion of promises that may be broken.
+BROKEN: Final = 0.003
+#: Standard deviations by which a wait may be longer than expected: at first, and at least and most.
+MARGIN: Final = 4.0
+_MARGIN_MIN: Final = 1.0
+_MARGIN_MAX: Final = 8.0
+#: How much of one a broken promise adds.
+_MARGIN_STEP: Final = 0.4
 
 #: Seconds between two probes of one function.
 PROBE_EVERY: Final = 1.0
@@ -62,6 +76,8 @@ class Admission:
         self.policy = scheduling.policy
         self.weights = scheduling.weights
         self.backlog = Backlog()
+        #: standard deviations by which a wait may be longer than expected
+        self.margin = MARGIN
         #: graphs that have not ended, by tenant
         self.live: Counter[str] = Counter()
 
@@ -79,12 +95,13 @@ class Admission:
         if profile.admission and self.live[profile.tenant] >= self.tables.limits.tenant_graphs_max:
             refused = self._over_quota(plan)
         else:
-            worked, under_way = self._under_way(now)
-            plan.worked = self.backlog.worked + worked
             work = _expected(forecast, function, profile, spec)
-            latest = self._predict(plan, share, work, under_way)
-            if profile.admission and plan.budget is not None and plan.predicted is not None:
-                refused = self._refusal(plan, share, latest, (work or 0.0, under_way))
+            latest = self._latest(plan)
+            room, plan.worked = self._room(now)
+            plan.ratio = _ratio(forecast, function, profile)
+            wait = self._predict(plan, share, latest, work, room)
+            if profile.admission and plan.budget is not None and work is not None:
+                refused = self._refusal(plan, share, latest, Amount(work, work * plan.ratio), (wait, room))
         if refused is not None:
             self._record(graph, spec, profile, plan, now)
             return refused
@@ -101,61 +118,78 @@ class Admission:
         """Tasks that run at a time."""
         return max(1.0, sum(node.cpu for node in self.tables.nodes.values()))
 
-    def _under_way(self, now: float, but: Plan | None = None) -> tuple[float, float]:
-        """Seconds that executors have worked for plans and not reported; and what of them the backlog still counts.
-
-        Args:
-            now: the time.
-            but: a plan whose own work is not meant.
-        """
-        seconds = counted = 0.0
+    def _under_way(self, now: float, but: Plan) -> float:
+        """Seconds that executors have worked for plans and not reported, but for one plan."""
+        seconds = 0.0
         for worker in self.tables.workers.values():
             if worker.queue and worker.role == EXECUTOR:
                 head = next(iter(worker.queue.values()))
-                plan = head.graph.plan
-                if plan is not None and plan is not but:
-                    elapsed = now - max(worker.head_since, head.assigned_at)
-                    seconds += elapsed
-                    # What takes longer than expected takes nothing off the others. A batch that has begun will take
-                    # its own time, not that of its calls' parts of a full one.
-                    left = plan.left * head.batch_size
-                    counted += left - max(0.0, (head.cost if head.batch_head else left) - elapsed)
-        return seconds, counted
+                if head.graph.plan is not None and head.graph.plan is not but:
+                    seconds += now - max(worker.head_since, head.assigned_at)
+        return seconds
 
-    def _predict(self, plan: Plan, share: Share, work: float | None, under_way: float) -> float:
-        """Fill in what is predicted; the moment at which the graph has to begin."""
-        forecast, now = plan.forecast, plan.began
-        sure = forecast.own.at(SURE) or 0.0
+    def _room(self, now: float) -> tuple[Room, float]:
+        """When executors are free; and seconds that they have worked for plans, up to now.
+
+        What takes longer than expected will probably take as long again as it is late: what was late for a while is
+        mostly something that takes much longer.
+        """
+        busy: list[float] = []
+        begun: dict[Bucket | Share, float] = {}
+        worked = self.backlog.worked
+        for worker in self.tables.workers.values():
+            if not worker.queue or worker.role != EXECUTOR:
+                continue
+            head = next(iter(worker.queue.values()))
+            plan = head.graph.plan
+            elapsed = now - max(worker.head_since, head.assigned_at)
+            left = 0.0 if plan is None else plan.left * head.batch_size
+            expected = head.cost if head.batch_head or not left else min(left, head.cost)
+            busy.append(abs(expected - elapsed))
+            if plan is not None:
+                worked += elapsed
+                taken = left if head.batch_head else min(left, expected)
+                for place in (plan.bucket, plan.share):
+                    if place is not None:
+                        begun[place] = begun.get(place, 0.0) + taken
+        return Room(self._slots(), busy, begun), worked
+
+    def _latest(self, plan: Plan) -> float:
+        """When a graph has to begin."""
         if self.policy.due is None:
-            latest = now
-        elif plan.budget is None:
-            latest = now + self.policy.patience
-        else:
-            latest = now + min(plan.budget - sure, self.policy.patience)
-        if work is not None:
-            slots = self._slots()
-            before = max(0.0, self.backlog.before(share, latest, work, now) - under_way)
-            plan.base = before / slots
-            cautious = before >= work * slots or forecast.missing > _OFTEN
-            own = sure if cautious else forecast.own.at(LIKELY) or 0.0
-            plan.predicted = max(0.0, plan.base + own)
-        elif not self.backlog.shares:
-            plan.base = 0.0
-        return latest
+            return plan.began
+        if plan.budget is None:
+            return plan.began + self.policy.patience
+        return plan.began + min(plan.budget - (plan.forecast.own.at(SURE) or 0.0), self.policy.patience)
 
-    def _refusal(self, plan: Plan, share: Share, latest: float, amounts: tuple[float, float]) -> ErrorInfo | None:
-        """The reason not to let it in; `amounts` are its work, and what of the backlog is under way."""
-        predicted, budget, now = plan.predicted, plan.budget, plan.began
+    def _predict(self, plan: Plan, share: Share, latest: float, work: float | None, room: Room) -> float:
+        """Fill in what is predicted; how long the graph may have to wait."""
+        if work is None:
+            plan.base = None if self.backlog.shares else 0.0
+            return 0.0
+        before = self.backlog.before(share, latest, work, plan.began, room)
+        plan.base = room.wait(before)
+        waits = plan.base > 0.0 or plan.forecast.missing > _OFTEN
+        plan.predicted = max(0.0, plan.base + (plan.forecast.own.at(SURE if waits else LIKELY) or 0.0))
+        return room.wait(before, self.margin) if plan.base > 0.0 else 0.0
+
+    def _refusal(
+        self, plan: Plan, share: Share, latest: float, own: Amount, waits: tuple[float, Room]
+    ) -> ErrorInfo | None:
+        """The reason not to let it in; `own` is its work, `waits` how long it may have to wait, and for what."""
+        predicted, base, budget, now = plan.predicted, plan.base, plan.budget, plan.began
         assert predicted is not None
+        assert base is not None
         assert budget is not None
-        work, under_way = amounts
-        if predicted > FILL * budget:
+        wait, room = waits
+        spare = max(wait, base / FILL) - base
+        if predicted + spare > budget:
             if self._is_probe(plan, now):
                 return None
-            most = f"of its {budget * 1e3:.1f} ms only {FILL * budget * 1e3:.1f} are planned"
-            message = f"it would probably take {predicted * 1e3:.1f} ms; {most}"
-            retry = predicted - FILL * budget
-        elif self.backlog.harmed(share, latest, work, now, (self._slots(), under_way)):
+            more = f" and needs {spare * 1e3:.1f} ms to spare" if spare else ""
+            message = f"it would probably take {predicted * 1e3:.1f} ms{more}; it has {budget * 1e3:.1f}"
+            retry = predicted + spare - budget
+        elif self.backlog.harmed(share, latest, own, now, room, self.margin):
             message = f"within its {budget * 1e3:.1f} ms there is only time for what was admitted before"
             retry = predicted
         else:
@@ -204,39 +238,54 @@ class Admission:
         actual = now - plan.began
         if outcome in (OK, EXPIRED):
             forecast.ended(outcome == EXPIRED)
+            if plan.ending and plan.base:
+                self._keep_promises(plan.ending != "missed" and outcome == OK)
         if outcome == OK:
             plan.error = None if plan.predicted is None else plan.predicted - actual
             forecast.probed_at = max(forecast.probed_at, now)
             if plan.probe and plan.budget is not None and actual <= plan.budget:
                 forecast.own.forget_above(plan.budget)
             if plan.base is not None:
-                forecast.own.observe(self._unexplained(plan, actual, now))
+                forecast.own.observe(self._unexplained(root, now))
+            forecast.learn_spread(plan.expected, plan.done)
             self._learn_work(forecast, plan.done)
         elif outcome == EXPIRED:
-            self._learn_censored(plan, actual, now)
+            self._learn_censored(root, now)
 
-    def _learn_censored(self, plan: Plan, actual: float, now: float) -> None:
+    def _keep_promises(self, kept: bool) -> None:
+        """One who had to wait was in time, or was not.
+
+        Those who found a free executor teach nothing about waiting.
+        """
+        step = _MARGIN_STEP * (-BROKEN if kept else 1.0 - BROKEN)
+        self.margin = min(_MARGIN_MAX, max(_MARGIN_MIN, self.margin + step))
+
+    def _learn_censored(self, root: TaskState, now: float) -> None:
         """How long it would have taken is not known, only that it is more than this."""
+        plan: Plan = root.graph.plan
         forecast = plan.forecast
         often = forecast.missing > _OFTEN or now - forecast.censored_at >= _CENSOR_EVERY
         if plan.base is not None and often:
-            own = self._unexplained(plan, actual, now)
+            own = self._unexplained(root, now)
             if own > (forecast.own.at(LIKELY) or 0.0):
                 forecast.censored_at = now
                 forecast.own.observe(own)
         if plan.done > (forecast.work or 0.0):
             self._learn_work(forecast, plan.done)
 
-    def _unexplained(self, plan: Plan, actual: float, now: float) -> float:
+    def _unexplained(self, root: TaskState, now: float) -> float:
         """What of a graph's time was not spent on other graphs' work.
 
         Either what was expected when it began is subtracted, or what was really done meanwhile: it may have been
         overtaken by more urgent ones, which `Backlog.harmed` keeps within limits, not its own time.
         """
+        plan: Plan = root.graph.plan
         slots = self._slots()
-        others = self.backlog.worked + self._under_way(now, plan)[0] - plan.worked - plan.done
+        # A batch takes the time of all its calls.
+        own = plan.done * root.batch_size
+        others = self.backlog.worked + self._under_way(now, plan) - plan.worked - own
         # While it ran itself, the other slots worked for others.
-        return actual - max(plan.base or 0.0, (others - (slots - 1.0) * plan.done) / slots)
+        return now - plan.began - max(plan.base or 0.0, (others - (slots - 1.0) * own) / slots)
 
     def _learn_work(self, forecast: Forecast, seconds: float) -> None:
         forecast.learn_work(seconds)
@@ -255,6 +304,15 @@ def _expected(forecast: Forecast, function: FunctionState, profile: Profile, spe
         return forecast.work
     seconds: float | None = function.cost.predict(profile.batch)
     return None if seconds is None else seconds / profile.batch * spec.items
+
+
+def _ratio(forecast: Forecast, function: FunctionState, profile: Profile) -> float:
+    """The variance of a graph's work, divided by it: so it is of all graphs that are alike."""
+    if not profile.batch:
+        return forecast.spread
+    # All calls of a batch are late together.
+    cost: BatchCost = function.cost
+    return cost.noise * (cost.predict(profile.batch) or 0.0)
 
 
 def _ending(root: TaskState, outcome: int, before: int, now: float) -> str:

@@ -3,14 +3,15 @@
 Each admitted graph has a `Plan`: the work that it is expected to bring, its descendants' included, less what they have
 done. Plans are kept by *share* (priority class, session, tenant), because shares take turns, and inside of a share by
 the *latest* moment at which the work before them must be done if they are to make it: in buckets, so that a question
-costs some microseconds however many graphs there are.
+costs some microseconds however many graphs there are. With the work its variance is summed: run times are independent,
+so the error of a sum grows with its root.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from math import floor
-from typing import Any, Final
+from bisect import bisect_left, bisect_right, insort
+from math import floor, sqrt
+from typing import Any, Final, NamedTuple
 
 #: (seconds from now, width of a bucket): finer for what is due soon.
 _WIDTHS: Final = ((0.5, 1 / 128), (4.0, 1 / 16), (64.0, 1.0))
@@ -18,19 +19,22 @@ _WIDTHS: Final = ((0.5, 1 / 128), (4.0, 1 / 16), (64.0, 1.0))
 _HORIZON: Final = 64.0
 
 
-#: Work that was promised a time is taken for so much longer when others want to come before it.
-PROMISE_MARGIN: Final = 1.15
+class Amount(NamedTuple):
+    """Some work: the seconds of executors that are expected, and their variance."""
+
+    work: float
+    spread: float
 
 
 class Bucket:
     """Plans of one share that have to begin at about the same time."""
 
-    __slots__ = ("count", "latest", "work")
+    __slots__ = ("count", "latest", "spread", "work")
 
     def __init__(self) -> None:
         self.count = 0
-        #: their work that is not done
-        self.work = 0.0
+        #: their work that is not done, and its variance
+        self.work = self.spread = 0.0
         #: the sum of their latest moments
         self.latest = 0.0
 
@@ -38,14 +42,14 @@ class Bucket:
 class Share:
     """The plans of one priority class, session and tenant."""
 
-    __slots__ = ("buckets", "count", "key", "order", "priority", "weight", "work")
+    __slots__ = ("buckets", "count", "key", "order", "priority", "spread", "weight", "work")
 
     def __init__(self, key: Any, priority: int, weight: int) -> None:
         self.key = key
         self.priority = priority
         self.weight = weight
         self.count = 0
-        self.work = 0.0
+        self.work = self.spread = 0.0
         self.buckets: dict[float, Bucket] = {}
         #: keys of the buckets, ascending
         self.order: list[float] = []
@@ -55,8 +59,8 @@ class Plan:
     """What is expected of one admitted graph, and what became of it."""
 
     __slots__ = (
-        "backlog", "base", "began", "bucket", "budget", "done", "ending", "error", "forecast", "key", "latest", "left",
-        "predicted", "probe", "share", "tenant", "worked",
+        "backlog", "base", "began", "bucket", "budget", "done", "ending", "error", "expected", "forecast", "key",
+        "latest", "left", "predicted", "probe", "ratio", "share", "tenant", "worked",
     )  # fmt: skip
 
     def __init__(self, backlog: Backlog, forecast: Any, tenant: str, began: float, budget: float | None) -> None:
@@ -75,8 +79,8 @@ class Plan:
         self.worked = 0.0
         #: seconds of executors' time that it took so far
         self.done = 0.0
-        #: of what was expected, what is to come
-        self.left = 0.0
+        #: seconds of executors' time that were expected of it; what of them is to come; their variance, divided by them
+        self.expected = self.left = self.ratio = 0.0
         self.latest = 0.0
         self.key = 0.0
         #: how its deadline ended, for metrics; None while the graph lives, "" if there is none
@@ -95,7 +99,9 @@ class Plan:
             taken = min(self.left, seconds)
             self.left -= taken
             bucket.work -= taken
+            bucket.spread -= taken * self.ratio
             share.work -= taken
+            share.spread -= taken * self.ratio
 
 
 class Backlog:
@@ -119,12 +125,15 @@ class Backlog:
         if bucket is None:
             bucket = share.buckets[key] = Bucket()
             insort(share.order, key)
-        plan.share, plan.bucket, plan.key, plan.latest, plan.left = share, bucket, key, latest, work
+        plan.share, plan.bucket, plan.key, plan.latest = share, bucket, key, latest
+        plan.expected = plan.left = work
         bucket.count += 1
         bucket.work += work
+        bucket.spread += work * plan.ratio
         bucket.latest += latest
         share.count += 1
         share.work += work
+        share.spread += work * plan.ratio
 
     def expect(self, plan: Plan, work: float) -> None:
         """It is known only now what a graph that was admitted before will bring."""
@@ -132,7 +141,9 @@ class Backlog:
             more = max(0.0, work - plan.done) - plan.left
             plan.left += more
             plan.bucket.work += more
+            plan.bucket.spread += more * plan.ratio
             plan.share.work += more
+            plan.share.spread += more * plan.ratio
 
     def remove(self, plan: Plan) -> None:
         """It has ended: what it left undone is not to be done any more."""
@@ -141,9 +152,11 @@ class Backlog:
             return
         bucket.count -= 1
         bucket.work -= plan.left
+        bucket.spread -= plan.left * plan.ratio
         bucket.latest -= plan.latest
         share.count -= 1
         share.work -= plan.left
+        share.spread -= plan.left * plan.ratio
         if not bucket.count:
             del share.buckets[plan.key]
             del share.order[bisect_left(share.order, plan.key)]
@@ -152,54 +165,91 @@ class Backlog:
         plan.share = plan.bucket = None
         plan.left = 0.0
 
-    def before(self, share: Share, latest: float, work: float, now: float) -> float:
-        """Work that is done before, or in turn with, a graph of `work` that has to begin at `latest`."""
+    def before(self, share: Share, latest: float, work: float, now: float, room: Room) -> Amount:
+        """What is begun before, or in turn with, a graph of `work` that has to begin at `latest`."""
         key = _bucket_of(latest, now)
-        own = 0.0
+        own = spread = 0.0
         for place in share.order:
             if place > key:
                 break
-            own += share.buckets[place].work
-        return own + self._others(share, own + work)
+            bucket = share.buckets[place]
+            own += bucket.work - room.begun.get(bucket, 0.0)
+            spread += bucket.spread
+        others = self._others(share, own + work, room)
+        return Amount(own + others.work, spread + others.spread)
 
-    def _others(self, share: Share, own: float) -> float:
-        """Work of the other shares that is done by the time that `own` of this one is."""
-        total = 0.0
+    def _others(self, share: Share, own: float, room: Room) -> Amount:
+        """What of the other shares is begun by the time that `own` of this one is."""
+        total = spread = 0.0
         for other in self.shares.values():
-            if other is share or other.priority < share.priority:
+            work = other.work - room.begun.get(other, 0.0)
+            if other is share or other.priority < share.priority or work <= 0.0:
                 continue
-            if other.priority > share.priority:
-                total += other.work
-            else:
-                # They take turns.
-                total += min(other.work, own * other.weight / share.weight)
-        return total
+            # Among equals they take turns.
+            turns = own * other.weight / (share.weight * work) if other.priority == share.priority else 1.0
+            part = min(1.0, turns)
+            total += part * work
+            spread += part * other.spread
+        return Amount(total, spread)
 
-    def harmed(self, share: Share, latest: float, work: float, now: float, room: tuple[float, float]) -> bool:
+    def harmed(self, share: Share, latest: float, own: Amount, now: float, room: Room, margin: float) -> bool:
         """Whether graphs of the share that have been admitted would begin too late if this one came before them.
 
         Args:
             share: whose.
             latest: when it has to begin.
-            work: what it brings.
+            own: what it brings.
             now: the time.
-            room: tasks that run at a time, and seconds that those have run which do now.
+            room: where work can be done.
+            margin: standard deviations by which work may be more than expected.
         """
         key = _bucket_of(latest, now)
-        slots, done = room[0], -room[1]
+        done, spread = own
         for place in share.order:
             bucket = share.buckets[place]
+            done += bucket.work - room.begun.get(bucket, 0.0)
+            spread += bucket.spread
             if place <= key:
-                done += bucket.work
                 continue
-            mean = bucket.work / bucket.count
-            ahead = max(0.0, done + bucket.work - mean) + work
-            done += bucket.work
-            end = now + PROMISE_MARGIN * (ahead + self._others(share, ahead + mean)) / slots
+            last = bucket.latest / bucket.count - now
             # What is too late already is not made worse.
-            if now < bucket.latest / bucket.count < end:
-                return True
+            if last > 0.0:
+                mean = bucket.work / bucket.count
+                ahead = max(0.0, done - mean)
+                others = self._others(share, ahead + mean, room)
+                if room.wait(Amount(ahead + others.work, spread + others.spread), margin) > last:
+                    return True
         return False
+
+
+class Room:
+    """Where work can be done: slots, some of which are busy for a while."""
+
+    __slots__ = ("_filled", "_free", "_summed", "_until", "begun", "slots")
+
+    def __init__(self, slots: float, busy: list[float], begun: dict[Bucket | Share, float]) -> None:
+        """Args: how many there are; seconds until each of the busy ones is free; the work that those have begun."""
+        self.slots = slots
+        self.begun = begun
+        self._until = sorted(busy)[: int(slots)]
+        self._free = slots - len(self._until)
+        #: until each of those moments: how much can be done; and the sum of the moments before it
+        self._filled: list[float] = []
+        self._summed = [0.0]
+        for number, until in enumerate(self._until):
+            self._filled.append((self._free + number) * until - self._summed[-1])
+            self._summed.append(self._summed[-1] + until)
+
+    def wait(self, before: Amount, margin: float = 0.0) -> float:
+        """Seconds until a slot is free for what comes after so much work.
+
+        The slots fill like vessels: what is busy for long takes nothing more before it is free. With a margin, so many
+        standard deviations more.
+        """
+        work = max(0.0, before.work)
+        ready = bisect_right(self._filled, work)
+        seconds = (work + self._summed[ready]) / (self._free + ready)
+        return seconds + margin * sqrt(max(0.0, before.spread)) / self.slots
 
 
 def _bucket_of(latest: float, now: float) -> float:

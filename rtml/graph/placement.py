@@ -377,7 +377,7 @@ class Placement:
         """The first, and as many tasks after it as the limit on items and the tightest deadline allow."""
         tasks = [first]
         items = first.spec.items
-        predict = first.function.cost.predict
+        predict = first.function.cost.cautious
         # Those that will be late even if they run alone keep no others waiting: else a backlog would end all batches.
         soonest = now + (predict(1) or 0.0)
         tightest = _tightest(None, first, soonest)

@@ -15,10 +15,16 @@ from collections import deque
 from typing import Any, Final
 
 #: Values that a quantile is taken of: the last ones.
-WINDOW: Final = 256
+WINDOW: Final = 128
 
 #: How much a new graph's work moves the expectation.
 _GAIN: Final = 1 / 16
+
+#: And the expected spread of it; until it is known, run times are taken to differ by a third.
+_SPREAD_GAIN: Final = 1 / 64
+_SPREAD_FIRST: Final = 1 / 9
+#: What is further away than so many times what was expected counts as just so far.
+_FAR: Final = 5.0
 
 #: How much one end moves the portion of graphs that missed.
 _MISS_GAIN: Final = 1 / 32
@@ -59,13 +65,16 @@ class Quantiles:
 class Forecast:
     """What was learned of the graphs that begin with one function."""
 
-    __slots__ = ("censored_at", "live", "missing", "own", "probed_at", "unknown", "work")
+    __slots__ = ("_ends", "censored_at", "live", "missing", "own", "probed_at", "spread", "unknown", "work")
 
     def __init__(self) -> None:
         #: Seconds from submission to the end, less those that were explained by other graphs' work.
         self.own = Quantiles()
         #: Seconds of executors' time that a graph takes, its descendants included, on average; None: none has ended.
         self.work: float | None = None
+        #: Variance of that, divided by it: so the variance of a sum of such graphs is their work times this. Seconds.
+        self.spread = 0.0
+        self._ends = 1
         #: Graphs that were admitted and have not ended.
         self.live = 0
         #: Those of them that were admitted when nothing was known.
@@ -83,4 +92,15 @@ class Forecast:
 
     def learn_work(self, seconds: float) -> None:
         """A graph took executors so many seconds."""
-        self.work = seconds if self.work is None else self.work + _GAIN * (seconds - self.work)
+        if self.work is None:
+            self.work = seconds
+            self.spread = _SPREAD_FIRST * seconds
+        else:
+            self.work += _GAIN * (seconds - self.work)
+
+    def learn_spread(self, expected: float, seconds: float) -> None:
+        """A graph of which so much was expected took so much."""
+        if expected > 0.0:
+            away = min(seconds - expected, _FAR * expected)
+            self._ends += 1
+            self.spread += max(_SPREAD_GAIN, 1 / self._ends) * (away * away / expected - self.spread)

@@ -398,6 +398,8 @@ class WorkerState:
         self.load = 0.0
         #: when the head of the queue began, as far as can be told
         self.head_since = 0.0
+        #: seconds of the batch that was reported last
+        self.batch_took = 0.0
         self.functions: set[int] = set()
         #: functions that it made ready, or tried to, for `Keep`
         self.prepared: set[int] = set()

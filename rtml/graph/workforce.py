@@ -115,7 +115,13 @@ class Workforce:
         plan = task.graph.plan
         if plan is not None:
             if worker.role == EXECUTOR:
-                plan.charge(now - max(worker.head_since, task.assigned_at))
+                took = now - max(worker.head_since, task.assigned_at)
+                if task.batch_size > 1:
+                    # The first one reported stands for all of its batch.
+                    if took > 0.0:
+                        worker.batch_took = took
+                    took = worker.batch_took / task.batch_size
+                plan.charge(took)
             elif worker.role == DISPATCHER and not task.function.definition.asynchronous:
                 plan.charge(result.run / task.batch_size)
         worker.head_since = now

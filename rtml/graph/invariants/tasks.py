@@ -177,5 +177,9 @@ def plans(core: Core) -> Iterable[object]:
             yield share.key, "counts", share.count, "of", len(own)
         if max(abs(share.work - left), abs(sum(bucket.work for bucket in buckets) - left)) > TOLERANCE + 1e-9 * left:
             yield share.key, "has", share.work, "left of", left
+        spread = sum(plan.left * plan.ratio for plan in own)
+        spreads = (share.spread, sum(bucket.spread for bucket in buckets))
+        if max(abs(found - spread) for found in spreads) > TOLERANCE + 1e-9 * spread:
+            yield share.key, "has", share.spread, "spread of", spread
         if share.order != sorted(share.buckets):
             yield share.key, "order", share.order
