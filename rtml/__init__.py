@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from rtml.client.actors import Actor, actor, get_actor, kill, method, stop
     from rtml.client.anytime import Anytime
     from rtml.client.api import (
+        allreduce,
         anytime,
         as_completed,
+        broadcast,
         cancel,
         connect,
         gather,
@@ -55,8 +57,10 @@ _NAMES = {
     "RemoteFunction": "rtml.client.functions",
     "TaskInfo": "rtml.client.context",
     "actor": _ACTORS,
+    "allreduce": _API,
     "anytime": "rtml.client.anytime",
     "as_completed": _API,
+    "broadcast": _API,
     "cancel": _API,
     "connect": _API,
     "current": _API,
@@ -80,7 +84,7 @@ _NAMES = {
 }
 
 __all__ = [
-    "Actor", "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "actor", "anytime", "as_completed",
+    "Actor", "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "actor", "allreduce", "anytime", "as_completed", "broadcast",
     "cancel", "connect", "current", "current_task", "gather", "get", "get_actor", "kill", "map", "method", "model",
     "put", "reduce", "ref", "served", "shutdown", "stop", "submit", "task", "wait",
 ]  # fmt: skip

@@ -11,6 +11,8 @@ bytes, which are never copied into messages.
            -> Put + bytes <- Stored      -> Hold, Drop   a client's own objects, kept while it is there
     unix   -> Fetch       <- Fetched     -> Drop         the local copy of an object; kept until the next message
            -> Prefetch                                   the same, nobody waits
+           -> Follow  <- Fetched, Grown, ...  -> Drop    the local copy, while it arrives
+           -> Grow    <- Fetched  -> Grown, ...          an object that is made here, read by others meanwhile
 
 What an object's bytes are: its segment from `rtml.segment.HEADER_OFFSET` on, so that a copy is a segment again.
 """
@@ -162,9 +164,28 @@ class Prefetch(msgspec.Struct, array_like=True, tag=14):
     refs: list[ObjectRef]
 
 
+class Follow(msgspec.Struct, array_like=True, tag=16):
+    """Bring this object here, and say how far it is: answered by `Fetched` at once, then by `Grown` to its end."""
+
+    ref: ObjectRef
+
+
+class Grow(msgspec.Struct, array_like=True, tag=17):
+    """The sender makes this object here: others may read what is there. Answered by `Fetched`; `Grown` follows."""
+
+    ref: ObjectRef
+
+
+class Grown(msgspec.Struct, array_like=True, tag=18):
+    """Everything before this offset of the segment is there; 0: it will never be complete, for this reason."""
+
+    upto: int
+    error: str = ""
+
+
 Word = (
     Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Done | Put | Stored | Drop | Hold
-    | Fetch | Fetched | Prefetch
+    | Fetch | Fetched | Prefetch | Follow | Grow | Grown
 )  # fmt: skip
 _W = TypeVar("_W", bound=msgspec.Struct)
 _encode = msgspec.msgpack.Encoder().encode
@@ -365,7 +386,7 @@ class Asker:
         while True:
             sock = None
             try:
-                sock = self._connection()
+                sock = self.connection()
                 send(sock, Fetch(ref))
                 sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
                 answer = expect(sock, Fetched)
@@ -396,7 +417,16 @@ class Asker:
             taken, self.moved, self.seconds = (self.moved, self.seconds), 0, 0.0
         return taken
 
-    def _connection(self) -> socket.socket:
+    def keep(self, sock: socket.socket) -> None:
+        """Nothing more is said here: others may use the connection."""
+        self._idle.append(sock)
+
+    def connection(self) -> socket.socket:
+        """A connection for one conversation, to be closed or given back (`keep`).
+
+        Raises:
+            OSError: there is no endpoint, at the moment.
+        """
         if os.getpid() != self._pid:
             self._pid, self._idle = os.getpid(), []  # a forked child has no part in its parent's conversations
         with contextlib.suppress(IndexError):

@@ -189,6 +189,22 @@ def reduce(
     return client().reduce(futures, op, num=num, elementwise=elementwise)
 
 
+def allreduce(
+    futures: Iterable[Future[Any]],
+    op: str | Callable[[Any, Any], Any] = "add",
+    *,
+    num: int | None = None,
+    elementwise: bool = False,
+) -> Future[Any]:
+    """The same, and all nodes that gave inputs get it, see `rtml.client.collectives.Collectives.allreduce`."""
+    return client().allreduce(futures, op, num=num, elementwise=elementwise)
+
+
+def broadcast(future: Future[Any], nodes: Iterable[str] | None = None) -> Future[list[str]]:
+    """Have a large value on many nodes before it is needed there, see `rtml.client.collectives`."""
+    return client().broadcast(future, nodes)
+
+
 def cancel(*futures: Future[Any]) -> int:
     """Cancel futures that have not ended, running or not; returns how many those were."""
     return sum([as_future(future).cancel() for future in futures])
@@ -243,7 +259,9 @@ __all__ = [
     "Anytime",
     "anytime",
     "RemoteFunction",
+    "allreduce",
     "as_completed",
+    "broadcast",
     "cancel",
     "client",
     "connect",

@@ -108,6 +108,8 @@ class Client(Collectives, concurrent.futures.Executor):
         self._actors: weakref.WeakValueDictionary[int, ActorRef] = weakref.WeakValueDictionary()
         #: Open streams, by task.
         self._streams: dict[int, streams.Inlet] = {}
+        #: Data endpoints of the nodes that the dispatcher knows.
+        self.nodes: list[str] = []
         self._groups: list[Group] = []
         self._queries: dict[int, tuple[Waiter, list[str]]] = {}
 
@@ -312,6 +314,7 @@ class Client(Collectives, concurrent.futures.Executor):
         del forgotten
         if isinstance(message, Welcome):
             self.store.endpoints(message.data)
+            self.nodes = message.data
         return False
 
     def collect(self) -> list[Message]:

@@ -11,13 +11,10 @@ Nothing here waits: a reduction is a task, whose future can be an argument befor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rtml.client.future import Future, Ref
 from rtml.client.gathered import Gathered
-
-if TYPE_CHECKING:
-    from rtml.client.client import Client
 
 
 class Collectives:
@@ -50,17 +47,55 @@ class Collectives:
             ValueError: there are no futures, `num` is not between 1 and their number, or `op` is unknown.
             TypeError: these are no futures, or `op` is nothing that can be called.
         """
+        total: Future[Any] = self._reduce(futures, op, num, elementwise, everywhere=False)
+        return total
+
+    def allreduce(
+        self: Any,
+        futures: Iterable[Future[Any]],
+        op: str | Callable[[Any, Any], Any] = "add",
+        *,
+        num: int | None = None,
+        elementwise: bool = False,
+    ) -> Future[Any]:
+        """The same as `reduce`; when it ends, all nodes where inputs lie have a copy of the array.
+
+        They receive it while it is made. Nodes that die meanwhile, and values that are no arrays, are not waited for.
+        """
+        total: Future[Any] = self._reduce(futures, op, num, elementwise, everywhere=True)
+        return total
+
+    def broadcast(self: Any, future: Future[Any], nodes: Iterable[str] | None = None) -> Future[list[str]]:
+        """Have a large value on many nodes before it is needed there.
+
+        Args:
+            future: of any value; need not have ended.
+            nodes: data endpoints ("host:port") of the nodes; by default of all that this client's dispatcher knows.
+
+        Returns:
+            The future of the list of nodes that have it.
+
+        Raises:
+            TypeError: this is no future.
+        """
+        from rtml.client.reducing import broadcast_here
+
+        (member,) = members_of([future])
+        chosen = list(self.nodes if nodes is None else nodes)
+        return broadcast_here.submit_to(self, (Ref(member), chosen), {})
+
+    def _reduce(self: Any, futures: Any, op: Any, num: int | None, elementwise: bool, *, everywhere: bool) -> Any:
         from rtml.client.folding import operation
         from rtml.client.reducing import reduce_here
 
         members = members_of(futures)
         if not members:
-            raise ValueError("reduce needs at least one future")
+            raise ValueError("a reduction needs at least one future")
         wanted = len(members) if num is None else num
         if not 1 <= wanted <= len(members):
             raise ValueError(f"num={num} of {len(members)} futures")
-        client: Client = self
-        return reduce_here.submit_to(client, ([Ref(one) for one in members], operation(op, elementwise), wanted), {})
+        given = [Ref(one) for one in members]
+        return reduce_here.submit_to(self, (given, operation(op, elementwise), wanted, everywhere), {})
 
 
 def members_of(futures: Any) -> list[Future[Any]]:

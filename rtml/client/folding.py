@@ -116,8 +116,12 @@ class Feed(Protocol):
     """An array that is there, or arriving."""
 
     @property
+    def array(self) -> Any:
+        """All of it; what has not arrived may be read as anything."""
+
+    @property
     def flat(self) -> Any:
-        """All of it, as one dimension; what has not arrived may be read as anything."""
+        """The same with one dimension."""
 
     def wait(self, at: int) -> int:
         """How many elements are there, as soon as those are more than `at`."""
@@ -131,6 +135,8 @@ class Whole:
     """
 
     def __init__(self, array: Any) -> None:
+        alike([array])
+        self.array = array
         self.flat = array.reshape(-1)
 
     def wait(self, at: int) -> int:

@@ -9,186 +9,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from rtml.client.context import current_client
 from rtml.client.driver import Waiter
-from rtml.client.folding import Operation, UnlikeError, Whole, alike, fold_into
+from rtml.client.folding import Operation, UnlikeError
 from rtml.client.functions import task
 from rtml.client.future import Future, error_of
+from rtml.client.merging import Made, Merge, UnreadableError, hold_here, merge_here, merge_values
 from rtml.codec import EncodedValue, encode_value
-from rtml.codec.arrays import array_facts, grow_tensor
+from rtml.codec.arrays import array_facts
 from rtml.errors import ObjectLost, RtmlError, Unschedulable
 from rtml.exchange import node_label
 from rtml.graph.collectives import Again, Command, End, Fail, Plan, Start, Step, Stop
-from rtml.messages import INLINE_MAX, ObjectRef
-from rtml.store import Store
+from rtml.messages import ObjectRef
 
 #: Seconds within which a step on another node must have begun.
 _BEGINS: Final = 15.0
-#: Bytes of small arrays that are folded without a thread.
-_QUICK: Final = 512 * 1024
-
-
-class _Unreadable(RtmlError):
-    """A source of a step cannot be had; its place among the sources."""
-
-    def __init__(self, place: int, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place = place
-
-
-class _Folding:
-    """Folds some arrays in a thread of its own, because it waits for what arrives.
-
-    Args:
-        store: takes the result.
-        operation: elementwise.
-        sources: arrays, or payloads of arrays.
-        divide: by what to divide the result; 0: by nothing.
-    """
-
-    def __init__(self, operation: Operation, sources: Sequence[Any], divide: int = 0) -> None:
-        client = current_client()
-        assert client is not None, "this runs in an executor"
-        self._client = client
-        self._store: Store = client.store
-        self._operation = operation
-        self._sources = sources
-        self._divide = divide
-        #: The array that is made; and what the store has of it, if it is large.
-        self.array: Any = None
-        self.ref: ObjectRef | None = None
-        self._over = self._unwanted = False
-
-    async def run(self) -> None:
-        """Until all of it is there.
-
-        Raises:
-            UnlikeError: they are no arrays of one shape.
-            _Unreadable: one cannot be had.
-            LimitExceeded: the store is full.
-        """
-        if self._is_quick():
-            self._fold()
-            return
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if not done.done():
-                done.set_result(None) if error is None else done.set_exception(error)
-
-        def body() -> None:
-            error: BaseException | None = None
-            try:
-                self._fold()
-            except BaseException as caught:  # noqa: BLE001 - of the user's function, too
-                error = caught
-            self._over = True
-            if self._unwanted:
-                self.free()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-                loop.call_soon_threadsafe(settle, error)
-
-        threading.Thread(target=body, name="rtml-fold", daemon=True).start()
-        try:
-            await done
-        except asyncio.CancelledError:
-            self._unwanted = True
-            if self._over:
-                self.free()
-            raise
-
-    def _is_quick(self) -> bool:
-        """Whether a thread would take longer."""
-        small = sum(len(one) if isinstance(one, bytes) else _QUICK for one in self._sources) < _QUICK
-        return small and self._operation.function is None
-
-    def _fold(self) -> None:
-        arrays = [self._read(place, source) for place, source in enumerate(self._sources)]
-        alike(arrays)
-        like = _Like(self._operation.partial([array.dtype for array in arrays]), arrays[0].shape)
-        if like.nbytes <= INLINE_MAX:
-            self.array = like.empty()
-            self._fold_all(arrays)
-            return
-        incoming, self.array = grow_tensor(like, self._store)
-        try:
-            self._fold_all(arrays)
-        except BaseException:
-            self._store.abandon(incoming)
-            raise
-        piece = incoming.claim(incoming.size)
-        assert piece is not None, "it has a header"
-        incoming.arrived(piece, piece.end - piece.at)
-        self._store.publish(incoming)
-        self.ref = ObjectRef(incoming.id, incoming.size, incoming.segment, self._store.place.data)
-
-    def _fold_all(self, arrays: list[Any]) -> None:
-        fold_into(self.array.reshape(-1), [Whole(array) for array in arrays], self._operation, self._divide)
-
-    def _read(self, place: int, source: Any) -> Any:
-        if not isinstance(source, bytes | ObjectRef):
-            return source
-        try:
-            return self._client.decode(source)
-        except ObjectLost as error:
-            raise _Unreadable(place, str(error)) from None
-
-    def free(self) -> None:
-        """Nobody needs what was made."""
-        if self.ref is not None:
-            self._store.free(self.ref.id)
-
-
-class _Like:
-    """What there is to know of an array before it is made."""
-
-    def __init__(self, dtype: Any, shape: tuple[int, ...]) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self.ndim = len(shape)
-        self.nbytes = int(dtype.itemsize)
-        for length in shape:
-            self.nbytes *= length
-
-    def empty(self) -> Any:
-        import numpy
-
-        return numpy.empty(self.shape, self.dtype)
-
-
-@task(name="rtml.fold", retries=0)
-async def fold_here(operation: Operation, sources: list[ObjectRef]) -> AsyncIterator[ObjectRef | None]:
-    """A step on another node than the reduction's: yields where its array lies, and keeps it until it is closed."""
-    folding = _Folding(operation, sources)
-    await folding.run()
-    try:
-        if folding.ref is None:
-            raise UnlikeError  # small ones are with the reduction already
-        yield folding.ref
-        yield None
-        await asyncio.Event().wait()
-    finally:
-        folding.free()
-
-
-@task(name="rtml.fold", retries=0)
-async def fold_values(operation: Operation, values: list[Any]) -> Any:
-    """The same for values of any kind: returns what they have become."""
-    return await asyncio.to_thread(operation.fold, values)
 
 
 @task(name="rtml.reduce")
-async def reduce_here(futures: list[Future[Any]], operation: Operation, wanted: int) -> EncodedValue:
-    """A reduction."""
-    return await _Reduction(futures, operation, wanted).run()
+async def reduce_here(
+    futures: list[Future[Any]], operation: Operation, wanted: int, everywhere: bool = False
+) -> EncodedValue:
+    """A reduction; `everywhere`: all nodes that gave inputs have the result when it ends."""
+    return await _Reduction(futures, operation, wanted, everywhere).run()
+
+
+@task(name="rtml.keep")
+async def keep_here(value: object) -> None:
+    """Whoever runs it has had the value brought to its node."""
+
+
+@task(name="rtml.broadcast")
+async def broadcast_here(future: Future[Any], nodes: list[str]) -> list[str]:
+    """Have a value on these nodes; returns those that have it."""
+    client = current_client()
+    assert client is not None, "this runs in an executor"
+    await _ended(future)
+    bound = [keep_here.options(resources={node_label(node): 1.0}) for node in nodes]
+    copies = [one.submit_to(client, (future,), {}) for one in bound]
+    await asyncio.gather(*map(_ended, copies), return_exceptions=True)
+    return [node for node, copy in zip(nodes, copies) if error_of(copy) is None]
 
 
 class _Arrivals(Waiter):
@@ -212,11 +78,12 @@ class _Arrivals(Waiter):
 class _Reduction:
     """See `reduce_here`."""
 
-    def __init__(self, futures: list[Future[Any]], operation: Operation, wanted: int) -> None:
+    def __init__(self, futures: list[Future[Any]], operation: Operation, wanted: int, everywhere: bool) -> None:
         client = current_client()
         assert client is not None, "this runs in an executor"
         self._client = client
         self._operation = operation
+        self._everywhere = everywhere
         self._futures = dict(enumerate(futures))
         self._home = client.store.place.data
         self._plan = Plan(len(futures), wanted, self._home)
@@ -322,7 +189,7 @@ class _Reduction:
         """Carry out one step, and tell the plan what became of it."""
         try:
             await (self._step_here(step) if step.node == self._home else self._step_there(step))
-        except _Unreadable as error:
+        except UnreadableError as error:
             self._reason = error
             self._plan.broken(step.number, [step.sources[error.place]])
         except UnlikeError:
@@ -352,12 +219,12 @@ class _Reduction:
         count = len(step.covers)
         if self._blocks:
             mean = self._operation.name == "mean" and self._operation.function is None
-            folding = _Folding(self._operation, sources, count if mean and step.final else 0)
-            await folding.run()
-            self._made[step.number].set_result(folding if step.final else folding.array)
+            merge = Merge(self._operation, sources, count if mean and step.final else 0)
+            await (self._run_everywhere(merge) if step.final and self._everywhere else merge.run())
+            self._made[step.number].set_result(merge if step.final else merge.array)
             self._plan.finished(step.number)
             if not step.final:
-                await self._until_stopped(folding.free)
+                await self._until_stopped(merge.free)
         else:
             values = [await self._value(place, source) for place, source in enumerate(sources)]
             value = await asyncio.to_thread(self._operation.fold, values)
@@ -365,6 +232,24 @@ class _Reduction:
                 value = self._operation.finish(value, count)
             self._made[step.number].set_result(_Value(value))
             self._plan.finished(step.number)
+
+    async def _run_everywhere(self, merge: Merge) -> None:
+        """Run the last step, while the nodes that gave inputs fetch what it makes."""
+        running = asyncio.create_task(merge.run())
+        copies: list[Future[bool]] = []
+        try:
+            await merge.shown.wait()
+            if merge.ref is not None and self._home:
+                nodes = {payload.node for payload in self._payloads.values() if isinstance(payload, ObjectRef)}
+                for node in nodes - {"", self._home}:
+                    there = hold_here.options(resources={node_label(node): 1.0})
+                    copies.append(there.submit_to(self._client, (Made(merge.ref),), {}))
+            await running
+            await asyncio.gather(*map(_ended, copies), return_exceptions=True)  # who is gone needs no copy
+        finally:
+            running.cancel()
+            for copy in copies:
+                copy.cancel()
 
     async def _value(self, place: int, source: Any) -> Any:
         if isinstance(source, _Value):
@@ -376,7 +261,7 @@ class _Reduction:
                 return await asyncio.to_thread(self._client.decode, source)
             return self._client.decode(source)
         except ObjectLost as error:
-            raise _Unreadable(place, str(error)) from None
+            raise UnreadableError(place, str(error)) from None
 
     async def _step_there(self, step: Step) -> None:
         bound = {"resources": {node_label(step.node): 1.0}}
@@ -384,7 +269,7 @@ class _Reduction:
         if not self._blocks:
             inputs = [source if isinstance(source, Future) else self._futures[one.number]
                       for one, source in zip(step.sources, sources)]  # fmt: skip
-            future = fold_values.options(**bound).submit_to(self._client, (self._operation, inputs), {})
+            future = merge_values.options(**bound).submit_to(self._client, (self._operation, inputs), {})
             self._made[step.number].set_result(future)
             try:
                 await _ended(future)
@@ -392,10 +277,10 @@ class _Reduction:
                 future.cancel()
             self._plan.finished(step.number)
             return
-        stream = fold_here.options(**bound).stream_to(self._client, (self._operation, sources), {})
+        stream = merge_here.options(**bound).stream_to(self._client, (self._operation, sources), {})
         try:
             ref = await asyncio.wait_for(stream.__anext__(), _BEGINS)
-            self._made[step.number].set_result(ref)
+            self._made[step.number].set_result(Made(ref))
             await stream.__anext__()
             self._plan.finished(step.number)
             self._news.set()

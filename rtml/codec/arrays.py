@@ -78,8 +78,8 @@ def _head(array: Any) -> bytes:
     return head + bytes(-len(head) % ALIGNMENT)
 
 
-def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any]:
-    """Room in the store for an array, which is to be filled in place: then `publish` it.
+def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any, int]:
+    """Room in the store for an array, which is to be filled in place: then `publish` it. And where its data begins.
 
     Args:
         like: of its dtype and shape; its data does not matter.
@@ -94,7 +94,7 @@ def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any]:
     memory = incoming.in_memory()
     for offset, piece in ((HEADER_OFFSET, header(incoming.id, table)), (offsets[0], head)):
         memory[offset : offset + len(piece)] = piece
-    return incoming, from_buffer(memory[offsets[1] : offsets[1] + like.nbytes], like.dtype, like.shape)
+    return incoming, from_buffer(memory[offsets[1] : size], like.dtype, like.shape), offsets[1]
 
 
 def encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:

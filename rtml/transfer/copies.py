@@ -9,7 +9,7 @@ from typing import Final
 
 from rtml.errors import LimitExceeded, ObjectLost
 from rtml.exchange import NO_ROOM
-from rtml.incoming import Incoming
+from rtml.incoming import Incoming, Piece
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
@@ -20,12 +20,14 @@ from rtml.transfer.pulling import Caller, pull
 PULLS_MAX: Final = 4
 #: Those that nobody waits for yet; others are fetched when somebody does.
 _AHEAD_MAX: Final = 256
+#: Objects that were not completed, and that are remembered.
+_STUNTED_MAX: Final = 1024
 
 
 class Copy:
     """One object: here, on its way, or failed."""
 
-    __slots__ = ("error", "grants", "incoming", "moved", "ref", "seconds", "served", "started")
+    __slots__ = ("error", "grants", "growing", "incoming", "moved", "ref", "seconds", "served", "started")
 
     def __init__(self, ref: ObjectRef) -> None:
         self.ref = ref
@@ -37,6 +39,8 @@ class Copy:
         #: endpoints that read it from here now
         self.served = 0
         self.started = False
+        #: It is no copy: a process of this node makes it.
+        self.growing = False
         self.moved = 0
         self.seconds = 0.0
 
@@ -63,6 +67,9 @@ class Copies:
         self.changed = threading.Condition()
         #: By object id, least recently used first.
         self._copies: OrderedDict[int, Copy] = OrderedDict()
+        #: Objects that a process of this node makes now; and those that were never completed, newest last.
+        self._growing: dict[int, Copy] = {}
+        self._stunted: deque[int] = deque(maxlen=_STUNTED_MAX)
         self._bytes = 0
         self._urgent: deque[Copy] = deque()
         self._ahead: deque[Copy] = deque()
@@ -120,15 +127,81 @@ class Copies:
             self._copies.move_to_end(ref.id)
         return copy
 
+    def follow(self, ref: ObjectRef) -> Copy:
+        """The copy of an object, that is here or begins to arrive now; granted to the caller as by `fetch`.
+
+        It never waits behind others: what it is needed for may be what they wait for.
+
+        Raises:
+            ObjectLost: it cannot be had.
+        """
+        with self.changed:
+            copy = self._growing.get(ref.id) or self._wanted(ref)
+            copy.grants += 1
+            if not copy.started:
+                copy.started = True
+                for queue in (self._ahead, self._urgent):
+                    if copy in queue:
+                        queue.remove(copy)
+                threading.Thread(target=self._pull_one, args=(copy,), name="rtml-pull", daemon=True).start()
+            while copy.incoming is None and not copy.error:
+                self.changed.wait()
+            if copy.error:
+                copy.grants -= 1
+                raise ObjectLost(copy.error)
+            return copy
+
+    # --- objects that are made here
+
+    def grow(self, ref: ObjectRef, memory: memoryview) -> tuple[Copy, Piece]:
+        """A process of this node begins to make an object in a segment of its own; others may read it from here."""
+        copy = Copy(ref)
+        copy.started = copy.growing = True
+        copy.incoming = Incoming(ref.id, ref.size, ref.segment, memory)
+        piece = copy.incoming.claim(ref.size)
+        if piece is None:
+            raise ObjectLost(f"{ref.size} bytes are no object")
+        with self.changed:
+            self._growing[ref.id] = copy
+        return copy, piece
+
+    def grown(self, copy: Copy, piece: Piece, upto: int) -> None:
+        """Everything before this offset is there."""
+        with self.changed:
+            if copy.incoming is not None and piece.at < upto <= piece.end:
+                copy.incoming.arrived(piece, upto - piece.at)
+                self.changed.notify_all()
+
+    def ungrow(self, copy: Copy) -> None:
+        """It is complete, an object like others; or it never will be."""
+        with self.changed:
+            if self._growing.get(copy.ref.id) is copy:
+                del self._growing[copy.ref.id]
+            if not copy.complete:
+                copy.error = "the process that made it gave up"
+                self._stunted.append(copy.ref.id)
+            self.changed.notify_all()
+
+    def is_stunted(self, object_id: int) -> bool:
+        """Whether this object of the node was never completed."""
+        return object_id in self._stunted
+
+    def is_complete(self, object_id: int) -> bool:
+        """Whether this object of the node, if it is there at all, is not being made."""
+        with self.changed:
+            return object_id not in self._growing and object_id not in self._stunted
+
     # --- for other endpoints
 
     def serve(self, object_id: int) -> Copy | None:
         """The copy, if it is here or arriving; counted as read until `served`."""
         with self.changed:
-            copy = self._copies.get(object_id)
-            if copy is None or copy.incoming is None:
-                return None
-            self._copies.move_to_end(object_id)
+            copy = self._growing.get(object_id)
+            if copy is None:
+                copy = self._copies.get(object_id)
+                if copy is None or copy.incoming is None:
+                    return None
+                self._copies.move_to_end(object_id)
             copy.served += 1
             return copy
 
@@ -163,27 +236,31 @@ class Copies:
                     return
                 copy = queue.popleft()
                 copy.started = True
-            error = ""
-            self._counts.began()
-            begun = time.monotonic()
-            try:
-                self._pull(copy)
-            except LimitExceeded as problem:
-                error = NO_ROOM + str(problem)
-            except Exception as problem:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-                error = str(problem) or type(problem).__name__
-            self._counts.ended(not error)
-            with self.changed:
-                if error:
-                    copy.error = error
-                    if self._copies.get(copy.ref.id) is copy:
-                        del self._copies[copy.ref.id]  # asked again, it is tried again
-                    if copy.incoming is not None:
-                        self._bytes -= copy.ref.size
-                        self._abandon(copy)
-                else:
-                    copy.moved, copy.seconds = copy.ref.size, time.monotonic() - begun
-                self.changed.notify_all()
+            self._pull_one(copy)
+
+    def _pull_one(self, copy: Copy) -> None:
+        error = ""
+        self._counts.began()
+        begun = time.monotonic()
+        try:
+            self._pull(copy)
+        except LimitExceeded as problem:
+            error = NO_ROOM + str(problem)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            error = str(problem) or type(problem).__name__
+        self._counts.ended(not error)
+        with self.changed:
+            if error:
+                copy.error = error
+                if self._copies.get(copy.ref.id) is copy:
+                    del self._copies[copy.ref.id]  # asked again, it is tried again
+                if copy.incoming is not None:
+                    self._bytes -= copy.ref.size
+                    self.changed.notify_all()
+                    self._abandon(copy)
+            else:
+                copy.moved, copy.seconds = copy.ref.size, time.monotonic() - begun
+            self.changed.notify_all()
 
     def _pull(self, copy: Copy) -> None:
         ref = copy.ref

@@ -22,6 +22,9 @@ from rtml.exchange import (
     Drop,
     Fetch,
     Fetched,
+    Follow,
+    Grow,
+    Grown,
     Hold,
     Open,
     Opened,
@@ -158,6 +161,10 @@ class Endpoint:
                     send(sock, answer)
                 elif isinstance(message, Prefetch):
                     self.copies.prefetch(message.refs)
+                elif isinstance(message, Follow):
+                    self._tell_growth(sock, message.ref)
+                elif isinstance(message, Grow):
+                    self._hear_growth(sock, message.ref)
                 self._worked.set()
         finally:
             if granted is not None:
@@ -171,6 +178,48 @@ class Endpoint:
         assert copy.incoming is not None, "it is complete"
         moved, copy.moved = copy.moved, 0
         return Fetched(copy.incoming.segment, "", moved, copy.seconds), copy
+
+    def _tell_growth(self, sock: socket.socket, ref: ObjectRef) -> None:
+        """A process reads an object while it arrives."""
+        try:
+            if ref.node == self._settings.address and self.copies.is_complete(ref.id):
+                send(sock, Fetched(ref.segment))
+                send(sock, Grown(ref.size))
+                receive(sock)
+                return
+            copy = self.copies.follow(ref)
+        except RtmlError as error:
+            send(sock, Fetched("", str(error)))
+            return
+        try:
+            incoming = copy.incoming
+            send(sock, Fetched("" if incoming is None else incoming.segment, copy.error))
+            at = HEADER_OFFSET
+            while at < ref.size:
+                upto = self.copies.more(copy, at, _STILL_HERE)
+                if not upto:
+                    send(sock, Grown(0, copy.error or "the copy is gone"))
+                    return
+                if upto > at:
+                    at = upto
+                    send(sock, Grown(at))
+            receive(sock)  # it has all that it wants
+        finally:
+            self.copies.granted(copy)
+
+    def _hear_growth(self, sock: socket.socket, ref: ObjectRef) -> None:
+        """A process makes an object."""
+        try:
+            copy, piece = self.copies.grow(ref, self.store.whole(ref))
+        except ObjectLost as error:
+            send(sock, Fetched("", str(error)))
+            return
+        try:
+            send(sock, Fetched(ref.segment))
+            while not copy.complete and isinstance(message := receive(sock), Grown):
+                self.copies.grown(copy, piece, message.upto)
+        finally:
+            self.copies.ungrow(copy)
 
     # --- other endpoints, and remote clients --------------------------------------------------------------------------
 
@@ -221,7 +270,7 @@ class Endpoint:
                 opened = self._find(ref)
             except (ObjectLost, OSError) as error:
                 return None, Opened(str(error))
-        if opened.copy is not None or ref.size < PASSED_ON_MIN:
+        if ref.size < PASSED_ON_MIN or (opened.copy is not None and not opened.copy.growing):
             return opened, Opened("", [HOME])
         if opened.lease is None:
             opened.lease = self.holders.join(ref.id, message.data)
@@ -231,7 +280,7 @@ class Endpoint:
         copy = self.copies.serve(ref.id)
         if copy is not None:
             return _Opened(ref, copy)
-        if not _SEGMENT.fullmatch(ref.segment):
+        if not _SEGMENT.fullmatch(ref.segment) or self.copies.is_stunted(ref.id):
             raise ObjectLost("there is no such object")
         return _Opened(ref, None, self.store.whole(ref))
 

@@ -1,0 +1,160 @@
+"""Arrays that are read while they arrive from another node, and arrays that others read while they are made here.
+
+Both are conversations with the node's own data endpoint (`rtml.exchange`), which moves the bytes between nodes; here
+they lie in shared memory. Each is used by one thread, and may be ended by another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final
+
+from rtml.client.folding import UnlikeError
+from rtml.codec.arrays import TENSOR, decode_tensor
+from rtml.errors import LimitExceeded, ObjectLost
+from rtml.exchange import NO_ROOM, Drop, Fetched, Follow, Grow, Grown, expect, send
+from rtml.incoming import Incoming, Piece
+from rtml.messages import ObjectRef
+from rtml.segment import HEADER_OFFSET
+from rtml.store import Store
+
+#: Bytes behind a segment's header in which everything lies that says what the array is.
+_HEAD: Final = 2048
+
+
+class Following:
+    """An array that arrives (a `Feed`).
+
+    Args:
+        store: of this process.
+        ref: the array, on another node or being made on this one.
+
+    Raises:
+        ObjectLost: it cannot be had; or OSError: there is no data endpoint here.
+        UnlikeError: it is no array.
+    """
+
+    def __init__(self, store: Store, ref: ObjectRef) -> None:
+        self._asker = store.asker
+        self._sock: socket.socket | None = self._asker.connection()
+        self._upto = HEADER_OFFSET
+        try:
+            send(self._sock, Follow(ref))
+            self._sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
+            segment = _checked(expect(self._sock, Fetched))
+            while self._upto < min(ref.size, HEADER_OFFSET + _HEAD):
+                self._hear(self._sock)
+            # The views pin the segment; what has not arrived yet is written there by the endpoint.
+            head, *parts = store.get(ObjectRef(ref.id, ref.size, segment, store.place.data))
+            if bytes(head[:1]) != TENSOR or len(parts) != 1:
+                raise UnlikeError
+            self.array = decode_tensor(head, parts[0])
+        except BaseException:
+            self.stop()
+            raise
+        self.flat = self.array.reshape(-1)
+        #: Where the data begins.
+        self._start = ref.size - parts[0].nbytes
+        #: The rest will not come.
+        self.lost = False
+
+    def wait(self, at: int) -> int:
+        """See `Feed`.
+
+        Raises:
+            ObjectLost: the rest will not come.
+        """
+        sock = self._sock
+        size = self.flat.itemsize
+        while (there := (self._upto - self._start) // size) <= at:
+            self.lost = True
+            if sock is None:
+                raise ObjectLost("nobody waits for it any more")
+            try:
+                self._hear(sock)
+            except OSError as error:
+                raise ObjectLost(f"the node's data endpoint has gone: {error}") from None
+            self.lost = False
+        return int(min(there, self.flat.size))
+
+    def _hear(self, sock: socket.socket) -> None:
+        news = expect(sock, Grown)
+        if not news.upto:
+            raise ObjectLost(news.error)
+        self._upto = news.upto
+
+    def close(self) -> None:
+        """All of it was read."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            try:
+                send(sock, Drop())
+            except OSError:
+                sock.close()
+            else:
+                self._asker.keep(sock)
+
+    def stop(self) -> None:
+        """No more of it is wanted. From any thread: whoever waits gets an error."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+class Growing:
+    """An object of this process's store that is filled from front to back, while others read it.
+
+    Args:
+        store: of this process.
+        incoming: the object, with its header.
+        head: bytes of it that are there.
+    """
+
+    def __init__(self, store: Store, incoming: Incoming, head: int) -> None:
+        piece = incoming.claim(incoming.size)
+        assert piece is not None, "it has a header"
+        self._incoming = incoming
+        self._piece: Piece = piece
+        self._sock: socket.socket | None = None
+        self.ref = ObjectRef(incoming.id, incoming.size, incoming.segment, store.place.data)
+        if not store.place.socket:
+            return
+        try:
+            self._sock = store.asker.connection()
+            send(self._sock, Grow(self.ref))
+            _checked(expect(self._sock, Fetched))
+        except (OSError, ObjectLost):
+            self.stop()  # others read it when it is there
+        self.grown(head)
+
+    @property
+    def shown(self) -> bool:
+        """Whether others can read what there is of it."""
+        return self._sock is not None
+
+    def grown(self, upto: int) -> None:
+        """Everything before this offset is there."""
+        if upto > self._piece.at:
+            self._incoming.arrived(self._piece, upto - self._piece.at)
+            if self._sock is not None:
+                try:
+                    send(self._sock, Grown(upto))
+                except OSError:
+                    self.stop()
+
+    def stop(self) -> None:
+        """Tell nobody any more; what is not complete never will be."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+
+def _checked(answer: Fetched) -> str:
+    if answer.error:
+        if answer.error.startswith(NO_ROOM):
+            raise LimitExceeded(answer.error.removeprefix(NO_ROOM))
+        raise ObjectLost(answer.error)
+    return answer.segment

@@ -1,0 +1,71 @@
+"""Collectives over several nodes: folded where the inputs lie, streamed from node to node, nodes that die meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rtml
+from tests.integration.test_nodes import Cluster, cluster
+from tests.integration.test_objects import Labelled, at
+
+#: Elements: 4 MB.
+LARGE = 1_000_000
+
+
+@rtml.task
+def make(seed: int, seconds: float = 0.0) -> Any:
+    time.sleep(seconds)
+    return np.random.default_rng(seed).integers(0, 1000, LARGE).astype(np.float32)
+
+
+@rtml.task
+def same(array: Any, seeds: list[int]) -> bool:
+    return bool((array == expected(seeds)).all())
+
+
+@rtml.task
+def node() -> int:
+    return os.getppid()
+
+
+def expected(seeds: list[int]) -> Any:
+    arrays = [np.random.default_rng(seed).integers(0, 1000, LARGE).astype(np.float32) for seed in seeds]
+    return np.sum(arrays, axis=0)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    with cluster(3, Labelled) as found, found.connect():
+        yield found
+
+
+def spread(seeds: list[int], seconds: float = 0.0) -> list[Any]:
+    return [make.options(resources=at(f"n{seed % 3}")).submit(seed, seconds) for seed in seeds]
+
+
+def test_inputs_on_three_nodes_become_one(nodes: Cluster) -> None:
+    seeds = list(range(7))
+    total = rtml.reduce(spread(seeds))
+    assert (total.result(60) == expected(seeds)).all()
+    assert total.contributors == seeds
+    largest = rtml.reduce(spread(seeds), lambda left, right: left if left[0] > right[0] else right)
+    assert largest.result(60)[0] == max(expected([seed])[0] for seed in seeds)
+
+
+def test_all_who_gave_have_the_result(nodes: Cluster) -> None:
+    total = rtml.allreduce(spread([0, 1, 2]), "mean")
+    mean = expected([0, 1, 2]) / 3
+    np.testing.assert_allclose(total.result(60), mean, rtol=1e-6)
+
+
+def test_a_value_for_all_nodes(nodes: Cluster) -> None:
+    made = spread([1])[0]
+    held = rtml.broadcast(made)
+    assert len(held.result(60)) == 3
+    assert all(same.options(resources=at(f"n{number}")).submit(made, [1]).result(60) for number in range(3))
