@@ -84,9 +84,9 @@ _NAMES = {
 }
 
 __all__ = [
-    "Actor", "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "actor", "allreduce", "anytime", "as_completed", "broadcast",
-    "cancel", "connect", "current", "current_task", "gather", "get", "get_actor", "kill", "map", "method", "model",
-    "put", "reduce", "ref", "served", "shutdown", "stop", "submit", "task", "wait",
+    "Actor", "Anytime", "Client", "Future", "Ref", "RemoteFunction", "TaskInfo", "actor", "allreduce", "anytime",
+    "as_completed", "broadcast", "cancel", "connect", "current", "current_task", "gather", "get", "get_actor", "kill",
+    "map", "method", "model", "put", "reduce", "ref", "served", "shutdown", "stop", "submit", "task", "wait",
 ]  # fmt: skip
 
 

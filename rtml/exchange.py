@@ -45,6 +45,8 @@ CONNECT_TIMEOUT: Final = 3.0
 IDLE_TIMEOUT: Final = 15.0
 #: Seconds for which a node's endpoint may be away: its supervisor starts it again.
 _AWAY: Final = 5.0
+#: Bytes from which on a transfer says more about bandwidth than about latency.
+_TELLING: Final = 256 * 1024
 
 #: A label is a resource of which there is enough for everybody.
 LABEL_AMOUNT: Final = 1e9
@@ -374,6 +376,14 @@ class Asker:
         #: Bytes that were moved for this process, and the seconds that it waited for them.
         self.moved = 0
         self.seconds = 0.0
+        #: Bytes a second at which objects came from other nodes lately; 0: none have.
+        self.bandwidth = 0.0
+
+    def observe(self, moved: int, seconds: float) -> None:
+        """So much came in this time."""
+        if moved >= _TELLING and seconds > 0:
+            seen = moved / seconds
+            self.bandwidth = (self.bandwidth + seen) / 2 if self.bandwidth else seen
 
     def fetch(self, ref: ObjectRef, keep: Granted) -> list[memoryview]:
         """Have the object brought here; `keep` pins it, until then the endpoint keeps it.
@@ -409,6 +419,7 @@ class Asker:
             with self._lock:
                 self.moved += answer.moved
                 self.seconds += answer.seconds
+                self.observe(answer.moved, answer.seconds)
             return found
 
     def take(self) -> tuple[int, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from typing import Final
 
 from rtml.client.folding import UnlikeError
@@ -38,7 +39,10 @@ class Following:
     def __init__(self, store: Store, ref: ObjectRef) -> None:
         self._asker = store.asker
         self._sock: socket.socket | None = self._asker.connection()
+        self._size = ref.size
         self._upto = HEADER_OFFSET
+        #: When the first bytes were there, and how far they went.
+        self._since, self._from = 0.0, 0
         try:
             send(self._sock, Follow(ref))
             self._sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
@@ -82,7 +86,11 @@ class Following:
         news = expect(sock, Grown)
         if not news.upto:
             raise ObjectLost(news.error)
+        if not self._since:
+            self._since, self._from = time.monotonic(), news.upto
         self._upto = news.upto
+        if news.upto >= self._size:
+            self._asker.observe(news.upto - self._from, time.monotonic() - self._since)
 
     def close(self) -> None:
         """All of it was read."""

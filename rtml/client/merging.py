@@ -232,8 +232,8 @@ async def in_thread(body: Callable[[], None]) -> None:
 async def merge_here(operation: Operation, sources: list[Any]) -> AsyncIterator[ObjectRef | None]:
     """A step on another node than the reduction's.
 
-    It yields where its array lies, as soon as that can be read, and None when it is complete. It keeps it until the stream
-    is closed.
+    It yields where its array lies, as soon as that can be read, and None when it is complete; it keeps that until the
+    stream is closed.
     """
     merge = Merge(operation, sources)
     running = asyncio.create_task(merge.run())

@@ -25,7 +25,7 @@ from rtml.codec import EncodedValue, encode_value
 from rtml.codec.arrays import array_facts
 from rtml.errors import ObjectLost, RtmlError, Unschedulable
 from rtml.exchange import node_label
-from rtml.graph.collectives import Again, Command, End, Fail, Plan, Start, Step, Stop
+from rtml.graph.collectives import BANDWIDTH, Again, Command, End, Fail, Plan, Start, Step, Stop
 from rtml.messages import ObjectRef
 
 #: Seconds within which a step on another node must have begun.
@@ -86,7 +86,8 @@ class _Reduction:
         self._everywhere = everywhere
         self._futures = dict(enumerate(futures))
         self._home = client.store.place.data
-        self._plan = Plan(len(futures), wanted, self._home)
+        seen = client.store.asker.bandwidth if self._home else 0.0
+        self._plan = Plan(len(futures), wanted, self._home, bandwidth=seen or BANDWIDTH)
         self._news = asyncio.Event()
         self._arrivals = _Arrivals(asyncio.get_running_loop(), self._news.set)
         #: Which inputs a future is.

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 #: Seconds from the command to begin a step on another node until its first bytes could be read, and bytes a second
 #: between two nodes, until they are measured.
 LATENCY: Final = 2e-3
-BANDWIDTH: Final = 250e6
+BANDWIDTH: Final = 125e6
 #: A node whose steps break so often is given up, with all that lies there.
 STRIKES_MAX: Final = 2
 #: So often may a lost input be asked for again.

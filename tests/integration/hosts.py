@@ -46,7 +46,7 @@ class Network:
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "link", "set", bridge, "up")
         for number, name in enumerate(self.names):
-            outside, inside = f"rv{self._tag}o{number}", f"rv{self._tag}i{number}"
+            outside, inside = self.outside(number), self.inside(number)
             _run("ip", "netns", "add", name)
             _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
             _run("ip", "link", "set", inside, "netns", name)
@@ -61,6 +61,14 @@ class Network:
     def address(self, number: int) -> str:
         """Of a host."""
         return f"{self._net}.{number + 1}"
+
+    def outside(self, number: int) -> str:
+        """The switch's end of a host's link."""
+        return f"rv{self._tag}o{number}"
+
+    def inside(self, number: int) -> str:
+        """The host's own end."""
+        return f"rv{self._tag}i{number}"
 
     def _inside(self, name: str, *command: str) -> None:
         _run("ip", "netns", "exec", name, *command)
