@@ -23,7 +23,8 @@ Who sends what:
     dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
     dispatcher <-> dispatcher  Hello, Welcome, Offer, Define, Delegate, Finished, Returned, Revoke, Recall, Safe, Free,
                                Watch, Unwatch, WatchResults, Cancel, Hosting, Hosted, Checkpoint, Query, Reply, Logs:
-                               each is the other's submitter and the other's worker
+                               each is the other's submitter and the other's worker; to the one below Keep, and back
+                               Kept, Forgot
 """
 
 from __future__ import annotations
@@ -416,7 +417,7 @@ class Holding(msgspec.Struct, array_like=True, tag=20):
 
 
 class Keep(msgspec.Struct, array_like=True, tag=25):
-    """All functions that this submitter wants to be ready in executors before they are called; repeated after a return.
+    """Functions that this submitter wants to be ready in executors before they are called; all of them after a return.
 
     Answered by a `Kept` for each, when that is so or fails. What no submitter keeps and no graph needs is forgotten
     everywhere; about those in `dropped`, which this submitter kept earlier, it is told then (`Forgot`).
@@ -424,6 +425,8 @@ class Keep(msgspec.Struct, array_like=True, tag=25):
 
     functions: list[int]
     dropped: list[int] = []
+    #: What it kept before, and is not dropped here, is kept as it was; else these are all.
+    more: bool = False
 
 
 # --- executor -> dispatcher -------------------------------------------------------------------------------------------

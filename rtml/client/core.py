@@ -98,8 +98,12 @@ class ClientCore:
         self._define: list[Function] = []
         #: What is to be ready in executors, and what was once and is not forgotten yet.
         self._kept: set[int] = set()
+        #: Not kept any more, and not known to be forgotten.
         self._dropped: set[int] = set()
-        self._keep_due = False
+        #: Those of both that the dispatcher is to be told about: there may be thousands of others.
+        self._news: set[int] = set()
+        #: It is to be told about all.
+        self._keep_all = False
         self._watched: set[int] = set()
         #: Those of them without a result.
         self._awaited: set[int] = set()
@@ -132,13 +136,16 @@ class ClientCore:
             self._functions[function.id] = function
             self._define.append(function)
 
-    def keep_ready(self, functions: Iterable[int]) -> None:
-        """Have these functions ready in executors, and no others any more; what is defined is defined before."""
-        kept = set(functions)
-        self._dropped |= self._kept - kept
-        self._dropped -= kept
-        self._kept = kept
-        self._keep_due = True
+    def keep_ready(self, functions: Iterable[int], dropped: Iterable[int] = ()) -> None:
+        """Have these functions ready in executors as well, and those dropped no more; they are defined before."""
+        for number in functions:
+            self._kept.add(number)
+            self._dropped.discard(number)
+            self._news.add(number)
+        for number in dropped:
+            self._kept.discard(number)
+            self._dropped.add(number)
+            self._news.add(number)
 
     def forget(self, functions: Iterable[int]) -> None:
         """Nobody knows these functions any more: before their next use they have to be defined again."""
@@ -273,7 +280,8 @@ class ClientCore:
             or self._watch
             or self._queries
             or self._taken_due
-            or self._keep_due
+            or self._news
+            or self._keep_all
             or self._returning
             or self._unacked_results >= ACK_EVERY
             or (self._queue and self._room() > 0)
@@ -323,7 +331,7 @@ class ClientCore:
             again = [number for number in message.functions if number in self._kept]
             if again:  # kept once more while it was being forgotten
                 self._define += [self._functions[number] for number in again]
-                self._keep_due = True
+                self._news.update(again)
             self.forget([number for number in message.functions if number not in self._kept])
         return []
 
@@ -355,10 +363,11 @@ class ClientCore:
                 submits[-1].ack = ack
             else:
                 out.append(Ack(ack))
-        if self._keep_due and not self._queue:
+        if (self._news or self._keep_all) and not self._queue:
             # After the calls of what is dropped, which keep it for as long as they need it.
-            self._keep_due = False
-            out.append(Keep(sorted(self._kept), sorted(self._dropped)))
+            told = self._kept | self._dropped if self._keep_all else self._news
+            out.append(Keep(sorted(told & self._kept), sorted(told & self._dropped), more=not self._keep_all))
+            self._news, self._keep_all = set(), False
         if self._cancel:
             out.append(Cancel(self._cancel))
             self._cancel = []
@@ -388,7 +397,7 @@ class ClientCore:
         dispatcher never heard of them.
         """
         self._define = list(self._functions.values())
-        self._keep_due = bool(self._kept or self._dropped)
+        self._keep_all = bool(self._kept or self._dropped)
         self._watch = sorted(self._awaited)
         for task in self._tasks.values():
             if task.id <= self._sent and task.options is not None and task.options.admission:

@@ -227,7 +227,7 @@ class Membership:
         for worker in [worker for worker in node.workers.values() if worker.id not in alive]:
             self.died(ExecutorDied(worker.id, "gone when the supervisor came back"), now)
         self.placement.recheck()
-        self.lifecycle.readiness.restless = True
+        self.lifecycle.readiness.upset()
         if message.leaving and not self.placement.spreading.leaving:
             self.placement.spreading.leaving = True
             self.remote.return_all()

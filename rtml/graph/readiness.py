@@ -3,7 +3,9 @@
 A submitter (a gateway) names the functions that it keeps. Each is made ready in every executor that may run it: first
 in one alone, because what does not load, or even ends its process, must not meet the others; then in one executor of
 each node at a time, so that the others go on. When all have it, the submitter is told. Executors that come later get
-what is kept, too.
+what is kept, too. A dispatcher below this one is asked as a submitter asks, and stands for its executors.
+
+There may be thousands of functions: nothing here looks at all of them but when executors come or go.
 
 A function is forgotten, in every process, when no submitter keeps it, no task of it lives, and no graph lives whose
 context names it. So a graph that began with one version of a model finds that version however late it calls it.
@@ -21,7 +23,9 @@ from rtml.messages import (
     ACTOR,
     ASYNC_ACTOR,
     ASYNC_EXECUTOR,
+    DISPATCHER,
     EXECUTOR,
+    Define,
     ErrorInfo,
     Forget,
     Forgot,
@@ -31,13 +35,15 @@ from rtml.messages import (
     Prepared,
 )
 
+#: What a dispatcher below answers if none of its executors can ever have the function.
+_UNFIT: Final = "Unschedulable"
 _EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR, ACTOR, ASYNC_ACTOR)
 
 
 class _Kept:
     """A function that submitters keep."""
 
-    __slots__ = ("closed", "error", "function", "proven", "ready", "sessions", "trying")
+    __slots__ = ("below", "closed", "error", "function", "proven", "ready", "sessions", "trying")
 
     def __init__(self, function: FunctionState) -> None:
         self.function = function
@@ -52,6 +58,8 @@ class _Kept:
         self.error: ErrorInfo | None = None
         #: an executor died of it later: no other one is to
         self.closed = False
+        #: executors of other nodes that have it ready, by worker id of the node's dispatcher; 0: no executor there can
+        self.below: dict[int, int] = {}
 
 
 class Readiness:
@@ -62,21 +70,37 @@ class Readiness:
         #: something changed: `advance` has to look
         self.restless = False
         self._kept: dict[int, _Kept] = {}
+        #: those of a name
+        self._named: dict[str, dict[int, _Kept]] = {}
+        #: what `advance` has to look at: there may be thousands of others
+        self._touched: dict[int, None] = {}
+        #: executors came or went: it has to look at all
+        self._upset = False
+        #: those that executors of this node still lack, oldest first
+        self._lacking: dict[int, None] = {}
+        #: what dispatchers below were asked for, by worker id
+        self._asked: dict[int, set[int]] = {}
+        #: those that kept functions for us before, and may not have heard what is dropped
+        self._stale: set[int] = set()
         #: submitters that want to know when a function is forgotten
         self._curious: dict[int, dict[int, Session]] = {}
 
     # --- what submitters want
 
     def keep(self, session: Session, message: Keep) -> None:
-        """The submitter keeps these functions from now on, and no others."""
+        """The submitter keeps these functions from now on; no others any more, if it says that these are all."""
         self.restless = True
-        wanted = set(message.functions)
         gone = [number for number in message.dropped if number not in self.tables.functions]
         # What stays is never unpinned in between.
         for number in message.functions:
             self._keep_one(session, number)
-        for number, kept in list(self._kept.items()):
-            if session.id in kept.sessions and number not in wanted:
+        dropped: Iterable[int] = message.dropped
+        if not message.more:
+            wanted = set(message.functions)
+            dropped = [*dropped, *(number for number in self._kept if number not in wanted)]
+        for number in dropped:
+            kept = self._kept.get(number)
+            if kept is not None and session.id in kept.sessions:
                 self._drop(kept, session)
         for number in message.dropped:
             function = self.tables.functions.get(number)
@@ -96,7 +120,8 @@ class Readiness:
                 self.tables.tell(session, Forgot([number]))
                 return
             kept = self._kept[number] = _Kept(function)
-            self._learn(function)
+            self._learn(kept)
+        self._touched[number] = None
         if session.id not in kept.sessions:
             kept.sessions[session.id] = session
             self.pin(kept.function)
@@ -104,20 +129,27 @@ class Readiness:
         if kept.ready or kept.error is not None:
             self._tell(kept, [session])
 
-    def _learn(self, function: FunctionState) -> None:
+    def _learn(self, kept: _Kept) -> None:
         """Until it has run itself, a new version is taken to be as quick as the one of that name that is kept now."""
-        if function.estimate is not None:
-            return
-        for other in self._kept.values():
-            if other.function.definition.name == function.definition.name and other.function.estimate is not None:
-                function.estimate = other.function.estimate
-                function.cost = other.function.cost.copy()
+        function = kept.function
+        others = self._named.setdefault(function.definition.name, {})
+        if function.estimate is None:
+            for other in others.values():
+                if other.function.estimate is not None:
+                    function.estimate = other.function.estimate
+                    function.cost = other.function.cost.copy()
+        others[function.definition.id] = kept
 
     def _drop(self, kept: _Kept, session: Session) -> None:
         number = kept.function.definition.id
         del kept.sessions[session.id]
         if not kept.sessions:
             del self._kept[number]
+            self._lacking.pop(number, None)
+            others = self._named[kept.function.definition.name]
+            del others[number]
+            if not others:
+                del self._named[kept.function.definition.name]
         self._curious.setdefault(number, {})[session.id] = session
         self.unpin(kept.function)
 
@@ -161,11 +193,15 @@ class Readiness:
             return
         number = function.definition.id
         for worker in self.tables.workers.values():
-            if number in worker.functions or number in worker.prepared or worker.preparing == number:
+            asked = number in self._asked.get(worker.id, ())
+            if number in worker.functions or number in worker.prepared or worker.preparing == number or asked:
                 worker.functions.discard(number)
                 worker.prepared.discard(number)
-                if worker.session is not None:
+                if worker.session is not None and worker.role != DISPATCHER:
                     self.tables.tell(worker.session, Forget([number]))
+                elif worker.session is not None and not worker.upward:
+                    self._asked.get(worker.id, set()).discard(number)
+                    self.tables.tell(worker.session, Keep([], [number], more=True))
         told = self._curious.pop(number, {})
         for session in told.values():
             self.tables.tell(session, Forgot([number]))
@@ -177,17 +213,30 @@ class Readiness:
 
     # --- executors
 
-    def joined(self, worker: WorkerState) -> None:
-        """An executor said Hello (again): what it has ready it will say when asked."""
+    def joined(self, worker: WorkerState, again: bool = True) -> None:
+        """An executor, or a dispatcher below, said Hello: what it has ready it will say when asked.
+
+        Args:
+            worker: it.
+            again: this dispatcher has seen it before.
+        """
         self._stop(worker)
         worker.prepared.clear()
-        self.restless = True
+        if worker.role == DISPATCHER and again:
+            self._stale.add(worker.id)
+        self.restless = self._upset = True
 
     def _stop(self, worker: WorkerState) -> _Kept | None:
         """It is not making anything ready any more. Returns what that was, if somebody still keeps it."""
         number, worker.preparing = worker.preparing, 0
         if worker.node.preparing is worker:
             worker.node.preparing = None
+        if worker.role == DISPATCHER:
+            for other in self._asked.pop(worker.id, ()):
+                if other in self._kept:
+                    self._kept[other].trying -= 1
+            for one in self._kept.values():
+                one.below.pop(worker.id, None)
         kept = self._kept.get(number)
         if kept is not None:
             kept.trying -= 1
@@ -198,6 +247,7 @@ class Readiness:
         if worker.preparing != message.function:
             return
         self.restless = True
+        self._touched[message.function] = None
         kept = self._stop(worker)
         if kept is None:
             return
@@ -208,9 +258,33 @@ class Readiness:
         else:
             self._failed(kept, message.error)
 
+    def below(self, worker: WorkerState, message: Kept) -> None:
+        """A dispatcher below has a function ready in all its executors that are to have it, or cannot."""
+        number = message.function
+        kept = self._kept.get(number)
+        asked = self._asked.get(worker.id, set())
+        if kept is None:
+            return
+        self.restless = True
+        self._touched[number] = None
+        if number in asked:
+            asked.discard(number)
+            kept.trying -= 1
+        worker.prepared.add(number)
+        kept.below[worker.id] = message.executors
+        if message.error is None:
+            kept.proven = True
+        elif message.error.type != _UNFIT:
+            self._failed(kept, message.error)
+
+    def forgotten(self, worker: WorkerState, message: Forgot) -> None:
+        """A dispatcher below does not know these functions any more."""
+        worker.functions.difference_update(message.functions)
+
     def died(self, worker: WorkerState, reason: str) -> bool:
         """An executor's process ended. True if that was because of what it was making ready, by all appearances."""
-        self.restless = True
+        self.restless = self._upset = True
+        self._stale.discard(worker.id)
         preparing = worker.preparing
         kept = self._stop(worker)
         if not preparing or reason.startswith(("killed", "left")):
@@ -229,42 +303,118 @@ class Readiness:
             kept.error = error
             self._tell(kept, kept.sessions.values())
 
+    def upset(self) -> None:
+        """What there is to prepare anything in has changed."""
+        self.restless = self._upset = True
+
     def advance(self) -> None:
         """Ask executors for what is missing."""
         self.restless = False
-        if not self._kept:
+        touched, self._touched = self._touched, {}
+        if self._upset:
+            self._upset = False
+            touched = dict.fromkeys(self._kept)
+        if not self._kept and not self._stale:
             return
-        workers = self._regular()
-        for number, kept in self._kept.items():
-            if kept.error is not None or kept.closed or kept.function.definition.members:
-                continue
-            profile = kept.function.profile
-            have = [w for w in workers if w.role == profile.role and w.node.could_fit(profile.shape)]
-            if not have and (hopeless := self._hopeless(kept.function)):
-                self._failed(kept, hopeless)
-                continue
-            missing = [worker for worker in have if number not in worker.prepared]
-            for worker in missing:
-                node = worker.node
-                if worker.session is None or node.preparing is not None or (kept.trying and not kept.proven):
-                    continue
-                node.preparing = worker
-                worker.preparing = number
-                kept.trying += 1
-                self.tables.tell(worker.session, Prepare([kept.function.definition]))
-            if have and not missing and not kept.ready:
-                kept.ready = True
-                self._tell(kept, kept.sessions.values())
+        workers, below = self._regular(), self._below()
+        wanted: dict[int, list[int]] = {worker.id: [] for worker in below if worker.id in self._stale}
+        for number in touched:
+            kept = self._kept.get(number)
+            if kept is not None and self._look(number, kept, workers, below, wanted):
+                self._lacking.setdefault(number)
+            else:
+                self._lacking.pop(number, None)
+        # A node has one executor busy with this at a time: those that are idle get what has waited longest.
+        nodes = {id(worker.node): worker.node for worker in workers}.values()
+        done = []
+        for number in self._lacking:
+            if all(node.preparing is not None for node in nodes):
+                break
+            if not self._look(number, self._kept[number], workers, below, wanted):
+                done.append(number)
+        for number in done:
+            del self._lacking[number]
+        for worker in below:
+            if worker.id in wanted:
+                self._ask(worker, wanted[worker.id])
 
-    def _hopeless(self, function: FunctionState) -> ErrorInfo | None:
-        """Why no executor can ever have the function; None if one may."""
-        tables, shape = self.tables, function.profile.shape
+    def _look(
+        self,
+        number: int,
+        kept: _Kept,
+        workers: list[WorkerState],
+        below: list[WorkerState],
+        wanted: dict[int, list[int]],
+    ) -> bool:
+        """Go on with one function, in executors and (`wanted`) at dispatchers below.
+
+        Returns:
+            Whether executors of this node still lack it.
+        """
+        if kept.error is not None or kept.closed or kept.function.definition.members:
+            return False
+        profile = kept.function.profile
+        have = [w for w in workers if w.role == profile.role and w.node.could_fit(profile.shape)]
+        apart = [worker for worker in below if kept.below.get(worker.id, 1)]
+        if not have and not apart and self._hopeless(kept):
+            return False
+        missing = [worker for worker in have if number not in worker.prepared]
+        for worker in missing:
+            node = worker.node
+            if worker.session is None or node.preparing is not None or (kept.trying and not kept.proven):
+                continue
+            node.preparing = worker
+            worker.preparing = number
+            kept.trying += 1
+            self.tables.tell(worker.session, Prepare([kept.function.definition]))
+        lacking = [worker for worker in apart if number not in worker.prepared]
+        for worker in lacking:
+            asked = self._asked.setdefault(worker.id, set())
+            if number not in asked and (kept.proven or not kept.trying):
+                asked.add(number)
+                kept.trying += 1
+                wanted.setdefault(worker.id, []).append(number)
+        if (have or apart) and not missing and not lacking and not kept.ready:
+            kept.ready = True
+            self._tell(kept, kept.sessions.values())
+        return bool(missing)
+
+    def _ask(self, worker: WorkerState, numbers: list[int]) -> None:
+        """Have a dispatcher below keep these for us, as a submitter asks."""
+        assert worker.session is not None
+        new = [number for number in numbers if number not in worker.functions]
+        if new:
+            worker.functions.update(new)
+            self.tables.tell(worker.session, Define([self._kept[number].function.definition for number in new]))
+        # What it was told to drop while it was away it may not have heard.
+        self.tables.tell(worker.session, Keep(numbers, more=worker.id not in self._stale))
+        self._stale.discard(worker.id)
+
+    def _below(self) -> list[WorkerState]:
+        """Dispatchers below that work for this one."""
+        found = []
+        for worker in self.tables.remotes.values():
+            connected = worker.session is not None and worker.session.peer is not None
+            if connected and not worker.upward and not worker.leaving and not worker.dying:
+                found.append(worker)
+        return found
+
+    def _hopeless(self, kept: _Kept) -> bool:
+        """Tell those who keep it if no executor can ever have it."""
+        tables, function = self.tables, kept.function
+        shape = function.profile.shape
         nodes = tables.nodes.values()
-        if not nodes or tables.remotes or any(node.can_grow or node.supervisor is None for node in nodes):
-            return None
-        if any(node.could_fit(shape) for node in nodes):
-            return None
-        return failure("Unschedulable", f"{function.definition.name!r} asks for {shape}, which no node has")
+        if not nodes or any(node.can_grow or node.supervisor is None for node in nodes):
+            return False
+        if any(node.could_fit(shape) for node in nodes) or any(not one.upward for one in tables.remotes.values()):
+            return False
+        error = failure(_UNFIT, f"{function.definition.name!r} asks for {shape}, which no node has")
+        if not tables.remotes:
+            self._failed(kept, error)
+            return True
+        # There is a dispatcher above, which may know where: it is told what is so here, others wait.
+        self._tell(kept, [one for one in kept.sessions.values() if one.role == DISPATCHER], error)
+        return True
 
     def _regular(self) -> list[WorkerState]:
         """The executors that stay: those beyond a node's cpus are there for a while only, and load what they need."""
@@ -272,7 +422,6 @@ class Readiness:
         for node in self.tables.nodes.values():
             most = {EXECUTOR: max(1, ceil(node.cpu)), ASYNC_EXECUTOR: len(node.workers)}
             for _, worker in sorted(node.workers.items()):
-                # (A dispatcher below this one prepares nothing beforehand: its executors load what they are given.)
                 if worker.leaving or worker.dying or not most.get(worker.role):
                     continue
                 most[worker.role] -= 1
@@ -282,6 +431,8 @@ class Readiness:
 
     def _tell(self, kept: _Kept, sessions: Iterable[Session], error: ErrorInfo | None = None) -> None:
         number = kept.function.definition.id
-        executors = sum(number in worker.prepared for worker in self.tables.workers.values())
+        workers = self.tables.workers.values()
+        executors = sum(number in worker.prepared and worker.role != DISPATCHER for worker in workers)
+        executors += sum(kept.below.values())
         for session in sessions:
             self.tables.tell(session, Kept(number, executors, error or kept.error))

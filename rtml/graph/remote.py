@@ -44,10 +44,12 @@ from rtml.messages import (
     Cancel,
     Delegate,
     Finished,
+    Forgot,
     Free,
     Function,
     Hello,
     Hosted,
+    Kept,
     Offer,
     Options,
     Recall,
@@ -105,16 +107,18 @@ class Remote:
             WatchResults: self.watched,
             Hosted: self.abroad.hosted,
             Reply: self.abroad.answered,
+            Kept: self._kept,
+            Forgot: self._forgot,
         }
 
     # --- peers
 
     def hello(self, session: Session, hello: Hello, now: float) -> WorkerState:
         """A dispatcher below introduces itself."""
-        worker = self.tables.remotes.get(hello.worker)
-        if worker is None:
-            worker = self._worker(session, hello.worker, hello.name)
+        known = self.tables.remotes.get(hello.worker)
+        worker = known or self._worker(session, hello.worker, hello.name)
         self._again(worker, now)
+        self.lifecycle.readiness.joined(worker, again=known is not None)
         self.tables.tell(session, self._greeting(session, ""))
         return worker
 
@@ -334,6 +338,14 @@ class Remote:
         for result in results:
             if result.handles:
                 self.adopt(result.handles, worker, given=True)
+
+    def _kept(self, session: Session, message: Kept, now: float) -> None:
+        if session.worker is not None:
+            self.lifecycle.readiness.below(session.worker, message)
+
+    def _forgot(self, session: Session, message: Forgot, now: float) -> None:
+        if session.worker is not None:
+            self.lifecycle.readiness.forgotten(session.worker, message)
 
     # --- handles
 

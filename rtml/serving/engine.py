@@ -75,8 +75,12 @@ class Engine(Protocol):
     def drop(self, prepared: Prepared, forgotten: Callable[[], None]) -> None:
         """The opposite of `keep`; `forgotten` is called when no executor has it any more, and no graph can want it."""
 
-    def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
-        """From now on graphs find these models, each (version, function), under these names by `rtml.served`."""
+    def publish(self, models: Callable[[], Mapping[str, tuple[str, Prepared]]]) -> None:
+        """From now on graphs find these models, each (version, function), under these names by `rtml.served`.
+
+        Args:
+            models: Says which; called once, now or when a graph begins.
+        """
 
     def host(self, plan: HostPlan, user: str) -> Host:
         """The handle of a named actor, to be connected."""
@@ -221,6 +225,7 @@ class ClientEngine:
     def close(self) -> None:
         """Cancel what is unresolved, and end the engine if it was started here. Blocks until that is done."""
         self._forget_end()
+        self._keeping.close()
         self._client.shutdown(wait=False, cancel_futures=True)
 
     def on_end(self, callback: Callable[[], None]) -> None:
@@ -304,14 +309,16 @@ class ClientEngine:
         """The opposite of `keep`; `forgotten` is called when no executor has it any more, and no graph can want it."""
         self._keeping.drop(prepared.function, forgotten)
 
-    def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
+    def publish(self, models: Callable[[], Mapping[str, tuple[str, Prepared]]]) -> None:
         """From now on graphs find these models, each (version, function), under these names by `rtml.served`."""
-        self._keeping.publish(
-            {
+
+        def versions() -> dict[str, ServedVersion]:
+            return {
                 name: ServedVersion(version, prepared.function, prepared.options)
-                for name, (version, prepared) in models.items()
+                for name, (version, prepared) in models().items()
             }
-        )
+
+        self._keeping.publish(versions)
 
     def host(self, plan: HostPlan, user: str) -> Host:
         """The handle of a named actor, to be connected."""

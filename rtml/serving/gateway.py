@@ -334,8 +334,13 @@ class Gateway:
 
     def _publish(self) -> None:
         """Graphs that begin from now on work with the versions that are served now."""
-        found = [model for model in self.registry.snapshot().values() if model.program is None]
-        self._engine.publish({model.name: (model.version, model.prepared) for model in found})
+        self._engine.publish(
+            lambda: {
+                model.name: (model.version, model.prepared)
+                for model in self.registry.snapshot().values()
+                if model.program is None
+            }
+        )
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return http.json_response({"live": True, "ready": self.ready})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from rtml import codec
 from rtml.client.served import ServedVersion, encode_versions
@@ -17,14 +18,23 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("rtml.serving")
 
+#: A version set is made anew at most every so many times what that takes: it is as long as there are models, and when
+#: thousands are loaded each of them changes it.
+_PAUSE: Final = 20
+
 
 class Keeping:
     """Everything here belongs to the gateway's event loop."""
 
     def __init__(self) -> None:
         self.client: Client | None = None
-        #: The definition that says which versions graphs which begin now work with; 0: no models.
-        self.context = 0
+        #: The definition that says which versions graphs work with; 0: no models.
+        self._context = 0
+        #: What it is made from, if it is not made from that yet.
+        self._versions: Callable[[], Mapping[str, ServedVersion]] | None = None
+        self._due: asyncio.TimerHandle | None = None
+        #: When the next one may be made without being asked for.
+        self._next = 0.0
         #: How many times each function is kept.
         self._kept: dict[int, int] = {}
         self._waiting: dict[int, list[asyncio.Future[int]]] = {}
@@ -46,12 +56,13 @@ class Keeping:
         self._forgotten.pop(number, None)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(number, []).append(answer)
-        self._send()
+        self._send([number])
         try:
             return await answer
         except BaseException:
             self._unkeep(number)
-            self._send()
+            if number not in self._kept:
+                self._send([], [number])
             raise
 
     def drop(self, function: Function, forgotten: Callable[[], None]) -> None:
@@ -60,12 +71,48 @@ class Keeping:
         if function.id in self._kept:
             return  # kept under another name, too
         self._forgotten.setdefault(function.id, []).append(forgotten)
-        self._send()
+        self._send([], [function.id])
 
-    def publish(self, versions: Mapping[str, ServedVersion]) -> None:
-        """Graphs that begin from now on work with these versions."""
-        before = self.context
-        self.context = 0
+    def publish(self, versions: Callable[[], Mapping[str, ServedVersion]]) -> None:
+        """Graphs that begin from now on work with the versions that this gives: it is asked once, at once or later."""
+        self._versions = versions
+        if self._due is not None:
+            return
+        pause = self._next - time.perf_counter()
+        if pause <= 0:
+            self._renew()
+        else:
+            self._due = asyncio.get_running_loop().call_later(pause, self._renew)
+
+    @property
+    def context(self) -> int:
+        """The definition that says which versions graphs which begin now work with; 0: no models."""
+        if self._versions is not None:
+            self._renew()
+        return self._context
+
+    def _renew(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        make, self._versions = self._versions, None
+        if make is None:
+            return
+        begin = time.perf_counter()
+        self._make_context(make())
+        now = time.perf_counter()
+        self._next = now + _PAUSE * (now - begin)
+
+    def close(self) -> None:
+        """Make no more version sets."""
+        self._versions = None
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _make_context(self, versions: Mapping[str, ServedVersion]) -> None:
+        before = self._context
+        self._context = 0
         if versions:
             content = encode_versions(dict(versions))
             members = [served.function.id for served in versions.values()]
@@ -74,9 +121,9 @@ class Keeping:
             for served in versions.values():
                 self._define(served.function)
             self._define(context)
-            self.context = context.id
-        if self.context != before:
-            self._send()
+            self._context = context.id
+        if self._context != before:
+            self._send([self._context] if self._context else [], [before] if before else [])
 
     def _define(self, function: Function) -> None:
         client = self.client
@@ -91,11 +138,11 @@ class Keeping:
         else:
             self._kept.pop(number, None)
 
-    def _send(self) -> None:
+    def _send(self, kept: Sequence[int], dropped: Sequence[int] = ()) -> None:
         client = self.client
         assert client is not None
         with client.lock:
-            client.core.keep_ready([*self._kept, self.context] if self.context else self._kept)
+            client.core.keep_ready(kept, dropped)
         client.driver.flush()
 
     # --- what the dispatcher says

@@ -104,8 +104,8 @@ class InlineEngine:
         self.kept.remove(prepared.function)
         forgotten()
 
-    def publish(self, models: Mapping[str, tuple[str, Prepared]]) -> None:
-        self.published = {name: version for name, (version, _) in models.items()}
+    def publish(self, models: Callable[[], Mapping[str, tuple[str, Prepared]]]) -> None:
+        self.published = {name: version for name, (version, _) in models().items()}
 
     def host(self, plan: HostPlan, user: str) -> Host:
         raise AssertionError("no model here keeps state")

@@ -145,14 +145,14 @@ async def test_a_graph_keeps_its_versions_and_new_graphs_get_the_new_ones(tmp_pa
             model = rtml.model(tiny_onnx.adder(number), name="add", batch=8)
             versions[str(number)] = opened.prepare(model)
         await opened.keep(versions["10"])
-        opened.publish({"add": ("10", versions["10"])})
+        opened.publish(lambda: {"add": ("10", versions["10"])})
         later, quick = opened.prepare(add_later), opened.prepare(now)
         old = asyncio.create_task(call(opened, later, "add", [1, 2], flag))
         await until(Path(flag + ".reached").exists)
         gone: list[str] = []
         for before, after in (("10", "20"), ("20", "30")):
             await opened.keep(versions[after])
-            opened.publish({"add": (after, versions[after])})
+            opened.publish(lambda after=after: {"add": (after, versions[after])})  # type: ignore[misc]
             opened.drop(versions[before], lambda before=before: gone.append(before))  # type: ignore[misc]
             assert await call(opened, quick, "add", [1, 2]) == [1 + int(after), 2 + int(after)]
         # No graph has the second one any more, one has the first.
@@ -170,7 +170,7 @@ async def test_an_earlier_version_can_come_back(tmp_path: Path) -> None:
         await opened.keep(first)
         for old, new, expected in ((first, second, 2), (second, first, 1), (first, second, 2), (second, first, 1)):
             await opened.keep(new)
-            opened.publish({"add": (str(expected), new)})
+            opened.publish(lambda expected=expected, new=new: {"add": (str(expected), new)})  # type: ignore[misc]
             opened.drop(old, lambda: None)
             assert await call(opened, quick, "add", [0]) == [expected]
 
@@ -182,7 +182,7 @@ async def test_what_is_not_served_is_said_clearly() -> None:
         with pytest.raises(SubmitError, match=r"known only in graphs that a gateway has started.*rtml.model\(path\)"):
             await call(opened, quick, "add", [1])
         model = opened.prepare(rtml.model(tiny_onnx.adder(1), name="add"))
-        opened.publish({"add": ("1", model)})
+        opened.publish(lambda: {"add": ("1", model)})
         with pytest.raises(SubmitError, match="no model 'other' ready when this graph began; it had add"):
             await call(opened, quick, "other", [1])
         with pytest.raises(SubmitError, match="known only in graphs"):
@@ -197,13 +197,13 @@ async def test_a_dispatcher_that_comes_back_knows_what_is_kept(tmp_path: Path) -
     async with engine() as opened:
         first, second = (opened.prepare(rtml.model(tiny_onnx.adder(number), name="add")) for number in (1, 2))
         await opened.keep(first)
-        opened.publish({"add": ("1", first)})
+        opened.publish(lambda: {"add": ("1", first)})
         old = asyncio.create_task(call(opened, opened.prepare(around), "add", [5], flag))
         await until(Path(flag + ".reached").exists)
         os.kill(msgspec.json.decode(await opened.query("status"))["pid"], signal.SIGKILL)
         gone = asyncio.Event()
         await opened.keep(second)
-        opened.publish({"add": ("2", second)})
+        opened.publish(lambda: {"add": ("2", second)})
         opened.drop(first, gone.set)
         assert await call(opened, opened.prepare(now), "add", [5]) == [7]
         assert not gone.is_set()
