@@ -35,7 +35,7 @@ from rtml.serving.listening import take_no_more
 from rtml.serving.member import Peers
 from rtml.serving.modelroutes import ModelRoutes
 from rtml.serving.protocol import Server
-from rtml.serving.registry import Registry, of_app
+from rtml.serving.registry import ModelVersion, Registry, of_app
 from rtml.serving.repository import APP as REPOSITORY_APP
 from rtml.serving.repository import ModelRepository, RepositorySettings
 from rtml.serving.results import is_stream, served
@@ -109,6 +109,7 @@ class Gateway:
         self._stop_gc_watch: Any = None
         self._repository: ModelRepository | None = None
         self._stateful: list[Stateful] = []
+        self._warming: list[asyncio.Task[None]] = []
 
     def open_repository(self, settings: RepositorySettings) -> None:
         """Serve the models of a repository, too; before `start`.
@@ -180,6 +181,7 @@ class Gateway:
             self.grpc_port = await self._start_grpc(host, grpc_port)
         if self._repository is not None and conditions.peers is None:
             self._repository.start()
+        self._warming = [loop.create_task(self._warm(model), name=f"warm {model.name}") for model in self._to_load()]
         self._stop_gc_watch = self.metrics.watch_gc(self.metrics.gc_pause.labels())
         self._watch_loop(loop)
         # What start-up has made stays: the collector need not look at it again.
@@ -187,6 +189,21 @@ class Gateway:
         gc.freeze()
         bound: int = self._runner.addresses[0][1]
         return bound
+
+    def _to_load(self) -> list[ModelVersion]:
+        """The apps' models that have something to load: those of a repository are loaded before they are served."""
+        found = [model for model in self.registry.snapshot().values() if model.app != REPOSITORY_APP]
+        plain = [model for model in found if model.stateful is None]
+        return [model for model in plain if hasattr(getattr(model.function, "function", None), "__rtml_load__")]
+
+    async def _warm(self, model: ModelVersion) -> None:
+        """Have executors load an app's model, here and on other nodes, rather than the first requests wait for that."""
+        try:
+            executors = await self._engine.keep(model.prepared)
+        except RtmlError as error:  # requests will be told, too
+            _logger.warning("model %s cannot be loaded beforehand: %s", model.name, error)
+        else:
+            _logger.info("model %s is loaded in %d executors", model.name, executors)
 
     async def _join(self, peers: Peers) -> None:
         """Have what the other processes have, before clients come: they cannot choose who answers them."""
@@ -215,6 +232,9 @@ class Gateway:
                 if self._grpc is not None:
                     group.create_task(self._grpc.stop(self._drain_timeout))
             await runner.cleanup()
+        for task in self._warming:
+            task.cancel()
+        await asyncio.gather(*self._warming, return_exceptions=True)
         self._hands.close()
         self._hands = Hands()
         for stateful in self._stateful:

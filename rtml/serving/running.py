@@ -8,6 +8,7 @@ import gc
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -30,6 +31,8 @@ from rtml.settings import HttpSettings
 
 #: The exit code of a process that ended by a signal before it was done.
 _INTERRUPTED: Final = 130
+#: Descriptors of a gateway process.
+FILES_MAX: Final = 1 << 20
 #: The exit code when the engine went away: whoever started this should start it again.
 _ENGINE_ENDED: Final = 1
 
@@ -109,6 +112,15 @@ def prepare_process() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
     # Requests leave cycles behind, but few; the default threshold looks at them too often for a tight p99.
     gc.set_threshold(20_000, 20, 100)
+    # Each connection takes a descriptor, and each model of a repository: shells allow 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_files(most), most))
+
+
+def _files(most: int) -> int:
+    """How many descriptors to have, of those that the system allows."""
+    return FILES_MAX if most == resource.RLIM_INFINITY else min(most, FILES_MAX)
 
 
 class _Stop:

@@ -171,6 +171,13 @@ def test_the_gateway_never_unpickles(server: Server) -> None:
     assert server.process.poll() is None
 
 
+def test_it_may_open_as_many_files_as_the_system_allows(server: Server) -> None:
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+    found = re.search(r"^Max open files +(\d+) +(\d+)", limits, re.M)
+    assert found is not None
+    assert int(found[1]) == min(int(found[2]), 1 << 20)
+
+
 def test_the_deadline_reaches_the_graph(server: Server) -> None:
     begin = time.monotonic()
     status, body, _ = server.post("/v1/nap", {"seconds": 20}, x_rtml_deadline_ms="150")

@@ -76,6 +76,11 @@ def now(name: str, x: list[int]) -> Any:
     return rtml.served(name).submit(np.array(x)).result().tolist()
 
 
+@rtml.task
+def version_of(name: str) -> str:
+    return str(rtml.served(name).version)
+
+
 @asynccontextmanager
 async def engine(workers: int = 2) -> AsyncIterator[ClientEngine]:
     opened = ClientEngine.open(None, workers=workers)
@@ -108,6 +113,24 @@ async def test_a_kept_function_is_loaded_in_every_executor_before_any_call(tmp_p
         async with asyncio.timeout(PATIENCE):
             await forgotten.wait()
         await until(lambda: len(list(tmp_path.glob("gone-*"))) == 3)
+
+
+@pytest.mark.asyncio
+async def test_many_changes_of_the_version_set_are_published_together() -> None:
+    made: list[int] = []
+    async with engine(workers=1) as opened:
+        prepared = opened.prepare(rtml.model(tiny_onnx.adder(1), name="add"))
+
+        def models(number: int) -> dict[str, tuple[str, Prepared]]:
+            made.append(number)
+            return {f"add{version}": (str(number), prepared) for version in range(500)}
+
+        for number in range(1000):
+            opened.publish(lambda number=number: models(number))  # type: ignore[misc]
+        assert len(made) < 500
+        # Whoever begins a graph has the newest all the same.
+        assert await call(opened, opened.prepare(version_of), "add7") == "999"
+        assert made[-1] == 999
 
 
 @pytest.mark.asyncio

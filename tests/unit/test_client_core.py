@@ -10,9 +10,11 @@ from rtml.messages import (
     Ack,
     Cancel,
     Define,
+    Forgot,
     Function,
     Hello,
     Holding,
+    Keep,
     Message,
     ObjectRef,
     Options,
@@ -207,6 +209,20 @@ def test_big_submissions_are_cut() -> None:
     core.submit(Task(4, 9, b"", deps=[(1, big), (2, big)]))
     messages = core.flush(0.0)[1:]
     assert [sent([message]) for message in messages] == [[1, 2], [3], [4]]
+
+
+def test_of_what_is_kept_ready_only_news_is_said() -> None:
+    core = make()
+    core.flush(0.0)
+    core.keep_ready([3, 1])
+    assert core.flush(0.0) == [Keep([1, 3], more=True)]
+    core.keep_ready([5], [3])
+    core.keep_ready([6])
+    assert core.flush(0.0) == [Keep([5, 6], [3], more=True)]
+    assert core.flush(0.0) == []
+    assert Keep([1, 5, 6], [3]) in core.resume(0.0)
+    core.receive(Forgot([3]), 0.0)
+    assert Keep([1, 5, 6]) in core.resume(0.0)
 
 
 def test_after_a_new_connection_everything_is_said_again() -> None:
