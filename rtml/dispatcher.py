@@ -29,7 +29,7 @@ from rtml.exchange import Announcer
 from rtml.graph.calls import Calls
 from rtml.graph.core import Core
 from rtml.graph.policy import DEFAULT, POLICIES, TURNS_MAX, Scheduling
-from rtml.graph.tables import LIMITS_HELP, Ahead, Answer, Close, Effect, Ended, Limits, Send, Sweep, Unlink
+from rtml.graph.tables import LIMITS_HELP, Ahead, Answer, Close, Effect, Ended, LetGo, Limits, Send, Sweep, Unlink
 from rtml.link import AddressError, Hub
 from rtml.link.dial import RESEND, UPLINK, Dialler
 from rtml.link.keys import NODE, hub_keys, peer_keys
@@ -185,6 +185,8 @@ class Dispatcher:
                     self.uplink.hang_up()
             elif isinstance(effect, Ahead):
                 self.announcer.announce(effect.refs)
+            elif isinstance(effect, LetGo):
+                self.announcer.let_go(effect.objects)
             elif isinstance(effect, Unlink):
                 self._unlink(effect.ref)
             elif isinstance(effect, Sweep):

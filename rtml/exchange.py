@@ -9,10 +9,14 @@ bytes, which are never copied into messages.
            -> Read        <- Chunk + bytes, Chunk + ...  a part of it, as the bytes become available; several ahead
            -> Done                                       the caller reads it no more, and has a copy or not
            -> Put + bytes <- Stored      -> Hold, Drop   a client's own objects, kept while it is there
+                          <- Elsewhere                   they were given to another endpoint
+           -> Take        <- Taken                       an object of a node that leaves, to be kept here
     unix   -> Fetch       <- Fetched     -> Drop         the local copy of an object; kept until the next message
            -> Prefetch                                   the same, nobody waits
            -> Follow  <- Fetched, Grown, ...  -> Drop    the local copy, while it arrives
            -> Grow    <- Fetched  -> Grown, ...          an object that is made here, read by others meanwhile
+           -> Drop                                       what was taken is needed no more
+           -> Give        <- Given                       the node leaves: what is needed goes to others
 
 What an object's bytes are: its segment from `rtml.segment.HEADER_OFFSET` on, so that a copy is a segment again.
 """
@@ -50,6 +54,9 @@ _TELLING: Final = 256 * 1024
 
 #: A label is a resource of which there is enough for everybody.
 LABEL_AMOUNT: Final = 1e9
+
+#: Moved objects that are remembered.
+_MOVED_MAX: Final = 65_536
 
 #: The file in a node's directory of shared memory that says what the node is.
 PLACE_FILE: Final = ".place"
@@ -185,9 +192,48 @@ class Grown(msgspec.Struct, array_like=True, tag=18):
     error: str = ""
 
 
+class Give(msgspec.Struct, array_like=True, tag=20):
+    """The node leaves: these objects of its processes, and all that the endpoint keeps itself, go to other endpoints.
+
+    No transfer is begun when so many seconds are over.
+    """
+
+    refs: list[ObjectRef]
+    to: list[str]
+    seconds: float
+
+
+class Given(msgspec.Struct, array_like=True, tag=21):
+    """Where they are now: (id, endpoint); and how many nobody could take, with one of the reasons."""
+
+    moved: list[tuple[int, str]]
+    left: int = 0
+    reason: str = ""
+
+
+class Take(msgspec.Struct, array_like=True, tag=22):
+    """Fetch this object and keep it: for a client's session, or (0) until a `Drop` by the receiver's dispatcher."""
+
+    ref: ObjectRef
+    session: int = 0
+
+
+class Taken(msgspec.Struct, array_like=True, tag=23):
+    """It is there; or why not."""
+
+    error: str = ""
+
+
+class Elsewhere(msgspec.Struct, array_like=True, tag=24):
+    """Objects that the connection's client has put lie at another endpoint now."""
+
+    address: str
+    objects: list[int]
+
+
 Word = (
     Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Done | Put | Stored | Drop | Hold
-    | Fetch | Fetched | Prefetch | Follow | Grow | Grown
+    | Fetch | Fetched | Prefetch | Follow | Grow | Grown | Give | Given | Take | Taken | Elsewhere
 )  # fmt: skip
 _W = TypeVar("_W", bound=msgspec.Struct)
 _encode = msgspec.msgpack.Encoder().encode
@@ -378,12 +424,18 @@ class Asker:
         self.seconds = 0.0
         #: Bytes a second at which objects came from other nodes lately; 0: none have.
         self.bandwidth = 0.0
+        #: Objects of nodes that have left, by id: data endpoints where they are now.
+        self._moved: dict[int, str] = {}
 
     def observe(self, moved: int, seconds: float) -> None:
         """So much came in this time."""
         if moved >= _TELLING and seconds > 0:
             seen = moved / seconds
             self.bandwidth = (self.bandwidth + seen) / 2 if self.bandwidth else seen
+
+    def redirect(self, objects: list[tuple[int, str]]) -> None:
+        """These (id, data endpoint) are not where references to them say."""
+        remember_moved(self._moved, objects)
 
     def fetch(self, ref: ObjectRef, keep: Granted) -> list[memoryview]:
         """Have the object brought here; `keep` pins it, until then the endpoint keeps it.
@@ -393,6 +445,9 @@ class Asker:
             RtmlError: it cannot be brought here, as there is no room or no endpoint.
         """
         until = time.monotonic() + _AWAY
+        at = self._moved.get(ref.id)
+        if at:
+            ref = ObjectRef(ref.id, ref.size, ref.segment, at)
         while True:
             sock = None
             try:
@@ -456,6 +511,13 @@ class Asker:
             self._idle.pop().close()
 
 
+def remember_moved(places: dict[int, str], objects: list[tuple[int, str]]) -> None:
+    """Add where objects are now; those who forget it are told by the dispatcher again, when they ask."""
+    if len(places) > _MOVED_MAX:
+        places.clear()
+    places.update(objects)
+
+
 class Announcer:
     """Tells the node's data endpoint what will be wanted soon; never waits, and forgets what cannot be said.
 
@@ -469,7 +531,14 @@ class Announcer:
 
     def announce(self, refs: list[ObjectRef]) -> None:
         """These objects will be wanted soon."""
-        body = _encode(Prefetch(refs))
+        self._say(Prefetch(refs))
+
+    def let_go(self, objects: list[int]) -> None:
+        """What was taken over from a node that left is needed no more."""
+        self._say(Drop([(object_id, "") for object_id in objects]))
+
+    def _say(self, message: Word) -> None:
+        body = _encode(message)
         frame = _LENGTH.pack(len(body)) + body
         try:
             if self._sock is None:

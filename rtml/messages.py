@@ -19,12 +19,12 @@ Who sends what:
     executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared, Hosting, Checkpoint,
                                Items; also all of a submitter
     dispatcher -> executor     Welcome, Define, Assign, Revoke, Recall, Free, Safe, Prepare, Forget, and as a submitter
-    supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied
-    dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt
+    supervisor -> dispatcher   Hello, Node, ExecutorStarted, ExecutorDied, HandOver, Moved
+    dispatcher -> supervisor   Welcome, StartExecutor, StopExecutor, KillExecutor, Interrupt, Leavings
     dispatcher <-> dispatcher  Hello, Welcome, Offer, Define, Delegate, Finished, Returned, Revoke, Recall, Safe, Free,
-                               Watch, Unwatch, WatchResults, Cancel, Hosting, Hosted, Checkpoint, Query, Reply, Logs:
-                               each is the other's submitter and the other's worker; to the one below Keep, and back
-                               Kept, Forgot
+                               Watch, Unwatch, WatchResults, Cancel, Hosting, Hosted, Checkpoint, Query, Reply, Logs,
+                               Moved: each is the other's submitter and the other's worker; to the one below Keep,
+                               and back Kept, Forgot
 """
 
 from __future__ import annotations
@@ -657,6 +657,8 @@ class Offer(msgspec.Struct, array_like=True, tag=81):
     wait: Amount = 0.0
     #: Gives back what it has not begun, and wants no more.
     leaving: bool = False
+    #: To a dispatcher below: some data endpoints of other nodes, which can take its objects when it leaves.
+    data: list[str] = []
 
 
 class Hosted(msgspec.Struct, array_like=True, tag=82):
@@ -718,6 +720,23 @@ class KillExecutor(msgspec.Struct, array_like=True, tag=94):
     reason: str
 
 
+class HandOver(msgspec.Struct, array_like=True, tag=96):
+    """The executors of a node that leaves have ended: what is needed of what they left? Answered by `Leavings`."""
+
+
+class Leavings(msgspec.Struct, array_like=True, tag=97):
+    """Objects on the node that are still needed, and data endpoints of other nodes, which can take them."""
+
+    objects: list[ObjectRef]
+    to: list[str]
+
+
+class Moved(msgspec.Struct, array_like=True, tag=98):
+    """Objects of a node that leaves lie elsewhere now: (id, data endpoint). Passed on to the dispatcher above."""
+
+    objects: list[tuple[int, str]]
+
+
 class Interrupt(msgspec.Struct, array_like=True, tag=95):
     """Signal this process, so that it looks at its messages at the next bytecode."""
 
@@ -729,7 +748,7 @@ Message = (
     | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Items | Consumed
     | Welcome | Refused | Rehello | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free
     | Safe | Prepare | Forget | Leave | Delegate | Offer | Hosted | Node | ExecutorStarted | ExecutorDied
-    | StartExecutor | KillExecutor | Interrupt
+    | StartExecutor | KillExecutor | Interrupt | HandOver | Leavings | Moved
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,7 +6,8 @@ it. This process watches it and answers an orchestrator and Prometheus over HTTP
     /healthz   the tree is alive                     /readyz   its dispatcher is connected to the one above
     /metrics   the node dispatcher's metrics
 
-On SIGTERM the node drains: what it has not begun goes back, what runs may end, then it leaves.
+On SIGTERM the node drains: what it has not begun goes back, what runs may end, objects that are needed go to other
+nodes, then it leaves.
 """
 
 from __future__ import annotations

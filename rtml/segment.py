@@ -224,6 +224,23 @@ class Mapping:
             return []
         return [(entry, session) for entry, session in enumerate(self._pins) if session]
 
+    def held(self, directory: str, alive: dict[int, bool]) -> bool:
+        """Whether a living process pins the object, seen by the owner; the pins of dead ones are cleared.
+
+        Args:
+            directory: of the processes' lock files.
+            alive: what is known of sessions; more is added.
+        """
+        pinned = False
+        for entry, session in self.pinners():
+            if session not in alive:
+                alive[session] = is_alive(directory, session)
+            if alive[session]:
+                pinned = True
+            else:
+                self.clear(entry)
+        return pinned
+
     def clear(self, entry: int) -> None:
         """Take back the claim and the pin of a dead process."""
         self._pins[entry] = 0

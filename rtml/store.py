@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import shutil
@@ -31,7 +32,7 @@ from rtml.exchange import Asker, Place
 from rtml.incoming import Incoming
 from rtml.messages import ObjectRef, task_id
 from rtml.parts import Buffer, copy, flat
-from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, is_alive, layout, presence_path, size_class
+from rtml.segment import HEADER_OFFSET, Mapping, Presence, header, layout, presence_path, size_class
 from rtml.spilling import Disk, limits, mib, remove_segments, used, write_at
 
 #: Most bytes that idle segments of one process keep from the system.
@@ -140,6 +141,10 @@ class Store:
 
     def endpoints(self, addresses: list[str]) -> None:
         """The dispatcher says where objects may be put by those that share no memory with it; others need not know."""
+
+    def moved(self, objects: list[tuple[int, str]]) -> None:
+        """The dispatcher says where objects of a node that has left are now."""
+        self.asker.redirect(objects)
 
     @property
     def asker(self) -> Asker:
@@ -424,24 +429,11 @@ class Store:
         for _ in range(len(self._pinned) if checks is None else min(checks, len(self._pinned))):
             segment = self._pinned.popleft()
             mapping = _mapped(segment)
-            if mapping.live or self._is_pinned(mapping, alive, thorough=thorough):
+            pinned = mapping.held(self.directory, alive) if thorough else bool(mapping.pinners())
+            if mapping.live or pinned:
                 self._pinned.append(segment)
             else:
                 self._retire(segment)
-
-    def _is_pinned(self, mapping: Mapping, alive: dict[int, bool], *, thorough: bool) -> bool:
-        pinners = mapping.pinners()
-        if not thorough:
-            return bool(pinners)
-        pinned = False
-        for entry, session in pinners:
-            if session not in alive:
-                alive[session] = is_alive(self.directory, session)
-            if alive[session]:
-                pinned = True
-            else:
-                mapping.clear(entry)
-        return pinned
 
     def _retire(self, segment: _Segment) -> None:
         self._idle.setdefault(segment.capacity, []).append(segment)
@@ -489,19 +481,27 @@ class Store:
         """
         if ref.node and ref.node != self.place.data:
             return self._bring(ref)
+        try:
+            return self._views(ref)
+        except ObjectLost:
+            if ref.node and self.place.socket:
+                # Under this name it lay on a node that left, and now among the copies of the endpoint.
+                with contextlib.suppress(RtmlError):
+                    return self._bring(ref)
+            raise
+
+    def _views(self, ref: ObjectRef) -> list[memoryview]:
         everything, parts = self._pin(ref)
         return [everything[at : at + size] for at, size in parts]
 
     def whole(self, ref: ObjectRef) -> memoryview:
-        """The segment of an object that lies on this node, read-only and pinned like `get`'s views.
+        """All of an object that lies on this node, from the start of its segment; pinned like `get`'s views.
 
         Raises:
-            ObjectLost: it is gone, or shorter than was said.
+            ObjectLost: it is gone.
         """
-        everything, _ = self._pin(ref)
-        if len(everything) < ref.size:
-            raise ObjectLost(f"shared object {ref.id:#x} is shorter than {ref.size} bytes")
-        return everything[: ref.size]
+        everything, parts = self._pin(ref)
+        return everything[: max(at + size for at, size in parts)] if parts else everything
 
     def _pin(self, ref: ObjectRef) -> tuple[memoryview, list[tuple[int, int]]]:
         segment = self._live.get(ref.id)
@@ -521,7 +521,7 @@ class Store:
         here = self.place
         if not here.socket:
             raise ObjectLost(f"shared object {ref.id:#x} lies at {ref.node}, and this process has no data endpoint")
-        return self.asker.fetch(ref, lambda segment: self.get(ObjectRef(ref.id, ref.size, segment, here.data)))
+        return self.asker.fetch(ref, lambda segment: self._views(ObjectRef(ref.id, ref.size, segment)))
 
     def _map(self, ref: ObjectRef) -> Mapping:
         if "/" in ref.segment:

@@ -315,6 +315,8 @@ class Client(Collectives, concurrent.futures.Executor):
         if isinstance(message, Welcome):
             self.store.endpoints(message.data)
             self.nodes = message.data
+        elif isinstance(message, messages.Moved):
+            self.store.moved(message.objects)
         return False
 
     def collect(self) -> list[Message]:

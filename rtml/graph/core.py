@@ -63,6 +63,7 @@ from rtml.messages import (
     ExecutorDied,
     ExecutorStarted,
     Finished,
+    HandOver,
     Heartbeat,
     Hello,
     Holding,
@@ -72,6 +73,7 @@ from rtml.messages import (
     Logs,
     LoopLag,
     Message,
+    Moved,
     Node,
     Prepared,
     Query,
@@ -161,6 +163,8 @@ class Core:
             Items: self._items,
             Consumed: self._consumed,
             Node: self._node,
+            HandOver: self._hand_over,
+            Moved: self._moved,
             ExecutorStarted: self._started,
             ExecutorDied: self._died,
         }
@@ -449,6 +453,14 @@ class Core:
     def _node(self, session: Session, message: Node, now: float) -> None:
         if self._supervises(session):
             self.membership.node(session, message, now)
+
+    def _hand_over(self, session: Session, message: HandOver, now: float) -> None:
+        if self._supervises(session):
+            self.lifecycle.moving.leavings(session, message, now)
+
+    def _moved(self, session: Session, message: Moved, now: float) -> None:
+        if session.role == DISPATCHER or self._supervises(session):
+            self.lifecycle.moving.moved(session, message, now)
 
     def _started(self, session: Session, message: ExecutorStarted, now: float) -> None:
         if self._supervises(session):

@@ -23,6 +23,7 @@ class Dependencies:
         ending: ends that are due, see `rtml.graph.lifecycle`.
         fail: ends a task with an error of rtml's own.
         make_ready: called with a task that has all its arguments, and now.
+        place: names the place where a payload is by now.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class Dependencies:
         ending: deque[tuple[TaskState, TaskResult]],
         fail: Callable[[TaskState, ErrorInfo], None],
         make_ready: Callable[[TaskState, float], None],
+        place: Callable[[bytes | ObjectRef], bytes | ObjectRef],
     ) -> None:
         self.tables = tables
         self.keeping = keeping
         self._ending = ending
         self._fail = fail
         self._make_ready = make_ready
+        self._place = place
 
     def link(self, task: TaskState, deps: list[tuple[int, bytes | ObjectRef | None]]) -> bool:
         """Attach the dependencies; False if one has failed already."""
@@ -54,6 +57,7 @@ class Dependencies:
             inputs.append(payload)
             if payload is not None:
                 if payload.__class__ is ObjectRef:
+                    inputs[position] = self._place(payload)
                     self.keeping.need(task.id, payload.id)
                 continue
             dep = self.tables.tasks.get(dep_id)

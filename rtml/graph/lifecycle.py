@@ -24,6 +24,7 @@ from rtml.graph.hedging import Hedging
 from rtml.graph.keeping import Keeping
 from rtml.graph.lineage import Lineages
 from rtml.graph.locality import fetch_ahead, observe
+from rtml.graph.moving import Moving
 from rtml.graph.placement import Placement
 from rtml.graph.readiness import Readiness
 from rtml.graph.state import (
@@ -84,7 +85,8 @@ class Lifecycle:
         keeping.on_unheld = actors.unheld
         #: ends that are due: tasks, and the results to end them with
         self.ending: deque[tuple[TaskState, TaskResult]] = deque()
-        self.dependencies = Dependencies(tables, keeping, self.ending, self.fail, self.make_ready)
+        self.moving = Moving(tables, placement.spreading.locality)
+        self.dependencies = Dependencies(tables, keeping, self.ending, self.fail, self.make_ready, self.moving.place)
         self.submission = Submission(tables, self, readiness, admission, actors)
         self.lineages = Lineages(tables, keeping, self.submission.accept, placement.spreading.locality)
 

@@ -64,9 +64,13 @@ class Locality:
         """The task goes to this node: what it needs will be there."""
         for ref in references(task):
             if ref.node and ref.node != data:
-                self._copies.setdefault(ref.id, set()).add(data)
-                if len(self._copies) > _OBJECTS_MAX:
-                    self._copies.popitem(last=False)
+                self.known(ref.id, data)
+
+    def known(self, object_id: int, data: str) -> None:
+        """This node has a copy."""
+        self._copies.setdefault(object_id, set()).add(data)
+        if len(self._copies) > _OBJECTS_MAX:
+            self._copies.popitem(last=False)
 
     def failed(self, object_id: int, data: str) -> None:
         """It is not there, or cannot be had from there."""

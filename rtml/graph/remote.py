@@ -36,7 +36,7 @@ from rtml.graph.state import (
     WorkerState,
     failure,
 )
-from rtml.graph.tables import Tables
+from rtml.graph.tables import LetGo, Tables
 from rtml.messages import (
     DISPATCHER,
     ERROR,
@@ -274,6 +274,9 @@ class Remote:
         self.keeping.acknowledged(session, message.serial)
 
     def _free(self, session: Session, message: Free, now: float) -> None:
+        unknown = [object_id for object_id in message.objects if object_id not in self.tables.objects]
+        if unknown:
+            self.tables.effects.append(LetGo(unknown))  # taken over from a node that left: the endpoint has them
         self.keeping.release(session, message.objects)
 
     def return_all(self) -> None:
@@ -331,6 +334,8 @@ class Remote:
         """What it can do for us."""
         if session.worker is not None:
             self.spreading.offered(session.worker, offer)
+            if session.worker.upward:
+                self.lifecycle.moving.takers = offer.data
             self.lifecycle.placement.recheck()
 
     def finished(self, worker: WorkerState, results: Iterable[TaskResult]) -> None:

@@ -18,6 +18,7 @@ its last `Offer` and as far as can be told since. Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -42,6 +43,8 @@ TICK: Final = 0.02
 #: Cpus by which it may be wrong.
 _TOLERANCE: Final = 0.5
 _LITTLE: Final = 1e-6
+#: Other nodes that one is told of, which could take its objects.
+_TAKERS_MAX: Final = 8
 #: Tasks of a lane that are looked at when its first may not go where there is room.
 _LOOK_MAX: Final = 16
 #: Bytes of arguments for one worker in one wake-up, and in one message.
@@ -148,7 +151,14 @@ class Spreading:
             for name, amount in node.extra.items():
                 resources[name] = max(resources.get(name, 0.0), amount)
         assert worker.session is not None
-        self.tables.tell(worker.session, Offer(widest, resources, offers.told, self._wait(), self.leaving))
+        takers = [] if worker.upward else self._takers(worker)
+        self.tables.tell(worker.session, Offer(widest, resources, offers.told, self._wait(), self.leaving, takers))
+
+    def _takers(self, leaving: WorkerState) -> list[str]:
+        """Some data endpoints that could take a node's objects when it leaves."""
+        others = (remote for remote in self.tables.remotes.values() if remote is not leaving and remote.ready)
+        data = [self.tables.data, *(remote.node.data for remote in islice(others, _TAKERS_MAX))]
+        return [one for one in data if one]
 
     def _room_for(self, worker: WorkerState) -> dict[str, float]:
         """What tasks of this dispatcher may occupy here: what is free, and what they occupy already.

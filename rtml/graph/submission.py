@@ -14,7 +14,7 @@ from rtml.graph.admission import Admission
 from rtml.graph.readiness import Readiness
 from rtml.graph.state import FunctionState, Graph, Profile, Session, State, TaskState, failure
 from rtml.graph.tables import Tables
-from rtml.messages import CANCELLED, ERROR, ErrorInfo, Options, Task, TaskResult
+from rtml.messages import CANCELLED, ERROR, ErrorInfo, ObjectRef, Options, Task, TaskResult
 
 if TYPE_CHECKING:
     from rtml.graph.lifecycle import Lifecycle
@@ -61,8 +61,7 @@ class Submission:
         self, session: Session, spec: Task, function: FunctionState, profile: Profile, now: float
     ) -> TaskState | None:
         """Take in one task whose function is known; None: it was refused, and is answered."""
-        tables = self.tables
-        lifecycle = self.lifecycle
+        tables, lifecycle = self.tables, self.lifecycle
         owner: Session | TaskState = session
         parent = tables.tasks.get(spec.parent) if spec.parent else None
         if spec.parent:
@@ -91,6 +90,8 @@ class Submission:
                     return None
             if context is not None:
                 self.readiness.pin(context)
+        if spec.args.__class__ is ObjectRef:
+            spec.args = lifecycle.moving.place(spec.args)
         task = TaskState(spec.id, spec, function, profile, session, owner, graph, now)
         tables.tasks[spec.id] = task
         if owner.children is None:

@@ -103,7 +103,13 @@ class Ahead(NamedTuple):
     refs: list[ObjectRef]
 
 
-Effect = Send | Close | Unlink | Sweep | Answer | Ahead
+class LetGo(NamedTuple):
+    """Effect: objects that the node's data endpoint keeps for others, and that nobody needs any more."""
+
+    objects: list[int]
+
+
+Effect = Send | Close | Unlink | Sweep | Answer | Ahead | LetGo
 
 
 class Ended(NamedTuple):

@@ -27,7 +27,7 @@ _STUNTED_MAX: Final = 1024
 class Copy:
     """One object: here, on its way, or failed."""
 
-    __slots__ = ("error", "grants", "growing", "incoming", "moved", "ref", "seconds", "served", "started")
+    __slots__ = ("error", "grants", "growing", "incoming", "kept", "moved", "ref", "seconds", "served", "started")
 
     def __init__(self, ref: ObjectRef) -> None:
         self.ref = ref
@@ -41,6 +41,8 @@ class Copy:
         self.started = False
         #: It is no copy: a process of this node makes it.
         self.growing = False
+        #: it was taken over from a node that left, and nobody else has it
+        self.kept = False
         self.moved = 0
         self.seconds = 0.0
 
@@ -110,6 +112,30 @@ class Copies:
         """Whoever fetched it has pinned it, or is gone."""
         with self.changed:
             copy.grants -= 1
+
+    def take(self, ref: ObjectRef) -> None:
+        """Bring an object here for good, until `let_go`.
+
+        Raises:
+            ObjectLost: it cannot be had.
+            LimitExceeded: there is no room.
+        """
+        copy = self.fetch(ref)
+        with self.changed:
+            copy.kept = True
+            copy.grants -= 1
+
+    def let_go(self, object_id: int) -> None:
+        """What was taken is needed no more."""
+        with self.changed:
+            copy = self._copies.get(object_id)
+            if copy is not None:
+                copy.kept = False
+
+    def taken(self) -> list[ObjectRef]:
+        """What was taken and is still needed."""
+        with self.changed:
+            return [copy.ref for copy in self._copies.values() if copy.kept]
 
     def prefetch(self, refs: list[ObjectRef]) -> None:
         """Begin to bring these here."""
@@ -303,7 +329,8 @@ class Copies:
         for object_id, copy in list(self._copies.items()):
             if self._bytes <= bound:
                 return
-            if copy.complete and not copy.grants and not copy.served and not self.store.pinned(object_id):
+            used = copy.kept or copy.grants or copy.served
+            if copy.complete and not used and not self.store.pinned(object_id):
                 del self._copies[object_id]
                 self._bytes -= copy.ref.size
                 self.store.free(object_id)

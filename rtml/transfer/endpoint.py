@@ -23,6 +23,7 @@ from rtml.exchange import (
     Fetch,
     Fetched,
     Follow,
+    Give,
     Grow,
     Grown,
     Hold,
@@ -32,6 +33,7 @@ from rtml.exchange import (
     Put,
     Read,
     Stored,
+    Take,
     challenge,
     receive,
     send,
@@ -42,6 +44,7 @@ from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
 from rtml.transfer.copies import Copies, Copy
 from rtml.transfer.counts import Counts
+from rtml.transfer.giving import Giver, take
 from rtml.transfer.holders import HOME, PASSED_ON_MIN, Holders, Lease
 from rtml.transfer.pulling import STALLED, Caller, set_keepalive, set_timeouts
 from rtml.transfer.uploads import Uploads
@@ -94,7 +97,9 @@ class Endpoint:
         self.store = Store(settings.shm_dir, settings.copies)
         self.counts = Counts()
         self.copies = Copies(self.store, self.caller, self.counts)
-        self.uploads = Uploads(Store(settings.shm_dir, settings.uploads), settings.earlier_uploads)
+        uploads = Store(settings.shm_dir, settings.uploads)
+        self.uploads = Uploads(uploads, settings.earlier_uploads, self.copies.let_go)
+        self.giver = Giver(self.caller, self.copies, self.uploads)
         self.holders = Holders()
         self._connections = threading.Semaphore(CONNECTIONS_MAX)
         self._worked = threading.Event()
@@ -165,6 +170,11 @@ class Endpoint:
                     self._tell_growth(sock, message.ref)
                 elif isinstance(message, Grow):
                     self._hear_growth(sock, message.ref)
+                elif isinstance(message, Drop):
+                    for object_id, _ in message.objects:
+                        self.copies.let_go(object_id)
+                elif isinstance(message, Give):
+                    send(sock, self.giver.give(message))
                 self._worked.set()
         finally:
             if granted is not None:
@@ -248,11 +258,13 @@ class Endpoint:
                     opened = None
                 elif isinstance(message, Hold) and not session:
                     session = message.session
-                    self.uploads.joined(session, message.objects)
+                    self.uploads.joined(session, message.objects, sock)
                 elif isinstance(message, Put) and session:
-                    send(sock, self._store(sock, session, message))
+                    self.uploads.answer(session, sock, self._store(sock, session, message))
                 elif isinstance(message, Drop) and session:
                     self.uploads.drop(session, message.objects)
+                elif isinstance(message, Take):
+                    send(sock, take(self.giver, self.copies, self.uploads, message))
                 else:
                     raise ProtocolError(f"{type(message).__name__} makes no sense now")
                 self._worked.set()
@@ -260,7 +272,7 @@ class Endpoint:
             if opened is not None:
                 self._done(opened)
             if session:
-                self.uploads.left(session)
+                self.uploads.left(session, sock)
 
     def _open(self, message: Open, opened: _Opened | None) -> tuple[_Opened | None, Opened]:
         """What the connection reads from now on, and the answer."""
@@ -282,7 +294,10 @@ class Endpoint:
             return _Opened(ref, copy)
         if not _SEGMENT.fullmatch(ref.segment) or self.copies.is_stunted(ref.id):
             raise ObjectLost("there is no such object")
-        return _Opened(ref, None, self.store.whole(ref))
+        memory = self.store.whole(ref)
+        if len(memory) < ref.size:
+            raise ObjectLost(f"shared object {ref.id:#x} has {len(memory)} bytes, not {ref.size}")
+        return _Opened(ref, None, memory)
 
     def _done(self, opened: _Opened, complete: bool = False) -> None:
         if opened.copy is not None:

@@ -149,6 +149,8 @@ def pull(
     Raises:
         ObjectLost: nobody has it, or nobody who has it can be reached.
     """
+    if ref.node == caller.own:
+        raise ObjectLost(f"shared object {ref.id:#x} is not here any more")
     Pull(ref, incoming, caller, counts, arrived).run()
 
 

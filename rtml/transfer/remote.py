@@ -1,8 +1,8 @@
 """The store of a process that shares no memory with any node: it puts objects at a data endpoint, and pulls results.
 
-What it puts lies at one endpoint of the engine, and is removed there when it is freed, or when this process is gone for
-`rtml.transfer.uploads.GRACE` seconds. One connection stands for the process's life; a thread watches it, and makes a
-new one when the endpoint was started again.
+What it puts lies at an endpoint of the engine, and is removed there when it is freed, or when this process is gone for
+`rtml.transfer.uploads.GRACE` seconds. A connection to each endpoint that has something stands for the process's life; a
+thread watches them, makes new ones when an endpoint was started again, and hears where objects went whose node left.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from rtml.errors import LimitExceeded, ObjectLost, ProtocolError
-from rtml.exchange import NO_ROOM, Drop, Hold, Put, Stored, call, expect, send
+from rtml.exchange import NO_ROOM, Drop, Elsewhere, Hold, Put, Stored, call, receive, remember_moved, send
 from rtml.incoming import Incoming
 from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.parts import Buffer, flat
@@ -54,18 +56,24 @@ class RemoteStore(Store):
         self._endpoints: list[str] = []
         #: Where objects of ours lie: id -> (endpoint, segment).
         self._held: dict[int, tuple[str, str]] = {}
-        #: Guards the connection for puts: whoever has it may speak.
+        #: Where objects of others lie whose node has left.
+        self._moved: dict[int, str] = {}
+        #: Guards the connections: whoever has it may speak and listen.
         self._speaking = threading.Lock()
-        self._sock: socket.socket | None = None
-        self._at = ""
+        self._socks: dict[str, socket.socket] = {}
         self._dropped: deque[int] = deque()
         self._bell = -1
         self._thread: threading.Thread | None = None
 
     def endpoints(self, addresses: list[str]) -> None:
         """The dispatcher says where objects may be put."""
-        at = self._at
-        self._endpoints = [at, *(one for one in addresses if one != at)] if at in addresses else list(addresses)
+        first = self._endpoints[:1]
+        # The one in use stays the first, for as long as it is named.
+        self._endpoints = sorted(addresses, key=lambda one: one not in first)
+
+    def moved(self, objects: list[tuple[int, str]]) -> None:
+        """The dispatcher says where objects of a node that has left are now."""
+        remember_moved(self._moved, objects)
 
     # --- putting ------------------------------------------------------------------------------------------------------
 
@@ -89,7 +97,7 @@ class RemoteStore(Store):
                 try:
                     stored = self._put_at(address, object_id, size, pieces)
                 except (OSError, ProtocolError) as error:
-                    self._hang_up()
+                    self._hang_up(address)
                     problems.append(f"{address}: {error}")
                     continue
                 if not stored.error:
@@ -103,14 +111,17 @@ class RemoteStore(Store):
         send(sock, Put(object_id, size))
         for piece in pieces:
             sock.sendall(piece)
-        return expect(sock, Stored)
+        while isinstance(answer := self._hear(address, sock), Elsewhere):
+            pass
+        if not isinstance(answer, Stored):
+            raise ProtocolError(f"a data endpoint said {type(answer).__name__} instead of Stored")
+        return answer
 
     def _connected(self, address: str) -> socket.socket:
-        if self._sock is not None and self._at == address:
-            return self._sock
-        self._hang_up()
-        sock = call(address, self._secret)
-        self._sock, self._at = sock, address
+        sock = self._socks.get(address)
+        if sock is not None:
+            return sock
+        sock = self._socks[address] = call(address, self._secret)
         sock.settimeout(None)
         set_timeouts(sock, _STALLED)
         held = [(object_id, segment) for object_id, (at, segment) in list(self._held.items()) if at == address]
@@ -122,10 +133,29 @@ class RemoteStore(Store):
         self._ring()
         return sock
 
-    def _hang_up(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+    def _hear(self, address: str, sock: socket.socket) -> Stored | Elsewhere:
+        """The next word of an endpoint; what it says of objects that went elsewhere is seen to."""
+        message = receive(sock)
+        if message is None:
+            raise ConnectionResetError("the data endpoint has closed the connection")
+        if isinstance(message, Elsewhere):
+            freed = []
+            for object_id in message.objects:
+                if object_id in self._held:
+                    self._held[object_id] = message.address, ""
+                else:
+                    freed.append((object_id, ""))
+            if address in self._endpoints and message.address != address:
+                self._endpoints.remove(address)
+            self._drop_at(message.address, freed)
+        elif not isinstance(message, Stored):
+            raise ProtocolError(f"a data endpoint said {type(message).__name__} unasked")
+        return message
+
+    def _hang_up(self, address: str) -> None:
+        sock = self._socks.pop(address, None)
+        if sock is not None:
+            sock.close()
 
     # --- getting ------------------------------------------------------------------------------------------------------
 
@@ -140,6 +170,9 @@ class RemoteStore(Store):
             raise self._refusal("a result", ref.size)
         if ref.size <= HEADER_OFFSET:
             raise ObjectLost(f"{ref.size} bytes are no object")
+        at = self._held.get(ref.id, ("", ""))[0] or self._moved.get(ref.id)
+        if at:
+            ref = replace(ref, node=at)  # it may have moved
         memory = memoryview(mmap.mmap(-1, ref.size))
         pull(ref, Incoming(ref.id, ref.size, "", memory), self._caller, self._counts)
         return [memory[at : at + size].toreadonly() for at, size in parts_of(memory, ref.id)]
@@ -167,16 +200,16 @@ class RemoteStore(Store):
                 os.eventfd_write(self._bell, 1)
 
     def _watch(self) -> None:
-        """The thread: says what is dropped, and connects again when the connection ends."""
+        """The thread: says what is dropped, hears what has moved, and connects again when a connection ends."""
         pause = 0.05
         while True:
-            sock = self._sock
+            socks = dict(self._socks)
             poller = select.poll()
             poller.register(self._bell, select.POLLIN)
-            if sock is not None:
+            for sock in socks.values():
                 with contextlib.suppress(OSError, ValueError):
                     poller.register(sock.fileno(), select.POLLIN)
-            lost = sock is None and bool(self._held)
+            lost = any(at not in socks for at, _ in list(self._held.values()))
             poller.poll(pause * 1000 if lost else None)
             with contextlib.suppress(OSError):
                 os.eventfd_read(self._bell)
@@ -186,21 +219,32 @@ class RemoteStore(Store):
                 pause = 0.05 if self._look() else min(_PAUSE_MAX, pause * 2)
 
     def _look(self) -> bool:
-        """Whether there is a connection, or none is needed."""
-        dropped = [(object_id, self._held.pop(object_id)) for object_id in self._take_dropped()]
-        sock = self._sock
+        """Whether all endpoints that have something of ours are connected."""
+        for address, sock in list(self._socks.items()):
+            try:
+                while _has_news(sock):
+                    self._hear(address, sock)
+            except (OSError, ProtocolError):
+                self._hang_up(address)
+        dropped: dict[str, list[tuple[int, str]]] = {}
+        for object_id in self._take_dropped():
+            address, segment = self._held.pop(object_id)
+            dropped.setdefault(address, []).append((object_id, segment))
+        for address in {at for at, _ in self._held.values()} | dropped.keys():
+            self._drop_at(address, dropped.get(address, []))
+        return all(at in self._socks for at, _ in self._held.values())
+
+    def _drop_at(self, address: str, objects: list[tuple[int, str]]) -> None:
+        """Connect to an endpoint that has something of ours, and say what is dropped.
+
+        What lies at one that cannot be reached goes when that notices that we do not come back.
+        """
         try:
-            if sock is not None and _has_ended(sock):
-                self._hang_up()
-            if self._sock is None and self._held:
-                self._connected(self._at)
-            if self._sock is not None and dropped:
-                # What lies at an endpoint that was left goes when that notices that we do not come back.
-                gone = [(object_id, segment) for object_id, (at, segment) in dropped if at == self._at]
-                send(self._sock, Drop(gone))
+            sock = self._connected(address)
+            if objects:
+                send(sock, Drop(objects))
         except (OSError, ProtocolError):
-            self._hang_up()
-        return self._sock is not None or not self._held
+            self._hang_up(address)
 
     def _take_dropped(self) -> list[int]:
         taken = []
@@ -219,10 +263,12 @@ class RemoteStore(Store):
         if self._thread is not None:
             self._thread.join(_STALLED)
         with self._speaking:
-            if self._sock is not None and unlink:
-                with contextlib.suppress(OSError):
-                    send(self._sock, Drop([(number, segment) for number, (_, segment) in self._held.items()]))
-            self._hang_up()
+            for address, sock in list(self._socks.items()):
+                held = [(number, segment) for number, (at, segment) in self._held.items() if at == address]
+                if unlink:
+                    with contextlib.suppress(OSError):
+                        send(sock, Drop(held))
+                self._hang_up(address)
         self._caller.close()
         self._held.clear()
         bell, self._bell = self._bell, -1
@@ -242,10 +288,10 @@ def _pieces(head: bytes, parts: list[memoryview], offsets: list[int]) -> list[me
     return pieces
 
 
-def _has_ended(sock: socket.socket) -> bool:
+def _has_news(sock: socket.socket) -> bool:
+    """Whether something has arrived, the end of the connection included."""
     try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
-    except OSError:
-        return True
+    return True

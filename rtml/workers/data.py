@@ -7,17 +7,24 @@ dies and is started again. What was on its way goes on where it stopped.
 from __future__ import annotations
 
 import os
+import select
+import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
-from rtml.exchange import LABEL_AMOUNT, Place, node_label
+from rtml.errors import ProtocolError
+from rtml.exchange import LABEL_AMOUNT, Give, Given, Place, expect, node_label, send
+from rtml.link import Link
+from rtml.messages import HandOver, Leavings, Moved, decode, encode
 from rtml.workers.processes import killed
 from rtml.workers.settings import Settings
 
 #: A process that ends this many times in a row within so many seconds of its start is not started again.
 _FAILURES_MAX: Final = 5
 _UP_S: Final = 2.0
+#: Objects in one message.
+_REFS_MAX: Final = 4096
 _LOOPBACK: Final = ("127.", "::1", "localhost")
 
 
@@ -89,6 +96,50 @@ class DataEndpoint:
         self.pid = fork(run, "rtml-data")
         self.pidfd = os.pidfd_open(self.pid)
 
+    def hand_over(self, link: Link, until: float, stop: int) -> str:
+        """Before the end: other nodes take what is still needed of what lies here.
+
+        Args:
+            link: to the node's dispatcher.
+            until: on the monotonic clock.
+            stop: a descriptor that becomes readable when nobody wants to wait any longer.
+
+        Returns:
+            What went wrong; "" if nothing was left.
+
+        Raises:
+            LinkClosed: the dispatcher is gone.
+        """
+        while True:
+            # The answer also says that the dispatcher has passed on what was moved before.
+            found = _leavings(link, until)
+            if found is None:
+                return "the dispatcher does not say which objects are needed: they are lost with this node"
+            given = self._give(found, until, stop)
+            if not given.moved:
+                break
+            link.send(encode([Moved(given.moved)]))
+        if not given.left:
+            return given.reason
+        return f"{given.left} objects are lost with this node, nobody has taken them: {given.reason}"
+
+    def _give(self, found: Leavings, until: float, stop: int) -> Given:
+        given = Given([])
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.connect(self.path)
+                for first in range(0, len(found.objects) or 1, _REFS_MAX):
+                    left = max(0.0, until - time.monotonic())
+                    send(sock, Give(found.objects[first : first + _REFS_MAX], found.to, left))
+                    if sock.fileno() not in select.select([sock.fileno(), stop], [], [], left + 1.0)[0]:
+                        given.reason = "there was no time left to hand over all objects"
+                        break
+                    answer = expect(sock, Given)
+                    given = Given(given.moved + answer.moved, given.left + answer.left, answer.reason)
+        except (OSError, ProtocolError) as error:
+            given.reason = f"the data endpoint does not take part in handing over objects: {error}"
+        return given
+
     def died(self) -> bool:
         """The process was seen to end. Returns whether it is to be started again."""
         os.close(self.pidfd)
@@ -104,3 +155,14 @@ class DataEndpoint:
             os.close(self.pidfd)
             self._outside.close()
             self._inside.close()
+
+
+def _leavings(link: Link, until: float) -> Leavings | None:
+    """What the dispatcher knows to be needed; None if it does not say so in time."""
+    link.send(encode([HandOver()]))
+    while (left := until - time.monotonic()) > 0:
+        for frame in link.recv(left):
+            for message in decode(frame):
+                if isinstance(message, Leavings):
+                    return message
+    return None

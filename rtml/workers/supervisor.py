@@ -77,6 +77,8 @@ _SHORT: Final = {EXECUTOR: "exec", ASYNC_EXECUTOR: "async", ACTOR: "actor", ASYN
 _DISPATCHER_UP_S: Final = 2.0
 _DISPATCHER_FAILURES_MAX: Final = 5
 _RECONNECT_S: Final = 0.02
+#: Seconds for which a node that leaves gives its objects to others, though its tasks took all the time there was.
+_HAND_OVER_S: Final = 2.0
 
 
 @dataclass
@@ -495,7 +497,9 @@ class Supervisor:
             self._send(self._introduction()[1:])
             for child in self._children.values():
                 self._signal(child, signal.SIGTERM)
-            self._await_children(time.monotonic() + drain)
+            until = time.monotonic() + drain
+            self._await_children(until)
+            self._hand_over(max(until, time.monotonic() + _HAND_OVER_S))
         for child in list(self._children.values()):
             janitor.kill_group(child.pid)
         self._await_children(None)
@@ -511,6 +515,19 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._janitor, signal.SIGKILL)
             self._reap_janitor()
+
+    def _hand_over(self, until: float) -> None:
+        """Other nodes take the objects that are still needed, within this time or until a second signal to stop."""
+        self._read_wake()
+        if self._data is None or self._data.pidfd < 0 or self._link is None or self._stops > 1:
+            return
+        try:
+            problem = self._data.hand_over(self._link, until, self._wake_read)
+        except LinkClosed:
+            self._lose_link()
+            problem = "the dispatcher has died: what lies here is lost with this node"
+        if problem:
+            _say(problem)
 
     def _await_children(self, until: float | None) -> None:
         """Waits until no executor is left, or `until` on the monotonic clock, or a second signal to stop."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import socket
 import threading
 import time
@@ -16,13 +15,13 @@ from typing import Any
 import pytest
 
 from rtml.errors import LimitExceeded, ObjectLost, ProtocolError
-from rtml.exchange import Chunk, Open, Opened, Place, Read, call, expect, receive, send
+from rtml.exchange import Announcer, Chunk, Give, Given, Open, Opened, Place, Read, call, expect, receive, send
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
 from rtml.transfer import pulling, uploads
 from rtml.transfer.endpoint import CONNECTIONS_MAX, Endpoint, EndpointSettings, listen_inside, listen_outside
-from rtml.transfer.holders import HOME, Holders, Lease
+from rtml.transfer.holders import HOME
 from rtml.transfer.remote import RemoteStore
 
 MIB = 1024 * 1024
@@ -395,108 +394,6 @@ def test_garbage_ends_its_connection_only(hosts: Callable[..., Host]) -> None:
     assert bytes(hosts("there").store(11).get(ref)[0]) == b"x"
 
 
-# --- who is asked -----------------------------------------------------------------------------------------------------
-
-
-def test_receivers_that_come_together_form_a_chain() -> None:
-    holders = Holders()
-    leases = {}
-    for number, name in enumerate("abcd"):
-        leases[name] = holders.join(1, name)
-        sources, spare = holders.assign(leases[name], MIB, [])
-        assert sources == ["abcd"[number - 1] if number else HOME]
-        assert spare == []
-    other = holders.join(2, "b")
-    assert holders.assign(other, MIB, []) == ([HOME], [])  # of another object
-
-
-def test_a_source_that_fails_is_replaced_by_the_one_before_it() -> None:
-    holders = Holders()
-    leases = {name: holders.join(1, name) for name in "abcd"}
-    for lease in leases.values():
-        holders.assign(lease, MIB, [])
-    assert holders.assign(leases["c"], MIB, ["b"])[0] == [HOME]  # which has as little to do as the first
-    holders.leave(leases["b"], False)
-    assert holders.assign(leases["c"], MIB, ["b"])[0] == ["a"]
-    # Never one that asked later, however little it has to do.
-    again = holders.join(1, "b")
-    assert holders.assign(again, MIB, ["a"])[0] == [HOME]
-    late = holders.join(1, "e")
-    assert holders.assign(late, MIB, [])[0] == ["d"]
-
-
-def test_complete_copies_are_sources_for_all_and_the_idle_ones_come_first() -> None:
-    holders = Holders()
-    leases = {name: holders.join(1, name) for name in "abc"}
-    for lease in leases.values():
-        holders.assign(lease, MIB, [])
-    for name in "ab":
-        holders.leave(leases[name], True)
-    # The first has nobody to serve any more, but the home neither, which counts as the last of its kind.
-    late = holders.join(1, "d")
-    assert holders.assign(late, MIB, [])[0] == ["a"]
-    assert holders.assign(late, 100 * MIB, [])[0] == ["a", HOME]
-    another = holders.join(1, "e")
-    assert holders.assign(another, MIB, [])[0] == ["d"]
-    assert holders.known(1) == {"a": True, "b": True, "c": False, "d": False, "e": False}
-
-
-def test_whoever_goes_gives_its_source_back_and_is_asked_no_more() -> None:
-    holders = Holders()
-    first, second = holders.join(1, "a"), holders.join(1, "b")
-    assert holders.assign(first, MIB, [])[0] == [HOME]
-    assert holders.assign(second, MIB, [])[0] == ["a"]
-    holders.leave(first, False)
-    assert holders.assign(second, MIB, ["a"])[0] == [HOME]
-    # Back again it keeps its place, as the second may read from it still.
-    again = holders.join(1, "a")
-    assert holders.assign(again, MIB, [])[0] == [HOME]
-    holders.leave(first, False)  # the end of the earlier connection is noticed late
-    assert holders.known(1) == {"a": False, "b": False}
-    holders.leave(again, True)
-    holders.leave(second, True)
-    # Without its copy it begins anew, behind all others.
-    evicted = holders.join(1, "a")
-    assert holders.assign(evicted, MIB, [])[0] == ["b"]
-
-
-def test_nobody_waits_in_a_circle_whatever_fails() -> None:
-    """Random joins, failures and ends: partial copies are only ever read by those behind them."""
-    chance = random.Random(4)
-    for _ in range(200):
-        holders = Holders()
-        leases: dict[str, Lease] = {}
-        complete: set[str] = set()
-        for _ in range(60):
-            name = chance.choice("abcdef")
-            lease = leases.get(name)
-            if lease is None:
-                if any(name in held.sources for held in leases.values()):
-                    continue  # a copy that is read is not dropped
-                complete.discard(name)
-                leases[name] = lease = holders.join(1, name)
-                holders.assign(lease, 20 * MIB, [])
-            elif chance.random() < 0.5:
-                holders.assign(lease, 20 * MIB, lease.sources[:1])
-            else:
-                done = chance.random() < 0.5
-                holders.leave(leases.pop(name), done)
-                if done:
-                    complete.add(name)
-            waits = {one: [s for s in held.sources if s and s not in complete] for one, held in leases.items()}
-            for start in waits:
-                seen, new = set[str](), [start]
-                while new:
-                    for source in waits.get(new.pop(), ()):
-                        assert source != start
-                        if source not in seen:
-                            seen.add(source)
-                            new.append(source)
-        for lease in leases.values():
-            holders.leave(lease, False)
-        assert not holders._objects[1].load
-
-
 # --- remote clients ---------------------------------------------------------------------------------------------------
 
 
@@ -526,7 +423,7 @@ def test_a_client_that_vanishes_leaves_nothing(hosts: Callable[..., Host], monke
     assert client._thread is not None
     client._thread.join()
     os.close(client._bell)
-    client._hang_up()
+    client._hang_up(here.address)
     eventually(lambda: not here.endpoint.uploads.store.objects)
 
 
@@ -538,10 +435,9 @@ def test_a_client_whose_connection_breaks_keeps_its_objects(
     client = RemoteStore(79, "tcp://somewhere", SECRET)
     client.endpoints([here.address])
     ref = client.put([content(MIB)])
-    sock = client._sock
-    assert sock is not None
+    sock = client._socks[here.address]
     sock.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: client._sock not in (None, sock))
+    eventually(lambda: client._socks.get(here.address) not in (None, sock))
     time.sleep(1.2)
     assert bytes(client.get(ref)[0]) == content(MIB)
     client.close()
@@ -563,8 +459,49 @@ def test_the_next_life_of_an_endpoint_keeps_what_clients_claim(tmp_path: Path, m
     kept, lost = store.put([content(MIB)]), store.put([content(MIB)])
     store._presence.leave()
     next_life = uploads.Uploads(Store(str(tmp_path), 6), [5])
-    next_life.joined(77, [(kept.id, kept.segment)])
+    with socket.socket() as sock:
+        next_life.joined(77, [(kept.id, kept.segment)], sock)
     eventually(lambda: not (tmp_path / lost.segment).exists())
     assert (tmp_path / kept.segment).exists()
     next_life.drop(77, [(kept.id, kept.segment)])
     assert not (tmp_path / kept.segment).exists()
+
+
+# --- a node that leaves -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_needed_goes_to_those_who_have_room_and_clients_follow(hosts: Callable[..., Host]) -> None:
+    here, small, large, last = hosts("here"), hosts("small", memory=4 * MIB), hosts("large"), hosts("last")
+    owner = here.store(1)
+    ref = owner.put([content(8 * MIB)])
+    with remote(77, here) as client:
+        put = client.put([content(8 * MIB, 5)])
+        freed = client.put([content(MIB, 6)])
+        takers = [small.address, large.address, "127.0.0.1:1", here.address]
+        for path in Path(small.directory).parent.glob("small-disk"):
+            path.rmdir()  # nor has it room there
+        given = here.endpoint.giver.give(Give([ref], takers, 30))
+        assert sorted(given.moved) == sorted((one.id, large.address) for one in (ref, put, freed))
+        assert given.left == 0
+        assert here.endpoint.giver.give(Give([], takers, 30)) == Given([])
+        # The client is told, goes there, and is the owner there, too.
+        eventually(lambda: large.endpoint.uploads._clients.get(77) and large.endpoint.uploads._clients[77].connections)
+        assert bytes(client.get(put)[0]) == content(8 * MIB, 5)
+        client.free(freed.id)
+        eventually(lambda: len(large.endpoint.uploads._clients[77].objects) == 1)
+        assert not evicted(large.endpoint, put)
+        assert evicted(large.endpoint, freed)
+        # Who left takes nothing; who took gives in its turn, and references by the old name are good where it lies.
+        assert large.endpoint.giver.give(Give([], [here.address], 5)).left == 2
+        large.endpoint.giver.give(Give([], [last.address], 30))
+        at_last = ObjectRef(ref.id, ref.size, ref.segment, last.address)
+        assert bytes(last.store(11).get(at_last)[0]) == content(8 * MIB)
+        asker = Announcer(Place.of(last.directory).socket)
+        asker.let_go([ref.id])
+        eventually(lambda: evicted(last.endpoint, ref))
+        asker.close()
+        with pytest.raises(ObjectLost):
+            last.store(12).get(at_last)
+        eventually(lambda: last.endpoint.uploads._clients.get(77) and last.endpoint.uploads._clients[77].connections)
+    eventually(lambda: not last.endpoint.uploads._clients)
+    eventually(lambda: evicted(last.endpoint, put))
