@@ -1,8 +1,8 @@
 """The driver of programs that live on one asyncio loop: the gateway, the async executor.
 
-The loop's thread does everything: a reader on the link's descriptor receives, and what one turn of the loop has
-submitted leaves as one frame at the end of that turn. No helper thread, no hand-over. Other threads may submit and
-wait; they ask the loop.
+The loop's thread does everything: a reader on the link's descriptor receives. What is submitted leaves at once if
+nothing is on its way, else as one frame with all that this turn of the loop submits. No helper thread, no hand-over.
+Other threads may submit and wait; they ask the loop.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class AsyncDriver:
         return self._link is not None
 
     def submitted(self) -> None:
-        """Send at the end of the loop's turn, or at once if that is much."""
+        """Send at the end of the loop's turn; at once if that is much, or if there is nothing to wait with."""
         if threading.get_ident() != self._thread:
             self._from_thread()
-        elif self._client.core.buffered >= FLUSH_TASKS:
+        elif self._client.core.idle or self._client.core.buffered >= FLUSH_TASKS:
             self._flush()
         elif not self._flush_due:
             self._flush_due = True
@@ -184,8 +184,9 @@ class AsyncDriver:
                     peer.receive(message)
         if client.core.urgent:
             self._flush()
-        elif client.core.pending_output:
-            self.nudge()
+        elif not self._later_due and client.core.pending_output:
+            self._later_due = True
+            self._loop.call_later(_LATER, self._flush_later)
 
     def _adopt(self, link: Link) -> None:
         self._link = link

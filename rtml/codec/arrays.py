@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
+from functools import lru_cache
 from typing import Any, Final
 
 from rtml.incoming import Incoming
@@ -21,8 +22,14 @@ TENSOR: Final = b"T"
 
 #: Kinds of numpy dtypes whose bytes mean the same everywhere: bool, (u)int, float, complex, datetime, timedelta.
 _TENSOR_KINDS: Final = "biufcmM"
+#: How a head begins: its tag, the length of the dtype, the number of dimensions.
+_FIRST: Final = struct.Struct("<cBB")
+
 #: Inline buffers are aligned to this within the payload, whose own data begins at such an address in CPython.
 ALIGNMENT: Final = 16
+
+#: Heads of arrays that are remembered: most calls of a model look alike.
+_HEADS_MAX: Final = 1024
 
 #: Numbers, times, and text and bytes of a fixed size.
 _DTYPE: Final = re.compile(r"[<>|=][biufcmMSU]\d+(\[\d*[a-zA-Z]+\])?")
@@ -72,12 +79,6 @@ def from_buffer(data: memoryview, dtype: Any, shape: Any) -> Any:
     return numpy.frombuffer(data, dtype).reshape(shape) if data.nbytes else numpy.empty(0, dtype).reshape(shape)
 
 
-def _head(array: Any) -> bytes:
-    kind: bytes = array.dtype.str.encode()
-    head = TENSOR + struct.pack(f"<BB{array.ndim}Q", len(kind), array.ndim, *array.shape) + kind
-    return head + bytes(-len(head) % ALIGNMENT)
-
-
 def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any, int]:
     """Room in the store for an array, which is to be filled in place: then `publish` it. And where its data begins.
 
@@ -88,7 +89,7 @@ def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any, int]:
     Raises:
         LimitExceeded: the store is full.
     """
-    head = _head(like)
+    head = _head(like.dtype, like.shape)
     table, offsets, size = layout([len(head), like.nbytes])
     incoming = store.reserve(store.new_id(), size)
     memory = incoming.in_memory()
@@ -99,7 +100,7 @@ def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any, int]:
 
 def encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:
     """The payload of a numeric array."""
-    head = _head(array)
+    head = _head(array.dtype, array.shape)
     if array.nbytes + len(head) <= INLINE_MAX or store is None:
         data: bytes = array.tobytes()
         return head + data
@@ -114,11 +115,25 @@ def decode_tensor(head: Buffer, data: memoryview | None) -> Any:
     """
     import numpy
 
-    _, length, ndim = struct.unpack_from("<BBB", head)
-    shape = struct.unpack_from(f"<{ndim}Q", head, 3)
-    start = 3 + 8 * ndim
-    dtype = known_dtype(bytes(memoryview(head)[start : start + length]).decode("ascii"))
+    _, length, ndim = _FIRST.unpack_from(head)
+    end = _FIRST.size + 8 * ndim + length
+    dtype, shape = _described(bytes(head[:end]))
     if data is not None:
         return from_buffer(data, dtype, shape)
-    offset = start + length
-    return numpy.ndarray(shape, dtype, memoryview(head), offset + -offset % ALIGNMENT).copy()
+    return numpy.ndarray(shape, dtype, head, end + -end % ALIGNMENT).copy()
+
+
+@lru_cache(_HEADS_MAX)
+def _head(dtype: Any, shape: tuple[int, ...]) -> bytes:
+    """What says dtype and shape, up to where the data begins."""
+    kind: bytes = dtype.str.encode()
+    head = TENSOR + struct.pack(f"<BB{len(shape)}Q", len(kind), len(shape), *shape) + kind
+    return head + bytes(-len(head) % ALIGNMENT)
+
+
+@lru_cache(_HEADS_MAX)
+def _described(head: bytes) -> tuple[Any, tuple[int, ...]]:
+    """The dtype and the shape that a head says, without what fills it up. Raises as `decode_tensor`."""
+    _, length, ndim = _FIRST.unpack_from(head)
+    shape = struct.unpack_from(f"<{ndim}Q", head, _FIRST.size)
+    return known_dtype(head[-length:].decode("ascii") if length else ""), shape

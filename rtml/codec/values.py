@@ -11,8 +11,9 @@ The first byte says what a payload is:
 In the store the first part is as above, and what follows inline (array data, buffers) are parts of their own. Arrays
 out of the store are read-only views of the shared memory; arrays that came inline are copies, and writable.
 
-A call's payload is the pair (args, kwargs). Futures among the arguments, at any depth of exactly list, tuple and dict,
-are dependencies: their values take their place when the call is decoded. Futures anywhere else stay futures.
+A call's payload is the pair (args, kwargs); that of a call with nothing but one array is the array's. Futures among the
+arguments, at any depth of exactly list, tuple and dict, are dependencies: their values take their place when the call
+is decoded. Futures anywhere else stay futures.
 """
 
 from __future__ import annotations
@@ -112,6 +113,9 @@ def encode_call(
         if len(payload) <= INLINE_MAX or store is None:
             return EncodedCall(payload)
         return EncodedCall(store.put([payload]))
+    if not kwargs and len(args) == 1 and is_tensor(args[0]) and args[0].flags.c_contiguous:
+        batch_key, items = array_facts(args[0])
+        return EncodedCall(encode_tensor(args[0], store), (), (), batch_key, items)
     walk = _Walk(future_type)
     try:
         replaced = (
@@ -379,7 +383,9 @@ def decode_call(
             return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
         except Exception as error:
             raise unpicklable(error) from error
-    return cast("tuple[tuple[Any, ...], dict[str, Any]]", _decode(payload, deps, store, make_handle))
+    call = _decode(payload, deps, store, make_handle)
+    # Not a pair but one array: the only argument.
+    return call if type(call) is tuple else ((call,), {})
 
 
 def decode_value(payload: bytes | ObjectRef, store: Store | None, make_handle: MakeHandle | None = None) -> Any:
