@@ -75,8 +75,8 @@ class Model:
         self._bfloat16 = False
         #: Names of the outputs.
         self._outputs: list[str] = []
-        #: Of a model with one input: its name, and the class, type and shape of arrays that it can be run on as they are.
-        self._only: tuple[str, type, np.dtype[Any], tuple[int, ...]] | None = None
+        #: Of a model with one input: its name, and class, type and shape of arrays that it can be run on as they are.
+        self._only: tuple[str, Any, np.dtype[Any], tuple[int, ...]] | None = None
 
     def __repr__(self) -> str:
         source = self._source if isinstance(self._source, str) else f"{len(self._source)} bytes"
@@ -432,7 +432,7 @@ def _raised(result: Any) -> Any:
     return result
 
 
-def _only(info: ModelInfo) -> tuple[str, type, np.dtype[Any], tuple[int, ...]] | None:
+def _only(info: ModelInfo) -> tuple[str, Any, np.dtype[Any], tuple[int, ...]] | None:
     """See `Model._only`; None where there are several inputs, or where arrays have to be looked into."""
     import numpy as np
 
@@ -449,7 +449,7 @@ def _fits(shape: Sequence[int], found: Sequence[int]) -> bool:
     """Whether a shape is the expected one, in which -1 is any size."""
     if len(shape) != len(found):
         return False
-    for asked, size in zip(shape, found, strict=True):
+    for asked, size in zip(shape, found, strict=True):  # noqa: SIM110 - half the time of `all`
         if asked not in (-1, size):
             return False
     return True

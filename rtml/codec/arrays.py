@@ -115,12 +115,13 @@ def decode_tensor(head: Buffer, data: memoryview | None) -> Any:
     """
     import numpy
 
-    _, length, ndim = _FIRST.unpack_from(head)
+    view = memoryview(head)
+    _, length, ndim = _FIRST.unpack_from(view)
     end = _FIRST.size + 8 * ndim + length
-    dtype, shape = _described(bytes(head[:end]))
+    dtype, shape = _described(bytes(view[:end]))
     if data is not None:
         return from_buffer(data, dtype, shape)
-    return numpy.ndarray(shape, dtype, head, end + -end % ALIGNMENT).copy()
+    return numpy.ndarray(shape, dtype, view, end + -end % ALIGNMENT).copy()
 
 
 @lru_cache(_HEADS_MAX)

@@ -1,7 +1,13 @@
-"""The HTTP connection: aiohttp's, but for how it treats clients that send no HTTP, or send it slowly.
+"""The HTTP connection: aiohttp's, but for slow clients, for what is no HTTP, and for requests that come in one piece.
 
 A client has `read_timeout` seconds for the head of a request: from its first byte on, and on a new connection from the
 start. aiohttp itself has a limit for idle connections only, which must be long for the sake of proxies.
+
+Most requests arrive whole, one at a time. Such a one is answered by a task that begins as soon as it has come, and its
+answer is written at once; aiohttp's own way (`RequestHandler.start`: a task for each connection that waits for parsed
+messages, another one for each request, an answer in several steps) is left to all others, and to answers that are not
+plain bytes. What a client sends meanwhile waits. The parser is aiohttp's in any case. But clients repeat themselves: a
+head that was parsed on this connection before, byte for byte, is not parsed again.
 """
 
 from __future__ import annotations
@@ -13,7 +19,11 @@ import math
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion11, RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_writer import _serialize_headers
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
 from rtml.metrics import Cell
@@ -29,6 +39,15 @@ _FULL_HEAD: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
     b"Retry-After: 1\r\nx-request-id: %s\r\nConnection: close\r\n\r\n"
 )
+#: The end of a head.
+_END: Final = b"\r\n\r\n"
+#: Heads that a connection remembers, and their most bytes.
+_HEADS_MAX: Final = 16
+_HEAD_MAX: Final = 2048
+#: Bytes that may wait until a request has been answered before the client is told to pause.
+_AHEAD_MAX: Final = 256 * 1024
+#: Larger answers are not copied behind their heads.
+_JOIN_MAX: Final = 64 * 1024
 _TOO_SLOW: Final = b'{"error":"the request did not arrive in time","type":"RequestTimeout"}'
 
 
@@ -48,7 +67,7 @@ class Connection(RequestHandler):
         **settings: for aiohttp's.
     """
 
-    __slots__ = ("_ids", "_partial", "_patience", "_read_timeout", "_server")
+    __slots__ = ("_ahead", "_answering", "_heads", "_ids", "_partial", "_patience", "_read_timeout", "_server")
 
     def __init__(self, server: Server, **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -59,6 +78,11 @@ class Connection(RequestHandler):
         self._patience: asyncio.TimerHandle | None = None
         #: A part of that head has come.
         self._partial = False
+        #: Answers the request that came in one piece; and what the client has sent since.
+        self._answering: asyncio.Task[None] | None = None
+        self._ahead = bytearray()
+        #: What was parsed lately, with the size of the body, by the head's bytes.
+        self._heads: dict[bytes, tuple[RawRequestMessage, int]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait, unless there are too many connections."""
@@ -76,11 +100,33 @@ class Connection(RequestHandler):
         """Wait no more."""
         self._stop_waiting()
         self._server.closed()
+        if self._answering is not None:
+            self._answering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; begin to wait if it is the beginning of a head."""
-        super().data_received(data)
+        """Parse what came; begin to answer if it is a whole request, to wait if it is the beginning of a head."""
+        if self._answering is not None:
+            self._ahead += data
+            if len(self._ahead) > _AHEAD_MAX and not self._buffer_paused:
+                self._pause_reading_for_buffer()
+            return
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._partial or self._upgraded or self._close or self._force_close:
+            super().data_received(data)
+        else:
+            head = data[: data.find(_END) + len(_END)]
+            known = self._heads.get(head)
+            if known is not None and len(data) == len(head) + known[1]:
+                self._begin(known[0], data[len(head) :])
+                return
+            self._waiter = None  # so that `start` is not told
+            super().data_received(data)
+            self._waiter = waiter
+            if self._take(data, head):
+                return
+            if self._messages and not waiter.done():
+                waiter.set_result(None)
         if self._messages or self._waiter is None or self._waiter.done():
             if self._patience is not None:
                 self._stop_waiting()
@@ -88,6 +134,93 @@ class Connection(RequestHandler):
         self._partial = True
         if self._patience is None:
             self._patience = self._loop.call_later(self._read_timeout, self._expire)
+
+    # --- whole requests -----------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes, head: bytes) -> bool:
+        """Begin to answer what was parsed, if it is one whole request. It is remembered if it is `head` and a body."""
+        if len(self._messages) != 1 or self._parser is None:
+            return False
+        message, payload = self._messages[0]
+        if not isinstance(message, RawRequestMessage) or message.version != HttpVersion11 or message.should_close:
+            return False
+        if message.upgrade or message.chunked or not (payload is EMPTY_PAYLOAD or payload._eof):
+            return False
+        self._messages.clear()
+        self._parser.message_consumed()
+        body = payload.read_nowait()
+        if head.endswith(_END) and len(head) <= _HEAD_MAX and len(head) + len(body) == len(data):
+            if len(self._heads) >= _HEADS_MAX:
+                del self._heads[next(iter(self._heads))]
+            self._heads[head] = message, len(body)
+        self._begin(message, body)
+        return True
+
+    def _begin(self, message: RawRequestMessage, body: bytes) -> None:
+        if self._patience is not None:
+            self._stop_waiting()
+        self._request_in_progress = True
+        self._answering = self._loop.create_task(self._answer(message, body))
+
+    async def _answer(self, message: RawRequestMessage, body: bytes) -> None:
+        """What `RequestHandler.start` does for one request."""
+        keep = False
+        try:
+            task = self._answering
+            assert task is not None
+            assert self._request_factory is not None
+            assert self._request_handler is not None
+            request = self._request_factory(message, EMPTY_PAYLOAD, self, StreamWriter(self, self._loop), task)
+            request._read_bytes = body
+            self._current_request = request
+            try:
+                response = await self._request_handler(request)
+            except Exception as error:  # noqa: BLE001 - as aiohttp does
+                response = self.handle_error(request, 500, error)
+            self._current_request = None
+            plain = _plain(message, response)
+            if plain is None:
+                _, reset = await self.finish_response(request, response, None)
+                keep = bool(response.keep_alive) and not reset
+            elif self.transport is not None:
+                keep = response.keep_alive is not False
+                for part in plain:
+                    self.transport.write(part)
+                if self._paused:
+                    await self._drain_helper()
+        except ConnectionError:
+            keep = False
+        finally:
+            self._answered(keep)
+
+    def _answered(self, keep: bool) -> None:
+        """The answer has been written: look at what came meanwhile, or end the connection."""
+        self._answering = self._current_request = None
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        if not keep or self._close or self._force_close:
+            self.close()
+            if self.transport is not None:
+                self.transport.close()
+            return
+        self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+        if self._ahead:
+            ahead, self._ahead = bytes(self._ahead), bytearray()
+            if self._buffer_paused:
+                self._resume_reading_for_buffer()
+            self.data_received(ahead)
+
+    def _process_keepalive(self) -> None:
+        """A connection was idle for long, if none of its requests is being answered."""
+        if self._answering is not None:
+            self._keepalive_handle = None
+            return
+        super()._process_keepalive()
+
+    # --- slow clients -------------------------------------------------------------------------------------------------
 
     def _stop_waiting(self) -> None:
         self._partial = False
@@ -124,6 +257,29 @@ class Connection(RequestHandler):
         response.headers[http.REQUEST_ID] = self._ids.new()
         response.force_close()
         return response
+
+
+def _plain(message: RawRequestMessage, response: web.StreamResponse) -> tuple[bytes, ...] | None:
+    """The bytes of an answer, as aiohttp would send them; None if it is of a kind that is left to aiohttp."""
+    body = response.body if isinstance(response, web.Response) else None
+    if (
+        body.__class__ is not bytes
+        or message.method == "HEAD"
+        or response.status < 200
+        or response.status in (204, 304)
+    ):
+        return None
+    if response.prepared or response._cookies or response.compression or response.chunked:
+        return None
+    headers = response.headers
+    headers["Content-Length"] = str(len(body))
+    headers.setdefault("Content-Type", "application/octet-stream")
+    headers["Date"] = rfc822_formatted_time()
+    headers.setdefault("Server", SERVER_SOFTWARE)
+    if response.keep_alive is False:
+        headers["Connection"] = "close"
+    head = _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
+    return (head + body,) if len(body) <= _JOIN_MAX else (head, body)
 
 
 class Server(web.Server):
