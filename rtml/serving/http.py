@@ -240,10 +240,15 @@ async def read_body(request: web.BaseRequest, timeout: float) -> Buffer:
     Raises:
         HttpError: it is larger than the gateway allows, compressed wrongly, or does not come in time.
     """
-    body = await _read_raw(request, timeout)
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    body: Buffer | None = request._read_bytes  # it came with the head
+    if body is None:
+        body = await _read_raw(request, timeout)
+    elif len(body) > request.client_max_size:
+        raise _too_large(request.client_max_size)
+    encoding = request.headers.get("Content-Encoding")
     if not encoding:
         return body
+    encoding = encoding.strip().lower()
     if encoding not in bodies.ENCODINGS:
         message = f"bodies can be compressed with {', '.join(bodies.ENCODINGS[:2])}, not {encoding[:40]!r}"
         raise HttpError(415, message, "InvalidInput", {"Accept-Encoding": ", ".join(bodies.ENCODINGS)})
@@ -364,11 +369,14 @@ class Routes:
         draining = self._draining
         task = draining.enter()
         try:
-            response = await self._answer(request)
+            response = await self._handler(request)(request)
         except asyncio.CancelledError:
             if not draining.given_up(task):
                 raise
             response = error_response(stopping())
+        except Exception as error:  # noqa: BLE001 - the boundary between handlers and clients
+            log_error(request.path, request.headers.get(REQUEST_ID, "?"), error)
+            response = error_response(error)
         finally:
             draining.leave(task)
         if REQUEST_ID not in response.headers:
@@ -390,22 +398,16 @@ class Routes:
         """Let what runs end, and tell clients that their connections do; cancel the rest after `timeout` seconds."""
         await self._draining.drain(timeout)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _handler(self, request: web.BaseRequest) -> Handler:
         path = request.path
-        try:
-            methods = self._exact.get(path)
-            if methods is None:
-                methods = self._find(path)
-            handler = methods.get(request.method)
-            if handler is None:
-                allowed = ", ".join(methods)
-                raise HttpError(405, f"{path[:200]} takes {allowed}", "MethodNotAllowed", {"Allow": allowed})
-            return await handler(request)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the boundary between handlers and clients
-            log_error(path, request.headers.get(REQUEST_ID, "?"), error)
-            return error_response(error)
+        methods = self._exact.get(path)
+        if methods is None:
+            methods = self._find(path)
+        handler = methods.get(request.method)
+        if handler is None:
+            allowed = ", ".join(methods)
+            raise HttpError(405, f"{path[:200]} takes {allowed}", "MethodNotAllowed", {"Allow": allowed})
+        return handler
 
     def _find(self, path: str) -> Methods:
         for prefix, find in self._below:

@@ -111,8 +111,12 @@ class Inference:
         """
         progress.model = model
         try:
+            if model.decoupled:
+                raise HttpError(400, _several(model), "Decoupled")
             if model.stateful is None:
-                outputs = await self._outputs(model, request, progress)
+                priority = self._check(model, request, progress)
+                args, kwargs = _arguments(model, request)
+                outputs = _results(model, await self.call(model.prepared, args, kwargs, progress, priority))
             else:
                 model, outputs = await self._step(model, model.stateful, request, progress)
         except BaseException:  # also when the client has gone: it had no answer
@@ -163,16 +167,9 @@ class Inference:
         owner, outputs = await stateful.step(tenant, sequence, request.inputs, progress)
         return owner.version or model, outputs
 
-    async def _outputs(self, model: ModelVersion, request: oip.Request, progress: Progress) -> dict[str, Array]:
-        if model.decoupled:
-            raise HttpError(400, _several(model), "Decoupled")
-        priority = self._check(model, request, progress)
-        args, kwargs = _arguments(model, request)
-        return _results(model, await self.call(model.prepared, args, kwargs, progress, priority))
-
     def _check(self, model: ModelVersion, request: oip.Request, progress: Progress) -> int | None:
         """Let the request's parameters take effect; returns its priority."""
-        if not request.parameters:
+        if not request.wishes:
             return None
         if request.sequence is not None:
             message = f"model {model.name!r} keeps no state: it takes no sequence_id; send the request without it"

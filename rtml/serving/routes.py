@@ -64,29 +64,28 @@ class GraphRoute:
         target.in_flight.value += 1
         status = http.CLIENT_GONE
         try:
-            response = await self._answer(request, progress)
-            status = response.status
-        finally:
-            seconds = time.perf_counter() - progress.started
-            target.in_flight.value -= 1
-            target.ended(status, seconds, progress.budget, bool(progress.missing))
-        response.headers[http.REQUEST_ID] = progress.id
-        if progress.missing:
-            response.headers[http.MISSING_STEPS] = ",".join([quote(name, safe="") for name in progress.missing])
-        response.headers["Server-Timing"] = http.server_timing(progress.timing, seconds)
-        return response
-
-    async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
-        try:
             own = http.deadline_of(request)
             if own is not None:
                 progress.budget = own
-            return await self.answer(request, await http.read_body(request, self._read_timeout), progress)
+            response = await self.answer(request, await http.read_body(request, self._read_timeout), progress)
+            status = response.status
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary between programs and clients
             http.log_error(request.path, progress.id, error)
-            return http.error_response(error)
+            response = http.error_response(error)
+            status = response.status
+        finally:
+            seconds = time.perf_counter() - progress.started
+            missing = progress.missing
+            target.in_flight.value -= 1
+            target.ended(status, seconds, progress.budget, bool(missing))
+        headers = response.headers
+        headers[http.REQUEST_ID] = progress.id
+        if missing:
+            headers[http.MISSING_STEPS] = ",".join([quote(name, safe="") for name in missing])
+        headers["Server-Timing"] = http.server_timing(progress.timing, seconds)
+        return response
 
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The response to a request whose body has been read. Raises what `http.error_response` understands."""

@@ -13,7 +13,6 @@ tensor, never a crash and never an allocation larger than the body that asked fo
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -84,11 +83,14 @@ def check_shape(name: str, shape: Sequence[int]) -> int:
     """
     if len(shape) > RANK_MAX:
         raise InvalidInput(f"tensor {name!r} has {len(shape)} dimensions; at most {RANK_MAX} are possible")
-    if any(dimension < 0 for dimension in shape):
-        raise InvalidInput(f"tensor {name!r} has a negative dimension in its shape {list(shape)}")
-    if math.prod(dimension for dimension in shape if dimension) > ELEMENTS_MAX:
+    size = 1
+    for dimension in shape:
+        if dimension < 0:
+            raise InvalidInput(f"tensor {name!r} has a negative dimension in its shape {list(shape)}")
+        size *= dimension or 1
+    if size > ELEMENTS_MAX:
         raise InvalidInput(f"tensor {name!r} has an impossible shape {list(shape)}")
-    return math.prod(shape)
+    return 0 if 0 in shape else size
 
 
 def dtype_of(name: str, datatype: str) -> np.dtype[Any]:

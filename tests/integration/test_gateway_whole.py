@@ -121,8 +121,10 @@ async def test_other_answers_are_as_ever() -> None:
         writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
         status, _, body = await answer(reader)
         assert (status, json.loads(body)["type"]) == (404, "NotFound")
-        writer.write(echo(b"go", b"Expect: 100-continue"))
+        go = echo(b"go", b"Expect: 100-continue")
+        writer.write(go[:-2])
         assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(go[-2:])
         assert (await answer(reader))[2] == b"go"
         large = b"x" * 200_000
         writer.write(echo(large))
