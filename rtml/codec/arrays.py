@@ -37,6 +37,9 @@ _DTYPE: Final = re.compile(r"[<>|=][biufcmMSU]\d+(\[\d*[a-zA-Z]+\])?")
 
 def is_tensor(value: Any) -> bool:
     """Whether it is a numeric numpy array."""
+    # By name first: whoever has no array need not have numpy, and most values are none.
+    if type(value).__name__ != "ndarray":
+        return False
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(value) is numpy.ndarray and value.dtype.kind in _TENSOR_KINDS
 

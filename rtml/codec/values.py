@@ -106,6 +106,9 @@ def encode_call(
         SerializationError: an argument cannot be pickled; the message names it.
         LimitExceeded: the store is full.
     """
+    if len(args) == 1 and not kwargs and is_tensor(args[0]) and args[0].flags.c_contiguous:
+        batch_key, items = array_facts(args[0])
+        return EncodedCall(encode_tensor(args[0], store), (), (), batch_key, items)
     if _is_simple(args) and (not kwargs or _is_simple(kwargs.values())):
         if not args and not kwargs:
             return _NO_ARGUMENTS
@@ -113,9 +116,6 @@ def encode_call(
         if len(payload) <= INLINE_MAX or store is None:
             return EncodedCall(payload)
         return EncodedCall(store.put([payload]))
-    if not kwargs and len(args) == 1 and is_tensor(args[0]) and args[0].flags.c_contiguous:
-        batch_key, items = array_facts(args[0])
-        return EncodedCall(encode_tensor(args[0], store), (), (), batch_key, items)
     walk = _Walk(future_type)
     try:
         replaced = (
@@ -378,11 +378,15 @@ def decode_call(
     """
     if payload == _NO_ARGUMENTS.payload:
         return (), {}
-    if type(payload) is bytes and payload[:1] == _PICKLE:
-        try:
-            return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
-        except Exception as error:
-            raise unpicklable(error) from error
+    if type(payload) is bytes:
+        tag = payload[:1]
+        if tag == _PICKLE:
+            try:
+                return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
+            except Exception as error:
+                raise unpicklable(error) from error
+        if tag == TENSOR:
+            return (_inline_tensor(payload),), {}
     call = _decode(payload, deps, store, make_handle)
     # Not a pair but one array: the only argument.
     return call if type(call) is tuple else ((call,), {})
@@ -414,10 +418,19 @@ def decode_data(payload: bytes | ObjectRef, store: Store | None) -> Any:
         SerializationError: the payload was encoded in another way, or is damaged.
         ObjectLost: the object is gone.
     """
+    if type(payload) is bytes and payload[:1] == TENSOR:
+        return _inline_tensor(payload)
     head, shared, inline = _open(payload, store)
     if head[:1] not in _WITHOUT_PICKLES:
         raise SerializationError("the value is a pickle, and this process unpickles nothing")
     return _decode_plain(head, shared, inline)
+
+
+def _inline_tensor(payload: bytes) -> Any:
+    try:
+        return decode_tensor(payload, None)
+    except (struct.error, TypeError, ValueError) as error:
+        raise _damaged(error) from error
 
 
 def _open(payload: bytes | ObjectRef, store: Store | None) -> tuple[bytes | memoryview, list[memoryview], bool]:

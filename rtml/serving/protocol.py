@@ -260,25 +260,23 @@ class Connection(RequestHandler):
 
 
 def _plain(message: RawRequestMessage, response: web.StreamResponse) -> tuple[bytes, ...] | None:
-    """The bytes of an answer, as aiohttp would send them; None if it is of a kind that is left to aiohttp."""
-    body = response.body if isinstance(response, web.Response) else None
-    if (
-        body.__class__ is not bytes
-        or message.method == "HEAD"
-        or response.status < 200
-        or response.status in (204, 304)
-    ):
+    """The bytes of an answer, as aiohttp would send them; None if it is of a kind that is left to aiohttp.
+
+    Of what a `web.Response` can do beside (cookies, ranges, its own compression) no route makes use.
+    """
+    if response.__class__ is not web.Response or message.method == "HEAD":
         return None
-    if response.prepared or response._cookies or response.compression or response.chunked:
+    body, status = response._body, response._status
+    if body.__class__ is not bytes or status < 200 or status in (204, 304):
         return None
-    headers = response.headers
+    headers = response._headers
     headers["Content-Length"] = str(len(body))
     headers.setdefault("Content-Type", "application/octet-stream")
     headers["Date"] = rfc822_formatted_time()
-    headers.setdefault("Server", SERVER_SOFTWARE)
-    if response.keep_alive is False:
+    headers["Server"] = SERVER_SOFTWARE
+    if response._keep_alive is False:
         headers["Connection"] = "close"
-    head = _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
+    head = _serialize_headers(f"HTTP/1.1 {status} {response._reason}", headers)
     return (head + body,) if len(body) <= _JOIN_MAX else (head, body)
 
 
