@@ -156,11 +156,13 @@ class AsyncExecutor:
             awaitable = context.run(loaded.call, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
             self._finish(group, loaded, None, error, start, batch=batch)
+            self.driver.transmit_soon()
             return
         if first.stream:
             awaitable = run_async_stream(self, first, loaded, awaitable)
         if not asyncio.iscoroutine(awaitable):
             self._finish(group, loaded, awaitable, None, start, batch=batch)
+            self.driver.transmit_soon()
             return
         steps = Steps(awaitable, first.id, self._watch)
         task = self.driver.loop.create_task(steps, name=loaded.name, context=context)
@@ -178,6 +180,10 @@ class AsyncExecutor:
             self._watch.enter(first.id)
             self._finish(group, loaded, value, error, start, batch=batch)
             self._watch.leave()
+            if self._running:
+                self.driver.transmit_soon()
+            else:
+                self.driver.transmit()  # there is nobody to wait for
 
         task.add_done_callback(done)
 
@@ -218,7 +224,6 @@ class AsyncExecutor:
             core.close(outlet, results[0])
         for result in results:
             core.finish(result)
-        self.driver.transmit_soon()
         if core.leaving and not core.running:
             self._done.set()
 

@@ -43,6 +43,7 @@ from rtml.messages import (
     Prepare,
     Recall,
     Rehello,
+    Results,
     Resumed,
     Returned,
     Revoke,
@@ -115,6 +116,8 @@ class WorkerCore:
         if message.__class__ is Assign:  # the usual one: `case` costs three times as much
             self._assign(message.attempts, now)
             return True
+        if message.__class__ is Results:
+            return False
         match message:
             case Define():
                 for function in message.functions:

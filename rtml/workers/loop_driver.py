@@ -62,8 +62,11 @@ class LoopDriver:
         self._connect(setup.RECONNECT_S)
 
     def submitted(self) -> None:
-        """Sent with everything else of this turn."""
-        self.transmit_soon()
+        """Sent at once if nothing is on its way, else with everything else of this turn."""
+        if self._client.core.idle and not self._due and threading.get_ident() == self._thread:
+            self.transmit()
+        else:
+            self.transmit_soon()
 
     def flush(self) -> None:
         """Sent with everything else of this turn."""
@@ -122,11 +125,13 @@ class LoopDriver:
             self._soon(self.transmit)
 
     def _soon(self, callback: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
+        try:
             if threading.get_ident() == self._thread:
                 self.loop.call_soon(callback)
             else:
                 self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            return  # the loop is closed: this process is ending
 
     def transmit(self) -> None:
         """Sends everything that the core and the client have."""
@@ -148,9 +153,12 @@ class LoopDriver:
             return
         frame = encode(messages)
         frames = [frame] if len(frame) <= FRAME_MAX else [encode([message]) for message in messages]
-        with contextlib.suppress(LinkClosed, OSError), self._sending:
-            for frame in frames:
-                link.send(frame)
+        try:
+            with self._sending:
+                for frame in frames:
+                    link.send(frame)
+        except (LinkClosed, OSError):
+            return
 
     def receive(self) -> None:
         """Applies what is there, and has the executor act on it."""

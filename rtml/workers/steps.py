@@ -72,6 +72,8 @@ class Watch:
         self.step = 0
         #: The task whose step was reported, 0 if the loop turns.
         self.lagging = 0
+        #: There are coroutines; and what the thread waits for, which it takes back itself when there are none any more.
+        self._busy = False
         self._active = threading.Event()
         self._started = False
 
@@ -89,14 +91,22 @@ class Watch:
 
     def busy(self) -> None:
         """There are coroutines."""
+        self._busy = True
         if not self._started:
             self._started = True
             threading.Thread(target=self._run, name="rtml-watch", daemon=True).start()
-        self._active.set()
+        if not self._active.is_set():
+            self._active.set()
 
     def idle(self) -> None:
         """There are none."""
+        self._busy = False
+
+    def _rest(self) -> None:
+        """Have the thread wait for the next coroutine."""
         self._active.clear()
+        if self._busy:  # it has come since then
+            self._active.set()
 
     def turned(self) -> None:
         """The step that was reported is over."""
@@ -108,6 +118,9 @@ class Watch:
         while True:
             self._active.wait()
             time.sleep(_WATCH_S)
+            if not self._busy:
+                self._rest()
+                continue
             now = time.monotonic()
             if not self._page[COUNT] or self.step != seen:
                 seen, since = self.step, now
