@@ -46,6 +46,7 @@ from rtml.messages import (
     encode,
 )
 from rtml.metrics import DispatcherMetrics
+from rtml.transfer import counts
 
 log = logging.getLogger("rtml.dispatcher")
 
@@ -248,6 +249,7 @@ class Dispatcher:
             for outcome, count in (("won", hedging.won), ("lost", hedging.lost), ("capped", hedging.capped)):
                 self.metrics.hedges.labels(outcome).value = count
             self.metrics.wasted.labels().value = self.core.tables.wasted
+            self.metrics.observe_transfers(counts.read(self.shm_dir))
             self.metrics.loop_lag.labels().observe_all(list(self.core.lags))
             self.core.lags.clear()
             executors: Counter[tuple[str, str]] = Counter()

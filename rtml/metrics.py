@@ -480,10 +480,28 @@ class DispatcherMetrics(Metrics):
         self.deaths = Counter("rtml_executor_deaths", "Executor processes that died.", ("reason",))
         self.turn = Histogram("rtml_dispatcher_turn_seconds", "One wake-up: drain, decide, send.")
         self.loop_lag = Histogram("rtml_executor_loop_lag_seconds", "Blocked event loops of async executors.")
+        way, how = ("direction",), ("outcome",)
+        self.object_bytes = Counter("rtml_object_bytes", "Bytes of objects between data endpoints, by direction.", way)
+        self.transfers = Counter("rtml_object_transfers", "Objects that were fetched, by how it ended.", how)
+        self.transferring = Gauge("rtml_object_transfers_in_flight", "Objects that are being fetched.")
+        self.sources = Counter(
+            "rtml_object_sources_failed", "Sources that were replaced, by when they failed.", ("when",)
+        )
         self.gc_pause = Histogram("rtml_dispatcher_gc_pause_seconds", "Pauses of the garbage collector.")
         self.cpu = Counter("rtml_dispatcher_cpu_seconds", "CPU time of the dispatcher.")
         self.memory = Gauge("rtml_dispatcher_resident_bytes_max", "Most memory that the dispatcher ever had.")
         self._meters: dict[str, FunctionMeter] = {}
+
+    def observe_transfers(self, counts: Mapping[str, int]) -> None:
+        """Take over what this node's data endpoint has counted, if it has one: see `rtml.transfer.counts`."""
+        if counts:
+            for direction in ("in", "out"):
+                self.object_bytes.labels(direction).value = counts[f"bytes_{direction}"]
+            self.transfers.labels("ok").value = counts["pulled"]
+            self.transfers.labels("failed").value = counts["failed"]
+            self.transferring.labels().value = counts["in_flight"]
+            self.sources.labels("midway").value = counts["resumed"]
+            self.sources.labels("at_once").value = counts["refused"]
 
     def meter(self, function: str) -> FunctionMeter:
         """The counters of the function called `function`."""

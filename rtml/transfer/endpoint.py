@@ -95,7 +95,7 @@ class Endpoint:
         self.caller = Caller(settings.secret, settings.address)
         #: Reads what the processes of this node have stored.
         self.store = Store(settings.shm_dir, settings.copies)
-        self.counts = Counts()
+        self.counts = Counts(settings.shm_dir)
         self.copies = Copies(self.store, self.caller, self.counts)
         uploads = Store(settings.shm_dir, settings.uploads)
         self.uploads = Uploads(uploads, settings.earlier_uploads, self.copies.let_go)
@@ -115,6 +115,7 @@ class Endpoint:
         self.caller.close()
         self.store.close()
         self.uploads.store.close()
+        self.counts.close()
         self._worked.set()
 
     def run(self) -> None:
