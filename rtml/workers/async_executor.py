@@ -1,8 +1,9 @@
 """The async executor: one process, one event loop, many coroutines (D7). Graph programs that mostly await live here.
 
-Every attempt is an asyncio task with a context of its own, so that `rtml.current()` and captured output know it.
-Messages are sent once per turn of the loop. `Revoke` cancels the asyncio task; if the loop is stuck inside that very
-task's code, the signal that comes with the message raises `CancelledError` there.
+Every attempt is an asyncio task with a context of its own, so that `rtml.current()` and captured output know it. Its
+first step is taken as soon as it arrives (`rtml.workers.eager`). Messages are sent once per turn of the loop. `Revoke`
+cancels the asyncio task; if the loop is stuck inside that very task's code, the signal that comes with the message
+raises `CancelledError` there.
 
 `Steps` wraps each coroutine and enters its task into the running page while a step of it runs: after a crash only that
 one is suspected, all others on the loop are innocent. The same entry tells the watch thread whose step holds the loop
@@ -27,6 +28,7 @@ from rtml.workers import setup
 from rtml.workers.async_streaming import run_async_stream
 from rtml.workers.calls import Calls, Loaded
 from rtml.workers.core import Key, WorkerCore
+from rtml.workers.eager import make_task
 from rtml.workers.interrupt import in_our_code
 from rtml.workers.loop_driver import LoopDriver
 from rtml.workers.page import FIRST, LEFT, STATE
@@ -57,7 +59,8 @@ class AsyncExecutor:
         self._told: set[Key] = set()
         #: Set when the consumer of a stream may have taken something, by task.
         self.credits: dict[int, asyncio.Event] = {}
-        self._look = False
+        #: What arrived is being begun; what ends meanwhile is sent after all of it.
+        self._applying = False
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -76,16 +79,18 @@ class AsyncExecutor:
         """Messages were applied: start what is new, cancel what is revoked."""
         core = self.core
         now = time.monotonic()
+        applying, self._applying = self._applying, True
         while group := core.take(now):
             self._watch.enter(group[0].id)
             self._begin(group)
             self._watch.leave()
+        self._applying = applying
         self._cancel_revoked()
         for event in self.credits.values():
             event.set()
         self._settle()
         if core.dirty:
-            self.driver.transmit_soon()
+            self._send()
         if core.leaving and not core.running:
             self._done.set()
 
@@ -156,16 +161,16 @@ class AsyncExecutor:
             awaitable = context.run(loaded.call, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
             self._finish(group, loaded, None, error, start, batch=batch)
-            self.driver.transmit_soon()
+            self._send()
             return
         if first.stream:
             awaitable = run_async_stream(self, first, loaded, awaitable)
         if not asyncio.iscoroutine(awaitable):
             self._finish(group, loaded, awaitable, None, start, batch=batch)
-            self.driver.transmit_soon()
+            self._send()
             return
-        steps = Steps(awaitable, first.id, self._watch)
-        task = self.driver.loop.create_task(steps, name=loaded.name, context=context)
+        loop = self.driver.loop
+        task, step = make_task(loop, Steps(awaitable, first.id, self._watch), loaded.name, context)
         key = (first.id, first.attempt)
         self._running[key] = (task, group)
         self._watch.busy()
@@ -180,12 +185,25 @@ class AsyncExecutor:
             self._watch.enter(first.id)
             self._finish(group, loaded, value, error, start, batch=batch)
             self._watch.leave()
-            if self._running:
-                self.driver.transmit_soon()
-            else:
-                self.driver.transmit()  # there is nobody to wait for
+            self._send()
 
+        if asyncio.current_task(loop) is None:
+            step()
+            if task.done():
+                done(task)
+                return
+        else:
+            loop.call_soon(step)
         task.add_done_callback(done)
+
+    def _send(self) -> None:
+        """Something ended."""
+        if self._applying:
+            return  # it is sent with what ends meanwhile
+        if self._running:
+            self.driver.transmit_soon()
+        else:
+            self.driver.transmit()  # there is nobody to wait for
 
     def _finish(
         self,
