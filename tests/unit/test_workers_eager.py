@@ -11,6 +11,9 @@ import pytest
 
 from rtml.workers.eager import make_task
 
+# The first one opens a pipe for the process.
+pytest.importorskip("uvloop").new_event_loop().close()
+
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="")
 
 
@@ -18,6 +21,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", defau
 def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
     made = asyncio.new_event_loop() if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop()
     yield made
+    AT_ONCE.clear()
     made.close()
 
 
