@@ -28,8 +28,11 @@ from rtml.exchange import node_label
 from rtml.graph.collectives import BANDWIDTH, Again, Command, End, Fail, Plan, Start, Step, Stop
 from rtml.messages import ObjectRef
 
-#: Seconds within which a step on another node must have begun.
+#: Seconds within which a step on another node must have begun; and where something went wrong already.
 _BEGINS: Final = 15.0
+_BEGINS_AGAIN: Final = 2.0
+#: Seconds between two questions about a lost input.
+_PAUSES: Final = (0.1, 0.3, 1.0, 3.0)
 
 
 @task(name="rtml.reduce")
@@ -280,7 +283,8 @@ class _Reduction:
             return
         stream = merge_here.options(**bound).stream_to(self._client, (self._operation, sources), {})
         try:
-            ref = await asyncio.wait_for(stream.__anext__(), _BEGINS)
+            doubtful = self._plan.is_doubtful(step.node)
+            ref = await asyncio.wait_for(stream.__anext__(), _BEGINS_AGAIN if doubtful else _BEGINS)
             self._made[step.number].set_result(Made(ref))
             await stream.__anext__()
             self._plan.finished(step.number)
@@ -301,11 +305,15 @@ class _Reduction:
     async def _make_again(self, position: int) -> None:
         """Have a lost input made again, or brought from a node that has a copy."""
         payload = self._futures[position]._payload
-        answer = ""
+        kind = where = answer = ""
         if isinstance(payload, ObjectRef):
-            with contextlib.suppress(RtmlError, TimeoutError):
-                answer = await asyncio.to_thread(self._client.query, "rebuild", f"{payload.id} {payload.node}")
-        kind, _, where = answer.partition(" ")
+            for pause in _PAUSES:
+                with contextlib.suppress(RtmlError, TimeoutError):
+                    answer = await asyncio.to_thread(self._client.query, "rebuild", f"{payload.id} {payload.node}")
+                kind, _, where = answer.partition(" ")
+                if kind in ("at", "task"):
+                    break
+                await asyncio.sleep(pause)  # its node may be gone without anybody having noticed
         if kind == "at" and isinstance(payload, ObjectRef):
             self._arrived(position, msgspec.structs.replace(payload, node=where))
         elif kind == "task" and where.isdigit():

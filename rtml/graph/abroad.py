@@ -206,7 +206,7 @@ class Abroad:
         if worker.upward:
             self._told.clear()
             for session, query in self._asked.values():
-                self.tables.tell(session, Reply(query.id, "null"))
+                self.tables.tell(session, Reply(query.id, "null" if query.what == "actor" else "nobody else knows it"))
             self._asked.clear()
             return
         for number, ward in list(self.wards.items()):
@@ -251,20 +251,40 @@ class Abroad:
             self._give(session, number, ward.home)
             name = ward.told.function.name
             found = describe(number, name, hosts.methods, hosts.concurrency > 1)
-        if found is None and self.tables.uplink:
-            above = self.above()
-            if above is None or session is not above.session:
-                question = self.tables.next_sequence()
-                self._asked[question] = (session, query)
-                if above is not None and above.session is not None:
-                    self.tables.tell(above.session, Query(question, query.what, query.argument))
-                return
+        if found is None and self._ask_above(session, query):
+            return
         self.tables.tell(session, Reply(query.id, msgspec.json.encode(found).decode()))
 
+    def rebuild(self, session: Session, query: Query, now: float) -> None:
+        """Somebody cannot have an object: it is made again by the dispatcher that knows how."""
+        number = query.argument.partition(" ")[0]
+        stored = self.tables.objects.get(int(number)) if number.isdigit() else None
+        foreign = stored is None or (stored.worker.upward and stored.lineage is None)
+        if foreign and number.isdigit() and self._ask_above(session, query):
+            return
+        self.tables.tell(session, Reply(query.id, self.lifecycle.lineages.ask(query.argument, now)))
+
+    def _ask_above(self, session: Session, query: Query) -> bool:
+        """Whether the dispatcher above is asked, because there is one and it is not who asks."""
+        above = self.above()
+        if not self.tables.uplink or (above is not None and session is above.session):
+            return False
+        question = self.tables.next_sequence()
+        self._asked[question] = (session, query)
+        if above is not None and above.session is not None:
+            self.tables.tell(above.session, Query(question, query.what, query.argument))
+        return True
+
     def answered(self, session: Session, message: Reply, now: float) -> None:
-        """The dispatcher above says who has a name."""
+        """The dispatcher above says who has a name, or what becomes of an object."""
         asker, query = self._asked.pop(message.id, (None, None))
         if asker is None or query is None or session.worker is None:
+            return
+        if query.what == "rebuild":
+            kind, _, number = message.body.partition(" ")
+            if kind == "task" and number.isdigit():
+                self._give(asker, int(number), session.worker)
+            self.tables.tell(asker, Reply(query.id, message.body))
             return
         found = msgspec.json.decode(message.body, type=_Found | None)
         if found is not None:

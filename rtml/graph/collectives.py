@@ -203,6 +203,10 @@ class Plan:
         for step in list(self._steps.values()):
             self._undo(step)
 
+    def is_doubtful(self, node: str) -> bool:
+        """Whether something went wrong there lately."""
+        return bool(self._strikes.get(node))
+
     # --- what to do
 
     def advance(self) -> list[Command]:

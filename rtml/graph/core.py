@@ -80,7 +80,6 @@ from rtml.messages import (
     Refused,
     Rehello,
     Release,
-    Reply,
     Resumed,
     Returned,
     Submit,
@@ -312,7 +311,7 @@ class Core:
 
     def _query(self, session: Session, message: Query, now: float) -> None:
         if message.what == "rebuild":
-            self.tables.tell(session, Reply(message.id, self.lifecycle.lineages.ask(message.argument, now)))
+            self.remote.abroad.rebuild(session, message, now)
         elif message.what == "actor":
             self.remote.abroad.find(session, message)
         elif session.peer is not None:

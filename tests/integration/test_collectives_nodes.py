@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 
 import rtml
-from tests.integration.test_nodes import Cluster, cluster
+from rtml.messages import ObjectRef
+from tests.integration.test_nodes import Cluster, cluster, joined, until
 from tests.integration.test_objects import Labelled, at
 
 #: Elements: 4 MB.
@@ -30,8 +30,14 @@ def same(array: Any, seeds: list[int]) -> bool:
 
 
 @rtml.task
-def node() -> int:
-    return os.getppid()
+async def there(futures: list[Any]) -> Any:
+    total = rtml.reduce(futures)
+    return await total, total.contributors
+
+
+@rtml.task
+def endpoint() -> str:
+    return str(rtml.current().store.place.data)
 
 
 def expected(seeds: list[int]) -> Any:
@@ -39,9 +45,14 @@ def expected(seeds: list[int]) -> Any:
     return np.sum(arrays, axis=0)
 
 
+class Zoned(Labelled):
+    def add(self, name: str, *arguments: str) -> None:
+        super().add(name, *arguments, *(() if name == "n0" else ("--label", "zone=b")))
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    with cluster(3, Labelled) as found, found.connect():
+    with cluster(3, Zoned) as found, found.connect():
         yield found
 
 
@@ -69,3 +80,22 @@ def test_a_value_for_all_nodes(nodes: Cluster) -> None:
     held = rtml.broadcast(made)
     assert len(held.result(60)) == 3
     assert all(same.options(resources=at(f"n{number}")).submit(made, [1]).result(60) for number in range(3))
+
+
+def test_a_node_dies_with_what_lies_there_and_another_makes_it_again(nodes: Cluster) -> None:
+    # The last test: the node does not come back.
+    client = rtml.current()
+    where = {endpoint.options(resources=at(name)).submit().result(60): name for name in ("n0", "n1", "n2")}
+    early = [make.options(resources={"zone=b": 1.0}).submit(seed) for seed in (1, 2)]
+    rtml.wait(early, num_returns=2, timeout=60)
+    late = make.options(resources=at("n0")).submit(3, 1.0)
+    total = there.options(resources=at("n0")).submit([rtml.ref(one) for one in (*early, late)])
+    lost = early[0]._payload
+    assert isinstance(lost, ObjectRef)
+    victim = nodes.processes.pop(where[lost.node])
+    victim.kill()  # its processes go with it
+    victim.wait(30)
+    until(lambda: joined(client) == 2)
+    value, contributors = total.result(60)
+    assert (value == expected([1, 2, 3])).all()
+    assert contributors == [0, 1, 2]
