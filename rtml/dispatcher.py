@@ -337,6 +337,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=TURNS",
         help="turns in a row of a tenant's tasks where others wait too (default 1); may be given several times",
     )
+    parser.add_argument(
+        "--blind", action="store_true", help="place tasks without regard to where their arguments are, for comparisons"
+    )
     defaults = Limits()
     for name, value in defaults._asdict().items():
         parser.add_argument(
@@ -370,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(f"rtml dispatcher: {error}\n")
         raise SystemExit(2) from None
     name = (options.node or f"{socket.gethostname()}-{os.getpid()}") if uplink is not None else ""
-    scheduling = Scheduling(POLICIES[options.policy], dict(options.tenant_weight))
+    scheduling = Scheduling(POLICIES[options.policy], dict(options.tenant_weight), options.blind)
     core = Core(epoch, limits, name, scheduling)
     core.tables.data = options.data
     dispatcher = Dispatcher(hub, core, metrics, options.shm_dir, uplink)

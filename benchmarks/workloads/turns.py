@@ -38,15 +38,22 @@ class Process:
         module: which calls `serve`.
         arguments: for it.
         python: what runs it.
+        enter: a command that runs it elsewhere, `ip netns exec ...`.
         pause: stop its processes (SIGSTOP) while it is not asked: a JVM works on by itself, it compiles and collects.
     """
 
     def __init__(
-        self, name: str, module: str, *arguments: str, python: str = sys.executable, pause: bool = False
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        python: str = sys.executable,
+        enter: tuple[str, ...] = (),
+        pause: bool = False,
     ) -> None:
         self.name = name
         self._pause = pause
-        self._command = [python, "-m", module, *arguments]
+        self._command = [*enter, python, "-m", module, *arguments]
         self._mark = uuid.uuid4().hex
         self._errors: Any = None
         self._process: subprocess.Popen[str] | None = None

@@ -34,15 +34,20 @@ def references(task: TaskState) -> Iterator[ObjectRef]:
 
 
 class Locality:
-    """What one dispatcher knows of copies."""
+    """What one dispatcher knows of copies.
 
-    def __init__(self) -> None:
+    Args:
+        blind: placement does not care where arguments are, for comparisons.
+    """
+
+    def __init__(self, *, blind: bool = False) -> None:
+        self._blind = blind
         #: Data endpoints with a copy, by object id, oldest first.
         self._copies: OrderedDict[int, set[str]] = OrderedDict()
 
     def has_far(self, task: TaskState) -> bool:
         """Whether the task has large arguments at all that other nodes can fetch."""
-        if not task.inputs and task.spec.args.__class__ is bytes:
+        if (not task.inputs and task.spec.args.__class__ is bytes) or self._blind:
             return False  # most tasks
         return any(ref.node for ref in references(task))
 
@@ -56,7 +61,7 @@ class Locality:
 
     def seconds(self, task: TaskState, node: NodeState) -> float:
         """Predicted time to fetch what is missing there."""
-        if not task.inputs and task.spec.args.__class__ is bytes:
+        if (not task.inputs and task.spec.args.__class__ is bytes) or self._blind:
             return 0.0
         return self.missing(task, node.data) / node.bandwidth
 

@@ -76,7 +76,7 @@ class Placement:
         #: nodes that a more urgent lane waits for, as of the last pass
         self._reserved: set[str] = set()
         self._recall_timer: float | None = None
-        self.spreading = Spreading(tables, workforce)
+        self.spreading = Spreading(tables, workforce, blind=scheduling.blind)
 
     # --- ready tasks
 

@@ -50,8 +50,10 @@ DEFAULT: Final = "edf"
 
 
 class Scheduling(NamedTuple):
-    """What an operator decides about the order of tasks."""
+    """What an operator decides about the order of tasks, and their places."""
 
     policy: Policy = POLICIES[DEFAULT]
     #: Turns in a row of a tenant's graphs where others wait too; 1 for who is not named.
     weights: dict[str, int] = {}  # noqa: RUF012 - never changed
+    #: Tasks go to other nodes without regard to where their arguments are.
+    blind: bool = False

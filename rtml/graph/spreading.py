@@ -69,10 +69,10 @@ class Offers:
 class Spreading:
     """Hands ready tasks to other dispatchers."""
 
-    def __init__(self, tables: Tables, workforce: Workforce) -> None:
+    def __init__(self, tables: Tables, workforce: Workforce, *, blind: bool = False) -> None:
         self.tables = tables
         self.workforce = workforce
-        self.locality = Locality()
+        self.locality = Locality(blind=blind)
         self._offers: dict[int, Offers] = {}
         self._ticking = False
         #: when the next look at what waits is due
