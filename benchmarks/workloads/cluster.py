@@ -61,8 +61,8 @@ class Cluster:
         return dict(self._names)
 
     def cpu_s(self) -> dict[int, float]:
-        """CPU time that the processes of each host have used so far."""
-        return {number: sum(processes.cpu_by_process(self.pids(number)).values()) for number in self._running}
+        """CPU time that the living processes of each host have used so far."""
+        return {number: processes.cpu_seconds(self.pids(number)) for number in self._running}
 
     def kill(self, number: int) -> None:
         """SIGKILL to all processes of a host at once, as if its power were cut."""

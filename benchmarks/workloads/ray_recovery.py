@@ -1,9 +1,9 @@
 """Nodes and processes that are killed in the midst of a run (Ray, OSDI'18, figures 11a and 11b).
 
-*Lineage*: chains of tasks whose large results lie on nodes; a node is killed, later another joins. What was lost is made
-again. *Actors*: each takes calls in order; a quarter of their processes is killed. A call returns how far the actor
-is, and the program goes on from there: calls that were made since the last checkpoint are made again. Every execution writes
-a line into one file, so that what ran twice is counted, not computed.
+*Lineage*: chains of tasks whose large results lie on nodes; a node is killed, later another joins. What was lost is
+made again. *Actors*: each takes calls in order; a quarter of their processes is killed, or a node. A call returns how
+far the actor is, and the program goes on from there: calls since the last checkpoint are made again. Every execution
+writes a line into one file, so that what ran twice is counted, not computed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,25 @@ import rtml
 from benchmarks.workloads import ray_start, turns
 from benchmarks.workloads.cluster import Cluster, cluster
 
+#: Seconds of time in which executions are counted.
+BIN = 0.25
+
 NODES = 3
 #: Tasks at a time on a node. They sleep: what is shown is not how fast this machine's cpus are.
 CPUS = 4
+#: Seconds after which the root gives up a node that vanished.
+GRACE = 1.0
 #: Tasks of a chain (lineage goes back at most 16), seconds of one, numbers in its result (400 KB).
 LENGTH, SECONDS, NUMBERS = 12, 0.05, 50_000
-CHAINS = {False: 240, True: 96}
+CHAINS = {False: 240, True: 60}
 #: Seconds after the first task at which the node dies, and another joins.
-KILL_AT, JOIN_AT = {False: 4.0, True: 2.0}, {False: 7.0, True: 3.5}
+KILL_AT, JOIN_AT = {False: 4.0, True: 1.0}, {False: 10.0, True: 2.5}
 
 ACTORS = 16
+#: The same for actors.
+ACTORS_AT = {False: (0.7, 1.7), True: (0.5, 1.0)}
 #: Calls of each actor, and how many are submitted at a time.
-CALLS, AHEAD = {False: 400, True: 200}, 10
+CALLS, AHEAD = {False: 400, True: 200}, 16
 CALL_SECONDS = 0.002
 #: Calls between two checkpoints.
 EVERY = 10
@@ -57,10 +64,10 @@ def following(value: int, number: int) -> int:
 
 @rtml.task
 def link(before: Any, chain: int, number: int, log: str) -> Any:
-    """A task of a chain: it takes the whole result of the one before."""
+    """A task of a chain: it takes the whole result of the one before. The last one's is small."""
     time.sleep(SECONDS)
     note(log, os.environ["RTML_BENCH_MARK"], chain, number)
-    return np.full(NUMBERS, following(int(before[-1]), number))
+    return np.full(NUMBERS if number < LENGTH - 1 else 1, following(int(before[-1]), number))
 
 
 def expected(chain: int) -> int:
@@ -115,17 +122,19 @@ def steps(calls: int, checkpoint: int, kill: bool, log: str) -> dict[str, Any]:
     options = {"max_restarts": -1, **({"checkpoint_calls": checkpoint} if checkpoint else {})}
     kind: Any = rtml.actor(**options)(Stepper)
     actors = [kind.create(number, log) for number in range(ACTORS)]
+    victims = rtml.get([actor.pid.submit() for actor in actors[::4]], timeout=60) if kill else []
     positions = [0] * ACTORS
     failed = 0
     while min(positions) < calls:
-        if kill and min(positions) >= calls // 2:
-            kill = False
-            for actor in actors[::4]:
-                os.kill(actor.pid.submit().result(60), signal.SIGKILL)
         asked = [
             [actor.step.submit(number) for number in range(position, min(position + AHEAD, calls))]
             for actor, position in zip(actors, positions)
         ]
+        if victims and min(positions) >= calls // 2:
+            asked[0][AHEAD // 2].result(60)
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            victims = []
         for number, futures in enumerate(asked):
             answers = rtml.gather(*futures, return_exceptions=True).result(60)
             failed += sum(isinstance(answer, rtml.errors.ActorDied) for answer in answers)
@@ -138,7 +147,7 @@ def steps(calls: int, checkpoint: int, kill: bool, log: str) -> dict[str, Any]:
 
 def run(what: str, log: str, **more: Any) -> dict[str, Any]:
     """One of both."""
-    return {"chains": chains, "steps": steps}[what](log=log, **more)
+    return chains(log=log, **more) if what == "chains" else steps(log=log, **more)
 
 
 def read(made: Cluster, log: Path) -> dict[str, Any]:
@@ -147,14 +156,18 @@ def read(made: Cluster, log: Path) -> dict[str, Any]:
     lines = [line.split() for line in log.read_text().splitlines()]
     seen = Counter((chain, number) for _, _, chain, number in lines)
     start = min(float(at) for at, *_ in lines)
+    counts = Counter((int((float(at) - start) / BIN), names[mark]) for at, mark, *_ in lines)
+    bins = max(number for number, _ in counts) + 1
     return {
         "executed": len(lines),
         "again": len(lines) - len(seen),
-        "times": [[round(float(at) - start, 3), names.get(mark, "?")] for at, mark, _, _ in lines],
+        "seconds": max(float(at) for at, *_ in lines) - start,
+        # node -> executions in each BIN of time
+        "rates": {node: [counts[number, node] for number in range(bins)] for node in sorted({n for _, n in counts})},
     }
 
 
-def interfere(made: Cluster, log: Path, kill_at: float, join_at: float | None) -> threading.Thread:
+def interfere(made: Cluster, log: Path, kill_at: float, join_at: float) -> threading.Thread:
     """Kills node 2 so long after the first line of the file; later starts it again."""
 
     def work() -> None:
@@ -162,9 +175,8 @@ def interfere(made: Cluster, log: Path, kill_at: float, join_at: float | None) -
             time.sleep(0.01)
         time.sleep(kill_at)
         made.kill(2)
-        if join_at is not None:
-            time.sleep(join_at - kill_at)
-            made.start(2)
+        time.sleep(join_at - kill_at)
+        made.start(2)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -174,25 +186,36 @@ def interfere(made: Cluster, log: Path, kill_at: float, join_at: float | None) -
 def measure(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """What was killed -> executions, repetitions, times."""
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as directory, cluster(NODES, cpus=CPUS) as made:
-        with made.program("recovery", "benchmarks.workloads.ray_recovery") as program:
-            program.answer()
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        cluster(NODES, cpus=CPUS, root=("--worker-grace", str(GRACE))) as made,
+        made.program("recovery", "benchmarks.workloads.ray_recovery") as program,
+    ):
+        program.answer()
 
-            def one(name: str, thread: bool = False, **question: Any) -> None:
-                log = Path(directory) / name.replace(" ", "-")
-                killer = interfere(made, log, KILL_AT[quick], JOIN_AT[quick]) if thread else None
-                answer = program.ask(log=str(log), **question)
-                if killer is not None:
-                    killer.join()
-                assert answer["right"], f"{name}: wrong results"
-                row = found[name] = {**read(made, log), **answer}
-                say(f"recovery, {name}: {row['executed']} executions, {row['again']} of them again")
+        def one(name: str, thread: bool = False, **question: Any) -> None:
+            log = Path(directory) / name.replace(" ", "-")
+            at = (KILL_AT[quick], JOIN_AT[quick]) if question["what"] == "chains" else ACTORS_AT[quick]
+            killer = interfere(made, log, *at) if thread else None
+            answer = program.ask(log=str(log), **question)
+            if killer is not None:
+                killer.join()
+            assert answer["right"], f"{name}: wrong results"
+            row = found[name] = {**read(made, log), **answer, **question}
+            if killer is not None:
+                row |= {"kill_at": at[0], "join_at": at[1]}
+            figures = f"{row['executed']} executions in {row['seconds']:.1f} s, {row['again']} of them again"
+            say(f"recovery, {name}: {figures}")
 
-            one("chains, nobody killed", what="chains", count=CHAINS[quick] // 4)
-            one("chains, a node killed", True, what="chains", count=CHAINS[quick])
-            calls = CALLS[quick]
-            one("actors, no checkpoints, processes killed", what="steps", calls=calls, checkpoint=0, kill=True)
-            one("actors, checkpoints, processes killed", what="steps", calls=calls, checkpoint=EVERY, kill=True)
+        one("chains, nobody killed", what="chains", count=CHAINS[quick] // 4)
+        one("chains, a node killed", True, what="chains", count=CHAINS[quick])
+        calls = CALLS[quick]
+        one("actors, no checkpoints, processes killed", what="steps", calls=calls, checkpoint=0, kill=True)
+        one("actors, checkpoints, processes killed", what="steps", calls=calls, checkpoint=EVERY, kill=True)
+        if quick:
+            return found
+        one("actors, no checkpoints, a node killed", True, what="steps", calls=calls, checkpoint=0, kill=False)
+        one("actors, checkpoints, a node killed", True, what="steps", calls=calls, checkpoint=EVERY, kill=False)
     return found
 
 

@@ -23,5 +23,5 @@ def connect(arguments: list[str], nodes: int) -> rtml.Client:
             raise TimeoutError(f"after a minute {nodes_there(client)} of {nodes} nodes have joined")
         time.sleep(0.05)
     for number in range(1, nodes + 1):
-        rtml.task(abs, resources={f"at={number}": 1}).submit(-1).result(60)
+        rtml.task(resources={f"at={number}": 1})(abs).submit(-1).result(60)
     return client

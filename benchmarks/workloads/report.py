@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,8 @@ SCRATCH = ROOT / "out" / "workloads"
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The options that every workload's command has."""
+    """The options that every workload's command has. From here on SIGTERM ends what was started, too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick", action="store_true", help="under 45 s: fewer and smaller; the page goes to out/workloads"

@@ -19,6 +19,7 @@ from typing import Any
 
 from rtml.graph.check import check
 from rtml.graph.core import Core
+from rtml.graph.policy import Scheduling
 from rtml.graph.state import TaskState
 from rtml.graph.tables import Close, Effect, Limits, Send
 from rtml.messages import (
@@ -94,11 +95,13 @@ class Engine:
         limits: Limits | None = None,
         uplink: str = "",
         first_session: int = 0,
+        scheduling: Scheduling | None = None,
         **node: Any,
     ) -> None:
         self.limits = limits
         self.uplink = uplink
-        self.core = Core(1 + 3 * first_session, limits, uplink)
+        self.scheduling = scheduling
+        self.core = Core(1 + 3 * first_session, limits, uplink, scheduling)
         self.now = 0.0
         #: a test that makes thousands of tasks may leave it out on the way
         self.checked = True
@@ -254,7 +257,7 @@ class Engine:
 
     def restart(self) -> None:
         """The dispatcher is killed and started again: all links are gone, and it knows nothing."""
-        self.core = Core(self.core.tables.epoch + 1, self.limits, self.uplink)
+        self.core = Core(self.core.tables.epoch + 1, self.limits, self.uplink, self.scheduling)
         self._links.clear()
         for peer in self.peers.values():
             peer.link = None

@@ -8,6 +8,7 @@ import pytest
 
 from rtml.graph.lineage import DEPTH_MAX, REBUILDS_MAX
 from rtml.graph.locality import observe
+from rtml.graph.policy import Scheduling
 from rtml.graph.state import NodeState
 from rtml.graph.tables import Ahead
 from rtml.messages import ObjectRef, Query, Release, Reply, task_id
@@ -84,6 +85,16 @@ def test_tasks_go_where_their_arguments_lie(data: str) -> None:
         assert where(tree, f"t{number}") == data
         tree.node(data).finish(f"t{number}", run=0.001)
         tree.settle()
+
+
+def test_a_blind_dispatcher_does_not_look_where_arguments_lie() -> None:
+    places = set()
+    for data in ("n1", "n2"):
+        tree = Tree(nodes=2, scheduling=Scheduling(blind=True))
+        tree.root.submit("t", args=large(data))
+        tree.settle()
+        places.add(where(tree, "t"))
+    assert len(places) == 1
 
 
 def test_a_task_waits_for_a_busy_node_but_not_longer_than_fetching_takes() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+from rtml.graph.policy import Scheduling
 from rtml.graph.tables import Close, Effect, Send
 from rtml.messages import Message, decode, encode
 from tests.unit.cores import Engine
@@ -38,8 +39,10 @@ class Member(Engine):
 class Tree:
     """See the module."""
 
-    def __init__(self, nodes: int = 1, workers: int = 1, root_workers: int = 0, **node: Any) -> None:
-        self.root = Member(self, "root", workers=root_workers)
+    def __init__(
+        self, nodes: int = 1, workers: int = 1, root_workers: int = 0, scheduling: Scheduling | None = None, **node: Any
+    ) -> None:
+        self.root = Member(self, "root", workers=root_workers, scheduling=scheduling)
         self.nodes: dict[str, Member] = {}
         #: (node, up?, messages) on their way
         self._carried: deque[tuple[Member, bool, list[Message] | None]] = deque()
