@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers microbench hotos ray-workloads workloads collectives load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench hotos ray-workloads workloads objects collectives load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ microbench: setup .venv-ray/.installed ## Ray's own suite, `ray microbenchmark`,
 
 hotos: setup .venv-spark/.installed ## the HotOS'17 paper's workload on one thread, rtml and Spark (5 minutes; QUICK=1: 45 s); needs a Java runtime
 	@$(PY) -m benchmarks.workloads.hotos $(if $(QUICK),--quick) $(HOTOS)
+
+objects: setup .venv-ray/.installed ## objects: put, readers against Ray, a million puts, transfers and broadcast on shaped links (6 minutes; QUICK=1: 45 s)
+	@$(PY) -m benchmarks.workloads.objects $(if $(QUICK),--quick) $(OBJECTS)
 
 collectives: setup .venv-torch/.installed ## Hoplite's collectives on emulated hosts, rtml and gloo (4 minutes; QUICK=1: 45 s); needs root
 	@$(PY) -m benchmarks.workloads.collectives $(if $(QUICK),--quick) $(COLLECTIVES)
