@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from rtml.incoming import Incoming
 from rtml.messages import INLINE_MAX, ObjectRef
-from rtml.parts import Buffer
 from rtml.segment import HEADER_OFFSET, header, layout
 from rtml.store import Store
 
@@ -22,9 +21,6 @@ TENSOR: Final = b"T"
 
 #: Kinds of numpy dtypes whose bytes mean the same everywhere: bool, (u)int, float, complex, datetime, timedelta.
 _TENSOR_KINDS: Final = "biufcmM"
-#: How a head begins: its tag, the length of the dtype, the number of dimensions.
-_FIRST: Final = struct.Struct("<cBB")
-
 #: Inline buffers are aligned to this within the payload, whose own data begins at such an address in CPython.
 ALIGNMENT: Final = 16
 
@@ -110,21 +106,16 @@ def encode_tensor(array: Any, store: Store | None) -> bytes | ObjectRef:
     return store.put([head, raw(array)])
 
 
-def decode_tensor(head: Buffer, data: memoryview | None) -> Any:
+def decode_tensor(head: bytes | memoryview, data: memoryview | None) -> Any:
     """The array of a payload (`data` None: it follows the head, and is copied), or of two parts in the store.
 
     Raises:
-        ValueError: it is damaged; struct.error and TypeError likewise.
+        ValueError: it is damaged; struct.error, IndexError and TypeError likewise.
     """
-    import numpy
-
-    view = memoryview(head)
-    _, length, ndim = _FIRST.unpack_from(view)
-    end = _FIRST.size + 8 * ndim + length
-    dtype, shape = _described(bytes(view[:end]))
+    make, dtype, shape, start = _described(bytes(head[: 3 + 8 * head[2] + head[1]]))
     if data is not None:
         return from_buffer(data, dtype, shape)
-    return numpy.ndarray(shape, dtype, view, end + -end % ALIGNMENT).copy()
+    return make(shape, dtype, head, start).copy()
 
 
 @lru_cache(_HEADS_MAX)
@@ -136,8 +127,18 @@ def _head(dtype: Any, shape: tuple[int, ...]) -> bytes:
 
 
 @lru_cache(_HEADS_MAX)
-def _described(head: bytes) -> tuple[Any, tuple[int, ...]]:
-    """The dtype and the shape that a head says, without what fills it up. Raises as `decode_tensor`."""
-    _, length, ndim = _FIRST.unpack_from(head)
-    shape = struct.unpack_from(f"<{ndim}Q", head, _FIRST.size)
-    return known_dtype(head[-length:].decode("ascii") if length else ""), shape
+def _described(head: bytes) -> tuple[Any, Any, tuple[int, ...], int]:
+    """What makes arrays, and of the one that a head describes dtype, shape, and where its data begins.
+
+    Args:
+        head: its tag, the length of the dtype, the number of dimensions, then these and the dtype.
+
+    Raises:
+        Exception: as `decode_tensor`.
+    """
+    import numpy
+
+    length, ndim = head[1], head[2]
+    shape = struct.unpack_from(f"<{ndim}Q", head, 3)
+    dtype = known_dtype(head[3 + 8 * ndim : 3 + 8 * ndim + length].decode("ascii"))
+    return numpy.ndarray, dtype, shape, len(head) + -len(head) % ALIGNMENT

@@ -429,7 +429,7 @@ def decode_data(payload: bytes | ObjectRef, store: Store | None) -> Any:
 def _inline_tensor(payload: bytes) -> Any:
     try:
         return decode_tensor(payload, None)
-    except (struct.error, TypeError, ValueError) as error:
+    except (struct.error, IndexError, TypeError, ValueError) as error:
         raise _damaged(error) from error
 
 

@@ -96,8 +96,7 @@ class LoopDriver:
         return waiter.ready
 
     def awaiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Sent with everything else of this turn."""
-        self.transmit_soon()
+        """Nothing to do: what was submitted leaves with this turn."""
 
     def expect(self) -> None:
         """The loop always receives."""
