@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -298,8 +299,8 @@ class Future(concurrent.futures.Future[T]):
                 self._detach(waiter)
 
     def _suspend(self) -> Generator[Any, None, None]:
-        import asyncio  # here, because programs without an event loop do without it
-
+        # Not imported above, because programs without an event loop do without it; and an import here costs 0.3 us.
+        asyncio = sys.modules["asyncio"]
         loop = asyncio.get_running_loop()
         bridge = Bridge(loop)
         if not self._attach(bridge):

@@ -74,6 +74,9 @@ class InferRoute(VersionRoute):
                 return web.Response(body=head, content_type="application/json")
             return await respond(request, (head,), "application/json")
         headers = {oip.HEADER_LENGTH: str(len(head))}
+        if len(head) + sum(map(len, data)) < COMPRESS_MIN:
+            headers["Content-Type"] = "application/octet-stream"
+            return web.Response(body=b"".join((head, *data)), headers=headers)
         return await respond(request, (head, *data), "application/octet-stream", headers)
 
 

@@ -381,23 +381,23 @@ def encode_reply(reply: Reply, request: Request, regions: Regions | None = None)
     binary: list[Buffer] = []
     for output, datatype, array in requested(reply, request):
         description: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": array.shape}
-        parameters = output.parameters or {}
-        if REGION in parameters:
-            # Nothing more is said of it: Triton's C++ client stops at parameters without binary_data_size.
-            place = region_of(output.name, parameters)
-            open_regions(regions).write(*place, tensors.to_bytes(datatype, array))
-            described.append(description)
-            continue
-        as_bytes = parameters.get("binary_data", request.binary)
-        if not isinstance(as_bytes, bool):
-            raise InvalidInput(f"output {output.name!r}: binary_data must be true or false, not {as_bytes!r}")
+        described.append(description)
+        as_bytes = request.binary
+        if parameters := output.parameters:
+            if REGION in parameters:
+                # Nothing more is said of it: Triton's C++ client stops at parameters without binary_data_size.
+                place = region_of(output.name, parameters)
+                open_regions(regions).write(*place, tensors.to_bytes(datatype, array))
+                continue
+            as_bytes = parameters.get("binary_data", as_bytes)
+            if not isinstance(as_bytes, bool):
+                raise InvalidInput(f"output {output.name!r}: binary_data must be true or false, not {as_bytes!r}")
         if as_bytes:
             data = tensors.to_bytes(datatype, array)
             description["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
             description["data"] = tensors.to_json(output.name, datatype, array)
-        described.append(description)
     head: dict[str, Any] = {"model_name": reply.model, "model_version": reply.version}
     if request.id:
         head["id"] = request.id

@@ -166,15 +166,13 @@ class Connection(RequestHandler):
         """What `RequestHandler.start` does for one request."""
         keep = False
         try:
-            task = self._answering
-            assert task is not None
-            assert self._request_factory is not None
-            assert self._request_handler is not None
-            request = self._request_factory(message, EMPTY_PAYLOAD, self, StreamWriter(self, self._loop), task)
+            server = self._server
+            writer, task = StreamWriter(self, self._loop), self._answering
+            request = server.request_factory(message, EMPTY_PAYLOAD, self, writer, task)  # type: ignore[arg-type]
             request._read_bytes = body
             self._current_request = request
             try:
-                response = await self._request_handler(request)
+                response = await server.request_handler(request)
             except Exception as error:  # noqa: BLE001 - as aiohttp does
                 response = self.handle_error(request, 500, error)
             self._current_request = None

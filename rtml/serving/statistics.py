@@ -128,16 +128,20 @@ class ModelStatistics:
         self.steps["queue"].merge(Duration(len(timed), queued))
         self.steps["compute_input"].merge(Duration(len(timed), sum([timing.transfer for _, timing in timed])))
         self.steps["compute_infer"].merge(Duration(len(timed), sum([timing.run for _, timing in timed])))
+        alike: dict[tuple[int, int], list[Timing]] = {}
         for rows, timing in timed:
-            self._ran(rows, timing.batch, timing.transfer, timing.run)
+            alike.setdefault((rows, timing.batch), []).append(timing)
+        for (rows, calls), timings in alike.items():
+            self._ran(rows, calls, timings)
 
-    def _ran(self, rows: int, calls: int, transfer: float, run: float) -> None:
-        """One of `calls` calls that shared a run, which took `run` seconds for all of them.
+    def _ran(self, rows: int, calls: int, timings: list[Timing]) -> None:
+        """Calls of `rows` rows, each of which shared its run with others: `calls` in all.
 
         The rows of the others are not known here; they are taken to be as many as this one's.
         """
         part = 1 / calls if calls > 1 else 1
-        self.executions += part
+        count = len(timings) * part
+        self.executions += count
         size = rows * calls if calls > 1 else rows
         batch = self.batches.get(size)
         if batch is None:
@@ -145,9 +149,9 @@ class ModelStatistics:
                 batch = self.batches[next(reversed(self.batches))]
             else:
                 batch = self.batches[size] = BatchStatistics()
-        batch.input.add(transfer, part)
-        batch.infer.add(run, part)
-        batch.output.count += part
+        batch.input.merge(Duration(count, sum([timing.transfer for timing in timings]) * part))
+        batch.infer.merge(Duration(count, sum([timing.run for timing in timings]) * part))
+        batch.output.count += count
 
     def failed(self, seconds: float) -> None:
         """A request ended without an answer."""
