@@ -36,7 +36,7 @@ class StreamRoute(ProgramRoute):
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The program's items, each encoded by the executor (`rtml.serving.results`)."""
         query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
-        args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)
+        args, kwargs = self.call(request.headers.get("Content-Type", ""), body, query)
         items = self._inference.stream_program(self._model, self._prepared, args, kwargs, progress)
         async with contextlib.aclosing(items):
             # What goes wrong before the first event still has a status of its own.

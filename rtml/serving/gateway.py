@@ -24,6 +24,7 @@ from rtml.metrics import GatewayMetrics, Target
 from rtml.serving import http
 from rtml.serving.adminroutes import AdminRoutes, Hands
 from rtml.serving.app import App
+from rtml.serving.aside import Aside
 from rtml.serving.conditions import Conditions
 from rtml.serving.docroutes import DocRoutes
 from rtml.serving.engine import Engine
@@ -103,6 +104,7 @@ class Gateway:
         self._door = Door(checks, Load(checks.concurrency_max), self.metrics.refused)
         self._routes: http.Routes | None = None
         self._hands = Hands()
+        self._aside = Aside()
         self._runner: web.ServerRunner | None = None
         self._grpc: Any = None
         self._lag_timer: asyncio.TimerHandle | None = None
@@ -235,6 +237,7 @@ class Gateway:
         for task in self._warming:
             task.cancel()
         await asyncio.gather(*self._warming, return_exceptions=True)
+        await self._aside.close()
         self._hands.close()
         self._hands = Hands()
         for stateful in self._stateful:
@@ -298,7 +301,7 @@ class Gateway:
     def routes(self) -> http.Routes:
         """Everything that is served. Raises as `start`."""
         routes = http.Routes(self._ids)
-        reading = Reading(self._ids, self._read_timeout)
+        reading = Reading(self._ids, self._read_timeout, self._aside)
         self._add_models()
         self._add_programs(routes, reading)
         self.registry.on_change = self._publish

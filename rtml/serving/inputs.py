@@ -54,6 +54,10 @@ class ProgramInput:
             self._decoder = msgspec.json.Decoder(self._struct, dec_hook=_decode_array)
         self._beside = _struct(program, {name: kind for name, kind in parameters.items() if name != self.raw})
 
+    def is_json(self, content_type: str) -> bool:
+        """Whether a body of this type is read as JSON."""
+        return self.raw is None or _is_json(content_type)
+
     def decode(self, content_type: str, body: Buffer, query: Mapping[str, str]) -> Call:
         """The arguments for one request.
 
@@ -65,7 +69,8 @@ class ProgramInput:
         Raises:
             InvalidInput: the request does not fit the signature.
         """
-        if self.raw is not None and not _is_json(content_type):
+        if not self.is_json(content_type):
+            assert self.raw is not None
             return (), {self.raw: self._read_raw(body), **self._read_query(query)}
         try:
             decoded = self._decoder.decode(body or b"{}")

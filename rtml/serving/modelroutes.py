@@ -14,6 +14,7 @@ from aiohttp import web
 
 from rtml.serving import descriptions, generate, http, oip
 from rtml.serving.adminroutes import AdminRoutes
+from rtml.serving.aside import READ_ASIDE, Form, Unfit, worth_writing
 from rtml.serving.bodies import COMPRESS_MIN, Buffer
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.inference import Inference, Progress
@@ -41,6 +42,7 @@ class VersionRoute(GraphRoute):
         self, inference: Inference, model: ModelVersion, reading: Reading, again: Callable[[], ModelVersion]
     ) -> None:
         super().__init__(model.target, reading, model.deadline)
+        self._aside = reading.aside
         self._inference = inference
         self._model = model
         self._again = again
@@ -48,6 +50,19 @@ class VersionRoute(GraphRoute):
     def current(self) -> ModelVersion:
         """What is served now. Between this and the engine's queue nothing may be awaited: it could be forgotten."""
         return self._again() if self._model.retired else self._model
+
+    async def _read_aside(
+        self, form: Form, body: Buffer, header_length: int | None, here: Callable[..., oip.Request]
+    ) -> tuple[ModelVersion, oip.Request]:
+        """A large request, and the model that is served when it has been read; by `here` if it must be read here."""
+        model = self.current()
+        try:
+            request = await self._aside.read(form, body, header_length, model.inputs)
+        except Unfit:
+            model = self.current()
+            return model, here(body, header_length, model)
+        now = self.current()
+        return now, request if now.inputs == model.inputs else here(body, header_length, now)
 
 
 class InferRoute(VersionRoute):
@@ -64,11 +79,22 @@ class InferRoute(VersionRoute):
 
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.Response:
         """The model's outputs, in the form that the request asks for."""
-        model = self.current()
         header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
-        inference = oip.decode_request(body, header_length, model.inputs, self._regions)
+        if len(body) >= READ_ASIDE and (header_length is None or header_length >= READ_ASIDE):
+            model, inference = await self._read_aside("infer", body, header_length, self._read)
+        else:
+            model = self.current()
+            inference = oip.decode_request(body, header_length, model.inputs, self._regions)
         reply = await self._inference.run(model, inference, progress)
-        head, data = oip.encode_reply(reply, inference, self._regions)
+        head: Buffer
+        data: list[Buffer]
+        if worth_writing(reply, inference):
+            try:
+                head, data = await self._aside.write("infer", reply, inference)
+            except Unfit:
+                head, data = oip.encode_reply(reply, inference, self._regions)
+        else:
+            head, data = oip.encode_reply(reply, inference, self._regions)
         if not data:
             if len(head) < COMPRESS_MIN:
                 return web.Response(body=head, content_type="application/json")
@@ -78,6 +104,9 @@ class InferRoute(VersionRoute):
             headers["Content-Type"] = "application/octet-stream"
             return web.Response(body=b"".join((head, *data)), headers=headers)
         return await respond(request, (head, *data), "application/octet-stream", headers)
+
+    def _read(self, body: Buffer, header_length: int | None, model: ModelVersion) -> oip.Request:
+        return oip.decode_request(body, header_length, model.inputs, self._regions)
 
 
 class GenerateRoute(VersionRoute):
@@ -94,22 +123,25 @@ class GenerateRoute(VersionRoute):
 
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The model's outputs as JSON, at once or as server-sent events."""
-        model = self.current()
-        inference = generate.decode(body, model.inputs)
+        if len(body) >= READ_ASIDE:
+            model, inference = await self._read_aside("generate", body, None, _read_generate)
+        else:
+            model = self.current()
+            inference = generate.decode(body, model.inputs)
         if not self._stream:
             reply = await self._only(model, inference, progress)
-            return await respond(request, (generate.encode(reply, inference),), "application/json")
+            return await respond(request, (await self._encoded(reply, inference),), "application/json")
         async with contextlib.aclosing(self._inference.stream(model, inference, progress)) as replies:
             # What goes wrong before the first event still has a status of its own.
             first = await anext(replies, None)
-            event = None if first is None else _event(generate.encode(first, inference))
+            event = None if first is None else _event(await self._encoded(first, inference))
             response = web.StreamResponse(headers={**_EVENTS, http.REQUEST_ID: progress.id})
             await response.prepare(request)
             try:
                 if event is not None:
                     await response.write(event)
                 async for reply in replies:
-                    await response.write(_event(generate.encode(reply, inference)))
+                    await response.write(_event(await self._encoded(reply, inference)))
             except ConnectionError:
                 raise  # the client has gone
             except Exception as error:  # noqa: BLE001 - the status has been sent: the error is an event
@@ -117,6 +149,12 @@ class GenerateRoute(VersionRoute):
                 await response.write(_event(http.error_json(error)))
         await response.write_eof()
         return response
+
+    async def _encoded(self, reply: oip.Reply, inference: oip.Request) -> bytes:
+        if worth_writing(reply, inference):
+            with contextlib.suppress(Unfit):
+                return bytes((await self._aside.write("generate", reply, inference))[0])
+        return generate.encode(reply, inference)
 
     async def _only(self, model: ModelVersion, inference: oip.Request, progress: Progress) -> oip.Reply:
         """The model's one answer.
@@ -133,6 +171,10 @@ class GenerateRoute(VersionRoute):
         how_many = "no answer" if reply is None else "several answers"
         message = f"model {model.name!r} has {how_many} to this request, and generate gives one: ask generate_stream"
         raise http.HttpError(400, message, "Decoupled")
+
+
+def _read_generate(body: Buffer, header_length: int | None, model: ModelVersion) -> oip.Request:
+    return generate.decode(body, model.inputs)
 
 
 def _event(data: bytes) -> bytes:

@@ -81,6 +81,14 @@ def encode_json(value: Any) -> bytes:
         raise ValueError(message) from None
 
 
+class LargeBody(NamedTuple):
+    """A request's JSON that the executor reads, so that the gateway's loop goes on meanwhile."""
+
+    content_type: str
+    #: Its bytes.
+    body: Any
+
+
 class Served:
     """A program whose result is encoded for HTTP. Pickles to the program's import path where it has one.
 
@@ -94,7 +102,20 @@ class Served:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
+        args, kwargs = self.arguments(args, kwargs)
         return to_content(self.program(*args, **kwargs))
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The program's own arguments: `args` and `kwargs`, or what stands in a `LargeBody`.
+
+        Raises:
+            InvalidInput: that does not fit.
+        """
+        if len(args) != 1 or not isinstance(args[0], LargeBody):
+            return args, kwargs
+        from rtml.serving.inputs import ProgramInput  # here: few programs ever need it
+
+        return ProgramInput(self.program).decode(args[0].content_type, args[0].body.data, {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         path = import_path(self.program)
@@ -106,6 +127,7 @@ class ServedAsync(Served):
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
+        args, kwargs = self.arguments(args, kwargs)
         return to_content(await self.program(*args, **kwargs))
 
 
@@ -114,6 +136,7 @@ class ServedStream(Served):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
+        args, kwargs = self.arguments(args, kwargs)
         for item in self.program(*args, **kwargs):
             yield to_content(item)
 
@@ -123,6 +146,7 @@ class ServedAsyncStream(Served):
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
+        args, kwargs = self.arguments(args, kwargs)
         async with contextlib.aclosing(self.program(*args, **kwargs)) as items:
             async for item in items:
                 yield to_content(item)

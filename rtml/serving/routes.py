@@ -14,17 +14,20 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 from aiohttp import web
 
 from rtml.metrics import Target
 from rtml.serving import http
 from rtml.serving.app import Endpoint
+from rtml.serving.aside import READ_ASIDE, Aside
 from rtml.serving.bodies import Buffer
 from rtml.serving.engine import Prepared
 from rtml.serving.inference import Inference, Progress
-from rtml.serving.inputs import ProgramInput
+from rtml.serving.inputs import Call, ProgramInput
 from rtml.serving.registry import ModelVersion
 from rtml.serving.replies import respond
+from rtml.serving.results import LargeBody
 from rtml.serving.visits import VISIT
 
 
@@ -34,6 +37,8 @@ class Reading(NamedTuple):
     ids: http.RequestIds
     #: Seconds that a client may take to send a body.
     timeout: float
+    #: Reads and writes large JSON.
+    aside: Aside
 
 
 class GraphRoute:
@@ -104,9 +109,15 @@ class ProgramRoute(GraphRoute):
         self._prepared = prepared
         self._input = ProgramInput(endpoint.function)
 
+    def call(self, content_type: str, body: Buffer, query: Mapping[str, str]) -> Call:
+        """The arguments for a request; a large body of JSON is one, and read where the program runs."""
+        if len(body) >= READ_ASIDE and self._input.is_json(content_type):
+            return (LargeBody(content_type, np.frombuffer(body, np.uint8)),), {}
+        return self._input.decode(content_type, body, query)
+
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The program's result, which the executor has encoded (`rtml.serving.results`)."""
         query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
-        args, kwargs = self._input.decode(request.headers.get("Content-Type", ""), body, query)
+        args, kwargs = self.call(request.headers.get("Content-Type", ""), body, query)
         content, content_type = await self._inference.run_program(self._model, self._prepared, args, kwargs, progress)
         return await respond(request, (content,), content_type)

@@ -21,7 +21,7 @@ from rtml.serving.app import TensorSpec
 from rtml.serving.engine import Prepared, RemoteError
 from rtml.serving.gateway import Gateway
 from rtml.serving.hosts import Host, HostPlan
-from rtml.serving.results import Content
+from rtml.serving.results import Content, LargeBody
 
 
 class InlineCall:
@@ -69,6 +69,8 @@ class InlineEngine:
         self.options: list[Options] = []
         self.kept: list[Any] = []
         self.published: dict[str, str] = {}
+        #: Bytes of the largest body that came to be read by a program.
+        self.largest = 0
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.calls: str | Exception = "{}"
@@ -79,6 +81,7 @@ class InlineEngine:
 
     def submit(self, prepared: Prepared, args: Any, kwargs: Any, options: Options) -> InlineCall:
         self.options.append(options)
+        self.largest = max([self.largest, *(len(arg.body) for arg in args if isinstance(arg, LargeBody))])
         self.started.set()
         return InlineCall(self, prepared.function, args, kwargs)
 
