@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -42,7 +44,7 @@ dynamic_batching {{ }}
 
 
 def main() -> None:
-    """Writes a repository and becomes the server."""
+    """Writes a repository and runs the server; at its end nothing of both is left."""
     options = arguments()
     import pytriton
 
@@ -74,8 +76,18 @@ def main() -> None:
         server, "--model-repository", str(folder / "models"), "--backend-directory", str(backend.parent),
         "--http-address", "127.0.0.1", "--http-port", str(options.port), "--allow-grpc", "false",
         "--allow-metrics", "false", "--exit-timeout-secs", "3",
+        "--backend-config", f"python,shm-region-prefix-name={folder.name}",
     ]  # fmt: skip
-    os.execve(server, command, environment)
+    process = subprocess.Popen(command, env=environment)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    try:
+        sys.exit(process.wait())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Which it leaves when it, or its stub, is killed: a MiB or more each.
+        for region in Path("/dev/shm").glob(f"{folder.name}*"):
+            region.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

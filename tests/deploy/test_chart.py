@@ -94,6 +94,7 @@ def test_too_old_a_kubernetes_is_refused(helm: Helm) -> None:
         ("gateway.replica=3", "gateway.*replica"),
         ("gateway.replicas=-1", "gateway.?/?replicas.*0"),
         ("gateway.port=70000", "gateway.?/?port.*65"),
+        ("gateway.grpcPort=8000", "gateway.grpcPort: gRPC needs a port of its own"),
         ('poolDefaults.memory="2G"', r"poolDefaults.?/?memory.*Mi\|Gi\|Ti"),
         ('pools={"GPU":{}}', "pools.*GPU"),
         ('pools={"gpu":{"gpus":1}}', "pools.?/?gpu.*gpus"),
@@ -373,6 +374,21 @@ def test_the_ingress_leads_to_the_gateway(rendered: dict[str, list[dict[str, Any
         port["name"] for port in of_kind(rendered["keys"], "Service")[backend["name"]]["spec"]["ports"]
     }
     assert not of_kind(rendered["minimal"], "Ingress")
+
+
+def test_grpc_has_a_port_in_the_pods_and_in_the_service(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    for values, name, port, outside, protocol in (
+        ("minimal", "r1-rtml", 8001, 8001, "kubernetes.io/h2c"),
+        ("keys", "r1-rtml", 8001, 8001, "https"),
+        ("everything", "shop", 8081, 9000, "kubernetes.io/h2c"),
+    ):
+        (container,) = pod_specs(rendered[values])[f"{name}-gateway"]["containers"]
+        assert after(container["args"], "--grpc-port") == [str(port)]
+        assert {"name": "grpc", "containerPort": port} in container["ports"]
+        ports = {found["name"]: found for found in of_kind(rendered[values], "Service")[name]["spec"]["ports"]}
+        assert ports["grpc"] == {"name": "grpc", "port": outside, "targetPort": "grpc", "appProtocol": protocol}
+    assert "grpc" not in str(pod_specs(rendered["gpu"])["r1-rtml-gateway"])
+    assert "grpc" not in str(of_kind(rendered["gpu"], "Service")["r1-rtml"])
 
 
 def test_tls_and_tokens_of_the_gateway(rendered: dict[str, list[dict[str, Any]]]) -> None:

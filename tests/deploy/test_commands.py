@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
 import json
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tritonclient.grpc
 import trustme
 
 from rtml import __main__ as command_line
@@ -28,6 +28,11 @@ from rtml.link.keys import make_keys
 from tests.deploy.helm import CHART, VALUES, Helm, after, command_of, pod_specs
 
 APP = "tests.integration.served_app:app"
+#: What the values of a command's flags become.
+KINDS: dict[str, tuple[type[Any], ...]] = {
+    "gateway": (settings.HttpSettings, settings.DispatcherAddress, settings.KeySettings),
+    "worker": (settings.NodeSettings, settings.ObjectSettings, settings.KeySettings),
+}
 ROLES = {"-dispatcher": "dispatcher", "-gateway": "gateway", "-pool-": "worker"}
 
 
@@ -43,11 +48,6 @@ def free_port() -> int:
 # --- they parse -------------------------------------------------------------------------------------------------------
 
 
-def subcommands(parser: argparse.ArgumentParser) -> set[str]:
-    (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return set(found.choices)
-
-
 def parse(command: list[str]) -> None:
     """With the parser of the command line; a flag that it does not know ends the test."""
     program, name, *arguments = command
@@ -55,15 +55,9 @@ def parse(command: list[str]) -> None:
     if name == "dispatcher":
         dispatcher._parser().parse_args(arguments)
         return
-    parser = command_line._parser()
-    # `rtml worker` may not be there yet: the chart is written for the flags that it will have. From the moment on that
-    # it is a subcommand, it is parsed like the others.
-    if name == "worker" and name not in subcommands(parser):
-        return
-    options = vars(parser.parse_args([name, *arguments]))
-    if name == "gateway":
-        for kind in (settings.HttpSettings, settings.DispatcherAddress, settings.KeySettings):
-            settings.load(kind, options, {})
+    options = vars(command_line._parser().parse_args([name, *arguments]))
+    for kind in KINDS.get(name, ()):
+        settings.load(kind, options, {})
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -88,9 +82,9 @@ def test_commands_parse(helm: Helm, values: str, monkeypatch: pytest.MonkeyPatch
     assert set(parsed) == set(ROLES.values())
 
 
-@pytest.mark.parametrize("command", ["gateway", "dispatcher"])
-def test_a_renamed_flag_would_be_noticed(helm: Helm, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = pod_specs(helm.template("minimal"))[f"r1-rtml-{command}"]
+@pytest.mark.parametrize("name", ["gateway", "dispatcher", "pool-cpu"])
+def test_a_renamed_flag_would_be_noticed(helm: Helm, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = pod_specs(helm.template("minimal"))[f"r1-rtml-{name}"]
     with pytest.raises(SystemExit):
         parse([*command_of(spec), "--no-such-flag"])
     assert "--no-such-flag" in capsys.readouterr().err
@@ -247,7 +241,8 @@ def make_secrets(place: Path) -> str:
 @pytest.mark.parametrize("values", ["minimal", "keys"])
 def test_the_gateways_pod_and_the_test_of_the_release(helm: Helm, tmp_path: Path, keys: Path, values: str) -> None:
     link, port = free_port(), free_port()
-    specs = pod_specs(helm.template(values, f"gateway.port={port}", f'gateway.apps=["{APP}"]'))
+    ports = (f"gateway.port={port}", f"gateway.grpcPort={free_port()}")
+    specs = pod_specs(helm.template(values, *ports, f'gateway.apps=["{APP}"]'))
     pod = Pod(specs["r1-rtml-gateway"], tmp_path / "gateway", keys, {})
     token = {"TOKEN": make_secrets(tmp_path / "gateway")} if values == "keys" else {}
     address = after(command_of(specs["r1-rtml-gateway"]), "--address")[0]
@@ -287,11 +282,9 @@ def test_the_gateways_pod_and_the_test_of_the_release(helm: Helm, tmp_path: Path
 
 
 def test_the_pods_of_a_release_together(helm: Helm, tmp_path: Path, keys: Path) -> None:
-    if "worker" not in subcommands(command_line._parser()):
-        pytest.skip("there is no `rtml worker` yet")
-    link, port, metrics = free_port(), free_port(), free_port()
-    values = (f"gateway.port={port}", f'gateway.apps=["{APP}"]', f"poolDefaults.metricsPort={metrics}")
-    specs = pod_specs(helm.template("minimal", *values))
+    link, port, grpc_port, metrics = free_port(), free_port(), free_port(), free_port()
+    ports = (f"gateway.port={port}", f"gateway.grpcPort={grpc_port}", f"poolDefaults.metricsPort={metrics}")
+    specs = pod_specs(helm.template("minimal", *ports, f'gateway.apps=["{APP}"]'))
     pods = {}
     for name in ("r1-rtml-dispatcher", "r1-rtml-pool-cpu", "r1-rtml-gateway"):
         pods[name] = Pod(specs[name], tmp_path / name, keys, {7411: link})
@@ -306,6 +299,8 @@ def test_the_pods_of_a_release_together(helm: Helm, tmp_path: Path, keys: Path) 
                 asked = {"scheme": "HTTP", **pods[name].container[probe]["httpGet"]}
                 wait_for(lambda where=where, asked=asked: status(where, asked) == 200)
         assert status(metrics, {"scheme": "HTTP", "path": "/metrics"}) == 200
+        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+            assert client.is_server_ready()
         words = [sys.executable, flag, script, f"http://127.0.0.1:{port}", seconds, "/v1/sum", '{"numbers": [1, 2, 3]}']
         found = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
         assert (found.returncode, "'total': 14" in found.stdout) == (0, True), found.stderr

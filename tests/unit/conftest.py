@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,4 +30,5 @@ def store(directory: str) -> Iterator[Store]:
 def other(directory: str) -> Iterator[Store]:
     made = Store(directory, 2)
     yield made
+    gc.collect()  # arrays that a traceback refers to
     made.close()

@@ -6,14 +6,10 @@ import dataclasses
 import datetime
 import decimal
 import enum
-import gc
 import pickle
 import re
-import shutil
 import struct
-import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,28 +25,6 @@ from rtml.codec.pickling import BUFFER_MIN
 from rtml.errors import LimitExceeded, SerializationError
 from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.store import Store
-
-
-@pytest.fixture
-def directory() -> Iterator[str]:
-    made = tempfile.mkdtemp(dir="/dev/shm", prefix="test-codec-")
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
-def store(directory: str) -> Iterator[Store]:
-    made = Store(directory, 1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(directory: str) -> Iterator[Store]:
-    made = Store(directory, 2)
-    yield made
-    gc.collect()  # arrays that a traceback refers to
-    made.close()
 
 
 class Bomb:
