@@ -106,8 +106,6 @@ class Lifecycle:
         task.move(State.READY)
         if not task.ready_at:
             task.ready_at = now
-        if self.tables.data:
-            fetch_ahead(self.tables, task)
         if task.deadline is not None and self.policy.due is not None:
             function = task.function
             run = function.cost.predict(1) if task.profile.batch else function.estimate
@@ -116,6 +114,8 @@ class Lifecycle:
         if error is None and task.actor is None and task.hosted is None:
             error = self.placement.push(task, now)
         elif error is None:
+            if self.tables.data:
+                fetch_ahead(self.tables, task)
             error = self.actors.ready(task)
         if error is not None:
             self.fail(task, error)

@@ -33,6 +33,11 @@ def references(task: TaskState) -> Iterator[ObjectRef]:
             yield payload
 
 
+def has_large(task: TaskState) -> bool:
+    """Whether the task may have large arguments at all: most have none."""
+    return bool(task.inputs) or task.spec.args.__class__ is ObjectRef
+
+
 class Locality:
     """What one dispatcher knows of copies.
 
@@ -47,8 +52,8 @@ class Locality:
 
     def has_far(self, task: TaskState) -> bool:
         """Whether the task has large arguments at all that other nodes can fetch."""
-        if (not task.inputs and task.spec.args.__class__ is bytes) or self._blind:
-            return False  # most tasks
+        if self._blind or not has_large(task):
+            return False
         return any(ref.node for ref in references(task))
 
     def missing(self, task: TaskState, data: str) -> int:
@@ -61,7 +66,7 @@ class Locality:
 
     def seconds(self, task: TaskState, node: NodeState) -> float:
         """Predicted time to fetch what is missing there."""
-        if (not task.inputs and task.spec.args.__class__ is bytes) or self._blind:
+        if self._blind or not has_large(task):
             return 0.0
         return self.missing(task, node.data) / node.bandwidth
 
@@ -93,8 +98,6 @@ class Locality:
 
 def fetch_ahead(tables: Tables, task: TaskState) -> None:
     """Have this node begin to fetch what the task needs, while it waits for its turn."""
-    if not task.inputs and task.spec.args.__class__ is bytes:
-        return
     far = [ref for ref in references(task) if ref.node not in ("", tables.data)]
     if far:
         tables.effects.append(Ahead(far))

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
+from rtml.graph.locality import fetch_ahead, has_large
 from rtml.graph.policy import Scheduling
 from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
 from rtml.graph.spreading import Spreading
-from rtml.graph.state import Shape, TaskState, WorkerState
+from rtml.graph.state import Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
 from rtml.graph.workforce import UNKNOWN_COST, Workforce
 from rtml.messages import (
@@ -77,6 +78,8 @@ class Placement:
         self._reserved: set[str] = set()
         self._recall_timer: float | None = None
         self.spreading = Spreading(tables, workforce, blind=scheduling.blind)
+        #: ready tasks with large arguments, which may lie on other nodes, and which were not thought about yet
+        self._large: list[TaskState] = []
 
     # --- ready tasks
 
@@ -97,6 +100,8 @@ class Placement:
         if not lane.count:
             self._active[key] = lane
         lane.push(task, self.tables.next_sequence())
+        if (self.tables.data or self.tables.remotes) and has_large(task):
+            self._large.append(task)
         return None
 
     def remove(self, task: TaskState) -> None:
@@ -122,6 +127,8 @@ class Placement:
         """Hand out what can be handed out."""
         if self._reserved:
             self._reserved.clear()
+        if self._large:
+            self._follow_data(now)
         if self._active:
             if self.workforce.stacked:
                 for worker in list(self.workforce.stacked.values()):
@@ -140,6 +147,19 @@ class Placement:
                 self._spread(now)
         if self.workforce.crowded:
             self._check_recall(now)
+
+    def _follow_data(self, now: float) -> None:
+        """Tasks that begin earlier where their arguments lie go there; others have them fetched while they wait."""
+        large, self._large = self._large, []
+        for task in large:
+            if task.state is not State.READY or task.lane is None:
+                continue
+            worker = None if task.profile.batch else self.spreading.nearer(task)
+            if worker is not None:
+                task.lane.remove(task)
+                self.spreading.delegate(worker, task, now)
+            elif self.tables.data:
+                fetch_ahead(self.tables, task)
 
     def _spread(self, now: float) -> None:
         """What is left may run elsewhere, the most urgent first."""

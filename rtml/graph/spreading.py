@@ -3,7 +3,8 @@
 Whatever stands at the other end of an uplink, it is one worker here: its node stands for all that it has, as it said in
 its last `Offer` and as far as can be told since. Rules:
 
-* A task runs at home if it can: others get what is left after the own executors (and their prefetch) are served.
+* A task runs at home if it can: others get what is left after the own executors (and their prefetch) are served. But
+  it leaves at once, before any executor is looked for, if it begins earlier where its large arguments lie (`nearer`).
 * Downwards work goes at once, to where it will begin first. Upwards it goes when no node here can ever run it, or when
   it has waited `SPILL_AFTER` seconds and the parent has room.
 * No task is handed on to where it came from, or more than `HOPS_MAX` times. What finds no place here in `SPILL_AFTER`
@@ -36,6 +37,8 @@ SPILL_AFTER: Final = 5e-3
 GIVE_UP_AFTER: Final = 0.05
 #: Seconds of work sent ahead to another dispatcher, beyond what is free there.
 AHEAD: Final = 5e-3
+#: Seconds of fetching arguments that are worth it to leave home at once.
+WORTH_LEAVING: Final = 5e-3
 #: Dispatchers that may hand a task on.
 HOPS_MAX: Final = 4
 #: Seconds between two looks at whether the others' belief is right.
@@ -278,6 +281,29 @@ class Spreading:
             if self._offers[worker.id].wait + work + self.locality.seconds(task, worker.node) < limit:
                 return None
         return chosen
+
+    def nearer(self, task: TaskState) -> WorkerState | None:
+        """Another dispatcher where a task begins earlier than here, where its arguments would have to be fetched.
+
+        A node cannot know what the one above would do, but that this knows more. It asks so for its own tasks, once.
+        """
+        shape = task.profile.shape
+        bandwidth = max((node.bandwidth for node in self.tables.nodes.values() if node.could_fit(shape)), default=0.0)
+        if task.attempt or not bandwidth or not self.locality.has_far(task):
+            return None
+        fetching = self.locality.missing(task, self.tables.data) / bandwidth
+        if fetching < WORTH_LEAVING:
+            return None
+        best, least = None, fetching + self._wait()
+        for worker in self.tables.remotes.values():
+            if not worker.ready or worker.session is task.session or not worker.node.fits(shape):
+                continue
+            if task.hops >= (1 if worker.upward else HOPS_MAX):
+                continue
+            begins = self._begins(worker) + (0.0 if worker.upward else self.locality.seconds(task, worker.node))
+            if begins + WORTH_LEAVING < least:
+                best, least = worker, begins
+        return best
 
     def _fits_here(self, task: TaskState) -> bool:
         return any(node.could_fit(task.profile.shape) for node in self.tables.nodes.values())

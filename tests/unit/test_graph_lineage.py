@@ -113,6 +113,50 @@ def test_a_task_waits_for_a_busy_node_but_not_longer_than_fetching_takes() -> No
     assert where(tree, "t") == other
 
 
+def test_what_is_born_on_a_node_goes_to_its_data_if_that_is_sooner() -> None:
+    tree = Tree(nodes=3)
+    first, second = tree.node("n1"), tree.node("n2")
+    first.submit("far", args=large("n2"))  # by a client of that node
+    tree.settle()
+    assert where(tree, "far") == "n2"
+    assert not any(isinstance(effect, Ahead) for _, _, effect in first.effects)
+    second.finish("far", value=b"there")
+    tree.settle()
+    assert first.results["far"].payload == b"there"
+    tree.at_root.clear()
+    first.submit("own", args=large("n1"))
+    first.submit("little", args=large("n2", MIB // 10))  # sooner fetched than asked about
+    tree.settle()
+    assert where(tree, "own") == "n1"
+    first.finish("own")
+    tree.settle()
+    assert where(tree, "little") == "n1"
+    assert any(isinstance(effect, Ahead) for _, _, effect in first.effects)
+    assert not tree.at_root["Delegate"]
+
+
+def test_a_root_with_executors_of_its_own_sends_tasks_to_their_data() -> None:
+    tree = Tree(nodes=2, root_workers=1)
+    tree.root.submit("far", args=large("n2"))
+    tree.settle()
+    assert where(tree, "far") == "n2"
+    tree.root.core.tables.data = "root:1"
+    tree.root.submit("here", args=large("root"))
+    tree.settle()
+    assert tree.root.assigned("w1") == ["here"]
+
+
+def test_data_where_there_is_no_room_is_fetched_instead() -> None:
+    tree = Tree(nodes=2)
+    tree.node("n2").submit("busy")
+    tree.settle()
+    tree.advance(0.1)
+    tree.node("n1").submit("far", args=large("n2", 10 * MIB))
+    tree.settle()
+    tree.advance(0.5)  # it went to ask, and came back
+    assert where(tree, "far") == "n1"
+
+
 def test_a_node_begins_to_fetch_what_waits_for_its_turn() -> None:
     tree = Tree(nodes=1)
     ref = large("elsewhere")
