@@ -391,6 +391,8 @@ class Core:
             self.recovery.returned(worker, attempts)
         for task in self.workforce.returned(worker, attempts, now):
             self.lifecycle.again(task, now)
+            if task.profile.prompt:
+                self.lifecycle.freshness.returned(task)
         self.lifecycle.drain(now)
 
     def _loop_lag(self, session: Session, message: LoopLag, now: float) -> None:

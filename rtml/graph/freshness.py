@@ -41,21 +41,33 @@ class Freshness:
         if profile.latest:
             older = self.newest.get(_key(task))
             if older is not None and older.state < State.ASSIGNED:
-                message = f"a newer call of {profile.name!r} with latest={profile.latest!r} came first"
-                self._fail(older, failure("Superseded", message, older), CANCELLED)
+                self._supersede(older)
             self.newest[_key(task)] = task
         if profile.max_age is not None:
-            self.tables.at(now + profile.max_age, self._aged, task.id)
+            self.tables.at(now + profile.max_age, self._aged, (task.id, 0))
+
+    def returned(self, task: TaskState) -> None:
+        """A call with a key or an age was handed over, and comes back before it has begun."""
+        profile = task.profile
+        if profile.latest and self.newest.get(_key(task), task) is not task:
+            self._supersede(task)
+        elif profile.max_age is not None:
+            self.tables.at(task.submitted + profile.max_age, self._aged, (task.id, task.attempt))
 
     def ended(self, task: TaskState) -> None:
         """A call with a key has ended."""
         if self.newest.get(_key(task)) is task:
             del self.newest[_key(task)]
 
-    def _aged(self, task_id: int, now: float) -> None:
-        """Timer of `max_age`."""
+    def _supersede(self, task: TaskState) -> None:
+        message = f"a newer call of {task.profile.name!r} with latest={task.profile.latest!r} came first"
+        self._fail(task, failure("Superseded", message, task), CANCELLED)
+
+    def _aged(self, task_attempt: tuple[int, int], now: float) -> None:
+        """Timer of `max_age`: one that has begun since is not too old any more, also if it is to be tried again."""
+        task_id, attempt = task_attempt
         task = self.tables.tasks.get(task_id)
-        if task is not None and task.state < State.ASSIGNED and task.attempt == 0:
+        if task is not None and task.state < State.ASSIGNED and task.attempt == attempt:
             message = f"task {task.profile.name!r} waited for longer than its max_age of {task.profile.max_age:g} s"
             self._fail(task, failure("DeadlineExceeded", message, task, missing=[task.profile.name]), EXPIRED)
             self._drain(now)

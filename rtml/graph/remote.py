@@ -209,7 +209,7 @@ class Remote:
             else:
                 error = failure("ObjectLost", f"{where}, where the future's task belongs, is gone")
             self._cancelled.discard(task.id)
-            self.lifecycle.arrived(task, TaskResult(task.id, 0, ERROR, error=error), 0.0)
+            self.lifecycle.arrived(task, TaskResult(task.id, 0, ERROR, error=error), now)
 
     # --- it is our submitter
 

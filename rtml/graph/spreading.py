@@ -10,7 +10,8 @@ its last `Offer` and as far as can be told since. Rules:
 * No task is handed on to where it came from, or more than `HOPS_MAX` times. What finds no place here in `SPILL_AFTER`
   seconds is given back to where it came from, if there is room.
 * Where it begins first counts the time to fetch its large arguments; it may even wait for a busy node that has them.
-* Beyond what is free over there, only work that will begin within `AHEAD` seconds is sent (two round trips).
+* Beyond what is free over there, only work that will begin within `AHEAD` seconds is sent (two round trips), and none
+  that a newer call may supersede.
 * An offer says what the other side's tasks may occupy here, with none of them counted: it counts them itself, so that
   two dispatchers that only send each other work need no further offers. A new one is sent when the last one has been
   wrong for two ticks.
@@ -202,20 +203,26 @@ class Spreading:
     def spread(self, active: list[Lane], now: float) -> None:
         """What the own executors have left of these lanes."""
         self._bytes.clear()
+        guests = any(
+            worker.session is not None and worker.session.delegations for worker in self.tables.remotes.values()
+        )
         for lane in active:
             if lane.count:
-                self._spread(lane, now)
+                self._spread(lane, guests, now)
 
-    def _spread(self, lane: Lane, now: float) -> None:
+    def _spread(self, lane: Lane, guests: bool, now: float) -> None:
+        """Hand over what others have room for; `guests`: tasks of other dispatchers are here, which may go back."""
         passed: list[TaskState] = []
-        while lane.count and len(passed) < _LOOK_MAX:
-            room = [worker for worker in self.tables.remotes.values() if worker.ready and self._room(worker, lane)]
+        room = self._room(lane)
+        while lane.count and len(passed) < _LOOK_MAX and (room or guests):
             task = lane.pop()
-            worker = self._choose(task, room, now)
+            able = [worker for worker, free in room if free or self._soon(worker, task)]
+            worker = self._choose(task, able, now)
             if worker is not None and self.locality.has_far(task):
-                worker = self._patiently(task, worker, room, now)
+                worker = self._patiently(task, worker, able, now)
             if worker is not None:
                 self.delegate(worker, task, now)
+                room = self._room(lane)
             elif self._goes_back(task, now):
                 self.give_back(task)
             else:
@@ -225,18 +232,31 @@ class Spreading:
         if lane.count:
             self._look_again(lane, now)
 
-    def _room(self, worker: WorkerState, lane: Lane) -> bool:
-        if self._bytes.get(worker.id, 0) > _BYTES_MAX:
+    def _room(self, lane: Lane) -> list[tuple[WorkerState, bool]]:
+        """Who may take one more task of this lane; with False only one that begins soon, beyond what is free there."""
+        room = []
+        shape = lane.profile.shape
+        for worker in self.tables.remotes.values():
+            node = worker.node
+            if not worker.ready or self._bytes.get(worker.id, 0) > _BYTES_MAX:
+                continue
+            if node.fits(shape):
+                room.append((worker, True))
+            elif worker.upward or not node.could_fit(shape):
+                continue
+            elif not lane.batch:
+                if worker.load < AHEAD * max(1.0, node.cpu):
+                    room.append((worker, False))
+            elif len(worker.queue) < 2 * lane.batch * max(1.0, node.cpu):  # formed over there, of what waits
+                room.append((worker, True))
+        return room
+
+    def _soon(self, worker: WorkerState, task: TaskState) -> bool:
+        """Whether a task that finds nothing free there would begin within `AHEAD` seconds."""
+        estimate = task.function.estimate
+        if estimate is None or task.profile.prompt:
             return False
-        node, shape = worker.node, lane.profile.shape
-        if node.fits(shape):
-            return True
-        if worker.upward or not node.could_fit(shape):
-            return False
-        if lane.batch:  # formed over there, of what waits
-            return len(worker.queue) < 2 * lane.batch * max(1.0, node.cpu)
-        estimate = lane.head().function.estimate
-        return estimate is not None and worker.load + estimate < AHEAD * max(1.0, node.cpu)
+        return worker.load + estimate < AHEAD * max(1.0, worker.node.cpu)
 
     def _choose(self, task: TaskState, room: list[WorkerState], now: float) -> WorkerState | None:
         """Where the task will begin first, if it may leave."""
@@ -403,9 +423,12 @@ class Spreading:
             batch=profile.batch,
             batch_delay=profile.batch_delay,
             name=profile.name,
-            detached=profile.detached or None,
-            tenant=profile.tenant or None,
-            hedge=profile.hedge or None,
+            detached=profile.detached,
+            tenant=profile.tenant,
+            admission=False,  # its graph was let in here
+            hedge=profile.hedge,
+            latest=profile.latest,
+            max_age=None if profile.max_age is None else max(0.0, task.submitted + profile.max_age - now),
         )
 
     def give_back(self, task: TaskState) -> None:
