@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rtml.dispatcher import main as run_dispatcher
 
         try:
-            run_dispatcher(_dispatcher_arguments(given[1:], os.environ))
+            run_dispatcher(_dispatcher_arguments(given[1:], os.environ), _say)
         except AddressError as error:
             _fail(f"rtml dispatcher: {error}", _USAGE)
         return
@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read has seen enough. What is still buffered must not fail once more when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _FAILED
-    except AddressError as error:
+    except (ValueError, TypeError) as error:  # what was asked for cannot be done: `AddressError` is one, too
         _fail(f"rtml {options.command}: {error}", _USAGE)
-    except (RtmlError, OSError, ValueError, TypeError) as error:
+    except (RtmlError, OSError) as error:
         _fail(f"rtml {options.command}: {error}", _FAILED)
     except KeyboardInterrupt:
         code = 130
@@ -105,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)
@@ -146,19 +150,18 @@ def _run(options: argparse.Namespace, http: config.HttpSettings, engine: config.
     """The gateway process, on the engine at `address` or on one of its own."""
     from rtml.serving.running import run
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     apps = getattr(options, "apps", [])
     if options.command != "up" and not apps and not http.model_repository:
         _fail(f"rtml {options.command}: name an app (MODULE:APP) or a model repository (--model-repository)", _USAGE)
     keys = _load(config.KeySettings, options)
-    say(f"rtml {options.command}: {config.show(http, engine, keys)}")
-    arguments = {}
+    shown, arguments = [http, engine, keys], {}
     if isinstance(engine, config.EngineSettings):
-        arguments = engine.for_connect() | _load(config.ObjectSettings, options).for_connect()
+        objects = _load(config.ObjectSettings, options)
+        shown.append(objects)
+        arguments = engine.for_connect() | objects.for_connect()
     arguments["keys"] = keys.keys
-    return run(apps, http, address, arguments, say)
+    _say(f"rtml {options.command}: {config.show(*shown)}")
+    return run(apps, http, address, arguments, _say)
 
 
 def _ask(options: argparse.Namespace, what: str, argument: str = "") -> str:
@@ -192,11 +195,8 @@ def _worker(options: argparse.Namespace) -> int:
     if not node.dispatcher:
         _fail("rtml worker: --dispatcher is missing: the address of the dispatcher to work for", _USAGE)
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    say(f"rtml worker: {config.show(node, keys, objects)}")
-    return run(node, keys.keys, say, objects)
+    _say(f"rtml worker: {config.show(node, keys, objects)}")
+    return run(node, keys.keys, _say, objects)
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -46,6 +47,7 @@ from rtml.messages import (
     encode,
 )
 from rtml.metrics import DispatcherMetrics
+from rtml.settings import plain
 from rtml.transfer import counts
 
 log = logging.getLogger("rtml.dispatcher")
@@ -141,6 +143,9 @@ class Dispatcher:
     def _above(self, uplink: Dialler, now: float) -> list[tuple[int, bytes | None]]:
         """What came from the dispatcher above; a new connection begins with an introduction."""
         lost, frames, fresh = uplink.poll()
+        trouble = uplink.trouble()
+        if trouble:
+            log.warning("no connection to the dispatcher above: %s; trying on", trouble)
         if lost:
             log.warning("lost the dispatcher at %s; connecting again", uplink.address)
             self._execute(self.core.handle([(UPLINK, None)], now))
@@ -346,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
             "--" + name.replace("_", "-"),
             type=type(value),
             default=value,
-            help=f"{LIMITS_HELP[name]} (default {value:g})",
+            help=f"{LIMITS_HELP[name]} (default {plain(value)})",
         )
     return parser
 
@@ -358,8 +363,13 @@ def _weight(text: str) -> tuple[str, int]:
     return name, int(turns)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a dispatcher until SIGTERM or SIGINT."""
+def main(arguments: list[str] | None = None, say: Callable[[str], None] | None = None) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT.
+
+    Args:
+        arguments: of the command.
+        say: tells the operator where it listens; None is for dispatchers that a supervisor starts.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     limits = Limits(**{name: getattr(options, name) for name in Limits._fields})
@@ -388,13 +398,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.set_wakeup_fd(writable)
     hub.add_fd(readable)
     try:
-        for address in options.listen:
-            try:
-                tcp_keys = hub_keys(options.keys) if options.keys and address.startswith("tcp://") else None
-                hub.listen(address, tcp_keys)
-            except AddressError as error:
-                sys.stderr.write(f"rtml dispatcher: {error}\n")
-                raise SystemExit(2) from None
+        places = _listen(options, hub)
         # Start-up objects are never garbage, and reference counting frees tasks: the collector is for accidents.
         gc.collect()
         gc.freeze()
@@ -402,11 +406,27 @@ def main(arguments: list[str] | None = None) -> None:
         metrics.watch_gc(metrics.gc_pause.labels())
         if uplink is not None:
             uplink.start()
+        if say is not None:
+            work = f"works for {uplink.address}" if uplink is not None else "tasks run on nodes that join (rtml worker)"
+            say(f"rtml dispatcher: listening at {', '.join(places)}; policy {options.policy}; {work}")
         dispatcher.run()
     finally:
         if uplink is not None:
             uplink.close()
         hub.close()
+
+
+def _listen(options: argparse.Namespace, hub: Hub) -> list[str]:
+    """Open all addresses; returns them with their real ports. One that cannot be used ends the process."""
+    places = []
+    for address in options.listen:
+        try:
+            keys = hub_keys(options.keys) if options.keys and address.startswith("tcp://") else None
+            places.append(hub.listen(address, keys))
+        except AddressError as error:
+            sys.stderr.write(f"rtml dispatcher: {error}\n")
+            raise SystemExit(2) from None
+    return places
 
 
 def _uplink(options: argparse.Namespace, hub: Hub) -> Dialler | None:

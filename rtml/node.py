@@ -30,7 +30,7 @@ from rtml.exchange import LABEL_AMOUNT
 from rtml.link import AddressError
 from rtml.link.keys import NODE, peer_keys
 from rtml.operating import ask
-from rtml.settings import NodeSettings, ObjectSettings
+from rtml.settings import NodeSettings, ObjectSettings, plain
 
 #: Seconds that the tree may take to end after its tasks had their time.
 _GOODBYE: Final = 5.0
@@ -46,8 +46,7 @@ def arguments_of(settings: NodeSettings, keys: str, objects: ObjectSettings) -> 
     """
     if not settings.dispatcher.startswith(("tcp://", "ipc://")):
         raise AddressError(f"--dispatcher {settings.dispatcher!r}: tcp://host:port (or ipc:///path) is expected")
-    cpus = settings.cpu if settings.cpu is not None else float(len(os.sched_getaffinity(0)))
-    workers = settings.workers if settings.workers is not None else max(1, math.ceil(cpus))
+    cpus, workers = size_of(settings)
     resources = dict(settings.resources)
     resources |= {f"{name}={value}": LABEL_AMOUNT for name, value in settings.labels.items()}
     given: dict[str, object] = {
@@ -70,6 +69,12 @@ def arguments_of(settings: NodeSettings, keys: str, objects: ObjectSettings) -> 
         peer_keys(keys, NODE)  # what is wrong with them is said here, not by a process that cannot start
         arguments.append(f"--dispatcher-arg=--keys={os.path.abspath(keys)}")
     return arguments
+
+
+def size_of(settings: NodeSettings) -> tuple[float, int]:
+    """Cpus and executors of a node."""
+    cpus = settings.cpu if settings.cpu is not None else float(len(os.sched_getaffinity(0)))
+    return cpus, settings.workers if settings.workers is not None else max(1, math.ceil(cpus))
 
 
 def name_of(settings: NodeSettings) -> str:
@@ -110,7 +115,9 @@ def run(
             threading.Thread(target=server.serve_forever, name="rtml-metrics", daemon=True).start()
             place = f"http://{settings.metrics_host}:{server.server_address[1]}"
             say(f"metrics: {place}/metrics, health: /healthz and /readyz")
-        say(f"node {name_of(settings)} of the dispatcher at {settings.dispatcher}")
+        cpus, workers = size_of(settings)
+        executors = f"{plain(cpus)} cpus, {workers} executors and {settings.async_executors} for async functions"
+        say(f"node {name_of(settings)} of the dispatcher at {settings.dispatcher}: {executors}")
         if not _wait(tree, readable):
             code = _EXIT_ENDED
             say("the node has ended by itself, see its output above")

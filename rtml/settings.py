@@ -292,6 +292,11 @@ def _entries(parts: Sequence[str], name: str, kind: type[Settings]) -> dict[str,
     return entries
 
 
+def plain(number: float) -> str:
+    """A number for people: without an exponent, and a whole one without a point."""
+    return str(int(number)) if number == int(number) else f"{number:.15g}" if abs(number) >= 1e-4 else str(number)
+
+
 def show(*settings: Settings) -> str:
     """One line for the start of a process's log."""
     values = [item for part in settings for item in msgspec.structs.asdict(part).items()]
@@ -300,7 +305,7 @@ def show(*settings: Settings) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        value = [f"{name}={entry if isinstance(entry, str) else format(entry, 'g')}" for name, entry in value.items()]
+        value = [f"{name}={entry if isinstance(entry, str) else plain(entry)}" for name, entry in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ",".join(value) or "-"
     return "-" if value in (None, "") else str(value)

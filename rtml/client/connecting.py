@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from rtml import link as links
 from rtml.errors import ConnectionLost, ProtocolError
-from rtml.link import Link, LinkClosed
+from rtml.link import KeyRefused, Link, LinkClosed
 from rtml.link.keys import peer_keys
 from rtml.messages import Hello, Message, Refused, Submit, Welcome, decode, encode
 
@@ -22,8 +24,13 @@ if TYPE_CHECKING:
 #: Seconds that a dispatcher, once connected, may take to answer.
 _HANDSHAKE_TIMEOUT: Final = 10.0
 
+#: Seconds without an answer after which whoever waits for the first one is told what it waits for.
+_PATIENCE: Final = 1.5
+
 _PAUSE_MIN: Final = 0.01
 _PAUSE_MAX: Final = 1.0
+
+_logger = logging.getLogger("rtml.client")
 
 
 class Peer:
@@ -73,7 +80,7 @@ class Connector:
         self._curve = peer_keys(keys) if keys and address.startswith("tcp://") else None
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
-        self._obstacle = obstacle or (lambda: "")
+        self._obstacle = obstacle
         self._timings = timings
 
     def first(self, client: Client, peer: Peer) -> Link:
@@ -83,19 +90,48 @@ class Connector:
             ConnectionLost: nobody answers in time.
             ProtocolError: we are refused.
         """
-        deadline = time.monotonic() + self._connect_timeout
+        began = time.monotonic()
+        deadline = began + self._connect_timeout
+        # An engine that is started here takes its time, and says itself what is wrong; who waits shortly hears it soon.
+        told = self._obstacle is not None or self._connect_timeout <= 2 * _PATIENCE
         while True:
-            left = deadline - time.monotonic()
+            now = time.monotonic()
+            left = deadline - now
+            wait = left if told else min(left, began + _PATIENCE - now)
             try:
-                link = links.connect(self.address, max(0.0, min(left, _PAUSE_MAX)), self._curve)
+                link = links.connect(self.address, max(0.0, min(wait, _PAUSE_MAX)), self._curve)
             except LinkClosed as error:
-                obstacle = self._obstacle()
+                obstacle = self._obstacle() if self._obstacle is not None else ""
                 if obstacle:
                     raise ConnectionLost(f"{error}; {obstacle}") from error
-                if left <= _PAUSE_MAX:
-                    raise
+                now = time.monotonic()
+                if now >= deadline:
+                    raise LinkClosed(self._unanswered(error)) from error
+                if not told and now >= began + _PATIENCE:
+                    told = True
+                    _logger.warning("%s; trying for %.0f s more", error, deadline - now)
             else:
                 return self._handshake(link, client, peer)
+
+    def _unanswered(self, error: LinkClosed) -> str:
+        """What was tried, for how long, and what to look at."""
+        text = f"{error}, for {self._connect_timeout:g} s"
+        if self._obstacle is not None:
+            return text
+        if isinstance(error, KeyRefused):
+            return f"{text}; the dispatcher's directory of keys must have the public half of {self.keys}/client.secret"
+        if not self.address.startswith("tcp://"):
+            return (
+                f"{text}; is its engine still running? `rtml status` without an address looks for those of this machine"
+            )
+        host = self.address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as unknown:
+            return f"{text}; the name {host!r} is unknown here ({unknown.strerror})"
+        started = "`rtml dispatcher --listen ADDRESS`, or rtml.connect(listen=ADDRESS)"
+        keys = "with the other half of our keys" if self.keys else "without keys"
+        return f"{text}; is a dispatcher listening there {keys} ({started}), and does no firewall keep it from us?"
 
     def again(self, client: Client, peer: Peer, pause: Callable[[float], bool]) -> Link:
         """A new link, after one was lost. Say everything again on it (`Client.resume`) before using it.
@@ -112,7 +148,7 @@ class Connector:
         reason: BaseException = ConnectionLost("closed")
         wait = 0.0
         while (left := deadline - time.monotonic()) > 0 and pause(min(wait, left)):
-            obstacle = self._obstacle()
+            obstacle = self._obstacle() if self._obstacle is not None else ""
             if obstacle:
                 raise ConnectionLost(f"the engine's processes are gone: {obstacle}")
             try:

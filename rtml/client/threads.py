@@ -62,7 +62,7 @@ class ThreadDriver:
         self._connector = connector
         self._peer = Peer()
         self._client: Client
-        #: None while there is no connection. Replaced under `_sending` and `lock`.
+        #: None while there is no connection. Replaced under `_sending` and `lock`, and closed only after that.
         self._link: Link | None = None
         #: Held while receiving and applying what was received.
         self._lead = threading.Lock()
@@ -174,11 +174,11 @@ class ThreadDriver:
         """Let `loop` receive, and send what its turn has submitted."""
         if self._loop is not loop and (self._loop is None or self._loop.is_closed() or not self._loop.is_running()):
             self._detach_loop()
-            link = self._link
-            if link is not None:
-                loop.add_reader(link.fileno(), self._turn)
-                self._loop = loop
-                self._ring()
+            with self.lock:
+                if self._link is not None:
+                    loop.add_reader(self._link.fileno(), self._turn)
+                    self._loop = loop
+            self._ring()
         if self._loop_due is not loop:
             self._loop_due = loop
             loop.call_soon(self._flush_in_loop)
@@ -195,7 +195,7 @@ class ThreadDriver:
         if self._helper is not None and self._helper is not threading.current_thread():
             self._helper.join()
         self._detach_loop()
-        with self._sending:
+        with self._sending, self.lock:
             link, self._link = self._link, None
         if link is not None:
             link.close()
@@ -302,11 +302,11 @@ class ThreadDriver:
             self.flush()
 
     def _detach_loop(self) -> None:
-        loop, self._loop = self._loop, None
-        link = self._link
-        if loop is None or link is None or loop.is_closed():
-            return
-        fd = link.fileno()
+        with self.lock:
+            loop, self._loop = self._loop, None
+            if loop is None or self._link is None or loop.is_closed():
+                return
+            fd = self._link.fileno()
         try:
             loop.call_soon_threadsafe(loop.remove_reader, fd)
         except RuntimeError:
@@ -360,11 +360,12 @@ class ThreadDriver:
 
     def _poll(self, timeout: float | None, *, watch: bool) -> None:
         """Wait for the bell, and with `watch` for the link, whose messages are applied."""
-        link = self._link if watch else None
         poller = select.poll()
         poller.register(self._bell_read, select.POLLIN)
-        if link is not None:
-            poller.register(link.fileno(), select.POLLIN)
+        with self.lock:
+            link = self._link if watch else None
+            if link is not None:
+                poller.register(link.fileno(), select.POLLIN)
         ready = [fd for fd, _ in poller.poll(None if timeout is None else timeout * 1000)]
         if self._bell_read in ready:
             try:

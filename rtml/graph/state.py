@@ -53,6 +53,9 @@ class State:
     NAMES: Final = ("waiting", "ready", "assigned", "done")
 
 
+#: An amount of a resource called NAME=VALUE that only says that the label is there: `rtml worker --label` offers 1e9.
+_PLENTY: Final = 1e6
+
 #: from -> allowed next states; `TaskState.move` asserts it, and nothing else changes a state.
 TRANSITIONS: Final[tuple[frozenset[int], ...]] = (
     frozenset({State.READY, State.DONE}),
@@ -82,9 +85,16 @@ class Shape:
 
 
 def amounts(resources: dict[str, float]) -> list[str]:
-    """Resources for people: "gpu=0.5", "memory=8000000000"."""
-    # Bytes in scientific notation are for nobody.
-    return [f"{name}={amount:{'g' if amount < 1e5 else '.0f'}}" for name, amount in sorted(resources.items())]
+    """Resources for people: "gpu=0.5", "memory=8000000000"; a label, of which there is plenty, as it is: "zone=a"."""
+    return [
+        # Bytes in scientific notation are for nobody.
+        name if _is_label(name, amount) else f"{name}={amount:{'g' if amount < 1e5 else '.0f'}}"
+        for name, amount in sorted(resources.items())
+    ]
+
+
+def _is_label(name: str, amount: float) -> bool:
+    return "=" in name and (amount == 1 or amount >= _PLENTY)
 
 
 class Profile:

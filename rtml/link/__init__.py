@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rtml.link.base import AddressError, Link, LinkClosed
+from rtml.link.base import AddressError, KeyRefused, Link, LinkClosed
 from rtml.link.hub import Hub
 from rtml.link.unix import connect_unix
 
 if TYPE_CHECKING:
     from rtml.link.keys import CurveKeys
 
-__all__ = ["AddressError", "Hub", "Link", "LinkClosed", "connect"]
+__all__ = ["AddressError", "Hub", "KeyRefused", "Link", "LinkClosed", "connect"]
 
 
 def connect(address: str, timeout: float = 10.0, keys: CurveKeys | None = None) -> Link:

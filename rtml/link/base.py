@@ -28,6 +28,7 @@ lock, two in `recv` are served one after the other. `wake` may be called from an
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -73,6 +74,10 @@ _PIECE: Final = PACKET_MAX - 2
 
 class LinkClosed(ConnectionLost):
     """The peer is gone, cut this side off, or never appeared; the message says which."""
+
+
+class KeyRefused(LinkClosed):
+    """The dispatcher does not know the key that this side has."""
 
 
 class AddressError(RtmlError, ValueError):
@@ -196,6 +201,9 @@ class ReceivingLink:
     #: An empty packet is the end of the connection, not a keepalive.
     _ends = False
 
+    #: What `fileno` watches for the transport.
+    _fds: tuple[int, ...]
+
     def __init__(self, packet_max: int) -> None:
         #: Packets taken from the transport and not yet returned. Only C code extends it, so that no signal handler
         #: can run between taking a packet and storing it.
@@ -208,10 +216,35 @@ class ReceivingLink:
         #: Why nothing will arrive any more.
         self._over: str | None = None
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        #: Held while `fileno` makes its descriptor.
-        self._making = threading.Lock()
+        #: Made by `fileno`, for those who want to wait for several things.
+        self._epoll: select.epoll | None = None
+        #: Held while the descriptors are made for `fileno`, or closed: that may be two threads' business at once.
+        self._descriptors = threading.Lock()
         #: Somebody waits on `fileno()`, which must be readable whenever `recv(0)` would return frames.
         self._watched = False
+
+    def fileno(self) -> int:
+        """See `Link.fileno`."""
+        with self._descriptors:
+            if self._wake_fd < 0:
+                raise LinkClosed("the link is closed")
+            epoll = self._epoll
+            if epoll is None:
+                epoll = self._epoll = select.epoll()
+                for fd in (*self._fds, self._wake_fd):
+                    epoll.register(fd, select.EPOLLIN)
+                self._watched = True
+                self.wake()
+            return epoll.fileno()
+
+    def _close_descriptors(self) -> None:
+        """Before the transport closes its own, so that `fileno` finds either all or none."""
+        with self._descriptors:
+            if self._epoll is not None:
+                self._epoll.close()
+            wake_fd, self._wake_fd = self._wake_fd, -1
+            os.close(wake_fd)
+        self._inbox.clear()
 
     def _fill(self, timeout: float | None) -> bool:
         """Wait for input and move packets to the inbox; at the end call `_end`. False after the timeout or a wake."""

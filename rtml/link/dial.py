@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from rtml.link.addresses import check_peer
 from rtml.link.base import OUTBOX_MAX, AddressError, LinkClosed
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Dialler:
     def __init__(self, address: str, keys: CurveKeys | None, hub: Hub) -> None:
         if not address.startswith(("tcp://", "ipc://")):
             raise AddressError(f"{address!r} is no address of a dispatcher above: tcp://host:port or ipc:///path")
+        check_peer(address)
         self.address = address
         self._keys = keys
         self._hub = hub
@@ -51,6 +53,11 @@ class Dialler:
         #: Between the loop and the thread: new links for the one, old ones for the other.
         self._new: deque[ZmqLink] = deque()
         self._old: deque[ZmqLink] = deque()
+        #: Why there is no connection, if that is news; see `trouble`.
+        self._trouble = ""
+        #: Held while something is handed to the loop or taken by it, together with the bell: else a ring that comes
+        #: after what it is for has been taken would keep the loop awake for ever.
+        self._handing = threading.Lock()
         self._wanted = threading.Event()
         self._closed = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -66,6 +73,11 @@ class Dialler:
     def waiting(self) -> bool:
         """Something could not be sent at once: call `poll` again after `RESEND` seconds."""
         return bool(self._outbox)
+
+    def trouble(self) -> str:
+        """Why no connection could be made so far, said once for each reason; "" otherwise."""
+        trouble, self._trouble = self._trouble, ""
+        return trouble
 
     def poll(self) -> tuple[bool, list[bytes], bool]:
         """What happened since the last call.
@@ -85,13 +97,15 @@ class Dialler:
                 self._lose()
         lost, self._lost = self._lost, False
         fresh = False
-        if self._link is None and self._new:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._bell)
-            self._link = self._new.popleft()
-            self._fd = self._link.fileno()
-            self._hub.add_fd(self._fd)
-            fresh = True
+        if self._link is None:
+            with self._handing:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._bell)
+                self._link = self._new.popleft() if self._new else None
+            if self._link is not None:
+                self._fd = self._link.fileno()
+                self._hub.add_fd(self._fd)
+                fresh = True
         return lost, frames, fresh
 
     def send(self, frame: bytes) -> None:
@@ -140,6 +154,7 @@ class Dialler:
     def _dial(self) -> None:
         from rtml.link.zeromq import connect_zeromq
 
+        said = ""
         while True:
             self._wanted.wait()
             while self._old:
@@ -151,10 +166,22 @@ class Dialler:
             self._wanted.clear()
             try:
                 link = connect_zeromq(self.address, _ATTEMPT, self._keys)
-            except (LinkClosed, AddressError):
+            except (LinkClosed, AddressError) as error:
                 self._wanted.set()
+                if str(error) != said and not self._closed:
+                    said = str(error)
+                    self._ring(trouble=said)
                 threading.Event().wait(_PAUSE)
                 continue
-            self._new.append(link)
+            said = ""
+            self._ring(link)
+
+    def _ring(self, link: ZmqLink | None = None, trouble: str = "") -> None:
+        """Hand something to the loop, and wake it."""
+        with self._handing:
+            if link is not None:
+                self._new.append(link)
+            if trouble:
+                self._trouble = trouble
             if not self._closed:
                 os.eventfd_write(self._bell, 1)

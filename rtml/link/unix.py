@@ -81,6 +81,7 @@ class UnixLink(ReceivingLink):
         super().__init__(PACKET_MAX)
         self._socket = sock
         self._fd = sock.fileno()
+        self._fds = (self._fd,)
         # Never ends: at the end of the connection it yields empty packets.
         self._packets: Iterator[bytes] = iter(partial(sock.recv, _BUFFER, _DONTWAIT), None)
         poller = select.poll()
@@ -91,23 +92,6 @@ class UnixLink(ReceivingLink):
         #: A slow `send` is on the stack; frames of a signal handler go to `_later`.
         self._sending = False
         self._later: deque[bytes] = deque()
-        self._epoll: select.epoll | None = None
-
-    def fileno(self) -> int:
-        """See `Link.fileno`."""
-        if self._wake_fd < 0:
-            raise LinkClosed("the link is closed")
-        if self._epoll is None:
-            with self._making:
-                if self._epoll is None:
-                    epoll = select.epoll()
-                    epoll.register(self._fd, select.EPOLLIN)
-                    epoll.register(self._wake_fd, select.EPOLLIN)
-                    self._epoll = epoll
-                    self._watched = True
-                    if self._inbox:
-                        self.wake()
-        return self._epoll.fileno()
 
     # --- receiving ------------------------------------------------------------------------------------------------
 
@@ -212,12 +196,8 @@ class UnixLink(ReceivingLink):
         with self._input:
             if self._wake_fd < 0:
                 return
+            self._close_descriptors()
             self._socket.close()
-            if self._epoll is not None:
-                self._epoll.close()
-            wake_fd, self._wake_fd = self._wake_fd, -1
-            os.close(wake_fd)
-            self._inbox.clear()
 
 
 class UnixListener:

@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils import z85
 
-from rtml.link.addresses import check_port, is_loopback
+from rtml.link.addresses import check_peer, check_port, is_loopback
 from rtml.link.base import (
     BATCH_MAX,
     BYE_PACKET,
     INBOX_MAX,
     PEERS_MAX,
     AddressError,
+    KeyRefused,
     LinkClosed,
     ReceivingLink,
     check_size,
@@ -128,7 +129,7 @@ def connect_zeromq(address: str, timeout: float, keys: CurveKeys | None) -> ZmqL
         LinkClosed: nobody answered there in time, or the keys were refused.
         AddressError: the address is malformed.
     """
-    check_port(address)
+    check_peer(address)
     deadline = time.monotonic() + timeout
     context = zmq.Context()
     try:
@@ -161,7 +162,7 @@ def _attempt(context: Context, address: str, timeout: float, keys: CurveKeys | N
         while True:
             seen = _monitor_events(monitor)
             if seen & zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                raise LinkClosed(f"{address} refuses our key")
+                raise KeyRefused(f"{address} refuses our key")
             if seen & zmq.EVENT_HANDSHAKE_SUCCEEDED and not seen & _REFUSED:
                 return ZmqLink(context, sock, monitor)
             left = deadline - time.monotonic()
@@ -196,28 +197,12 @@ class ZmqLink(ReceivingLink):
         #: itself).
         self._calls = threading.RLock()
         self._packets: Iterator[bytes] = iter(partial(sock.recv, zmq.NOBLOCK), None)
-        self._fds = (_fd(sock), _fd(monitor), self._wake_fd)
-        self._epoll: select.epoll | None = None
+        self._fds = (_fd(sock), _fd(monitor))
         #: A blocked `send` is on the stack; frames of a signal handler go to `_later`.
         self._sending = False
         self._later: deque[bytes] = deque()
         #: The connection is gone; frames that arrived before may still be unread.
         self._lost = False
-
-    def fileno(self) -> int:
-        """See `Link.fileno`."""
-        if self._wake_fd < 0:
-            raise LinkClosed("the link is closed")
-        if self._epoll is None:
-            with self._making:
-                if self._epoll is None:
-                    epoll = select.epoll()
-                    for fd in self._fds:
-                        epoll.register(fd, select.EPOLLIN)
-                    self._epoll = epoll
-                    self._watched = True
-                    self.wake()
-        return self._epoll.fileno()
 
     # --- receiving ------------------------------------------------------------------------------------------------
 
@@ -229,7 +214,7 @@ class ZmqLink(ReceivingLink):
                 self._end("the peer is gone")
                 return True
             poller = select.poll()
-            for fd in self._fds:
+            for fd in (*self._fds, self._wake_fd):
                 poller.register(fd, select.POLLIN)
             ready = poller.poll(None if timeout is None else timeout * 1000)
             self._look_at_monitor()
@@ -303,8 +288,7 @@ class ZmqLink(ReceivingLink):
     def _send_slowly(self, packet: bytes) -> None:
         poller = select.poll()
         for fd in self._fds:
-            if fd != self._wake_fd:
-                poller.register(fd, select.POLLIN)
+            poller.register(fd, select.POLLIN)
         while not self._try(packet):
             # A timeout, because the edge may have been swallowed by another thread's `recv`.
             poller.poll(10)
@@ -333,15 +317,11 @@ class ZmqLink(ReceivingLink):
         with self._input, self._calls:
             if self._wake_fd < 0:
                 return
+            self._close_descriptors()
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close()
             self._context.term()
-            if self._epoll is not None:
-                self._epoll.close()
-            wake_fd, self._wake_fd = self._wake_fd, -1
-            os.close(wake_fd)
-            self._inbox.clear()
 
 
 # --- the hub's side ----------------------------------------------------------------------------------------------

@@ -416,8 +416,9 @@ class ExecutorDriver:
             poller.register(self._bell, select.POLLIN)
             watched = -1
             if (self._waiting or self._expecting) and not self.main_drives and not self._lost:
-                watched = self._link.fileno()
-                poller.register(watched, select.POLLIN)
+                with contextlib.suppress(LinkClosed):  # another thread connects again
+                    watched = self._link.fileno()
+                    poller.register(watched, select.POLLIN)
             due = [at for at in (self._flush_at, self._logs_at, self._signal_at) if at]
             timeout = max(0.0, min(due) - time.monotonic()) * 1000 if due else None
             ready = [fd for fd, _ in poller.poll(timeout)]

@@ -15,6 +15,7 @@ import pytest
 
 import rtml
 from rtml.errors import ConnectionLost, LimitExceeded
+from rtml.link import AddressError
 from tests.integration import programs
 from tests.integration.engine import children_of_this, kill
 
@@ -136,10 +137,73 @@ def test_addresses_and_limits_that_cannot_be_used_end_in_one_line(arguments: lis
     assert message in lines[0]
 
 
-def test_a_dispatcher_alone_ends_in_one_line_too() -> None:
-    done = command("dispatcher", "--listen", "tcp://0.0.0.0:17433")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "rtml dispatcher: tcp://0.0.0.0:17433 can be reached" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "tcp://0.0.0.0:17433"], "rtml dispatcher: tcp://0.0.0.0:17433 can be reached"),
+        (["--listen", "ipc:///nowhere/s", "--uplink", "tcp://10.0.0.1:99999"], "no port from 1 to 65535"),
+        (["--listen", "ipc:///nowhere/s", "--uplink", "tcp://10.0.0.1"], "no host: tcp://host:port is expected"),
+    ],
+)
+def test_a_dispatcher_alone_ends_in_one_line_too(arguments: list[str], message: str) -> None:
+    done = command("dispatcher", *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_dispatcher_and_node_say_where_they_are(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    program = [sys.executable, "-m", "rtml"]
+    offer = ["--cpu", "2", "--workers", "3", "--name", "n7", "--label", "zone=a"]
+    node = subprocess.Popen(
+        [*program, "worker", "--dispatcher", address, *offer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    lines = [
+        f"node n7 of the dispatcher at {address}: 2 cpus, 3 executors and 1 for async functions",
+        f"no connection to the dispatcher above: nobody answers at {address}; trying on",
+        f"connected to the dispatcher at {address}",
+    ]
+    with node:
+        try:
+            assert node.stdout is not None
+            assert node.stderr is not None
+            while lines[0] not in node.stdout.readline():
+                assert node.poll() is None
+            while lines[1] not in node.stderr.readline():
+                assert node.poll() is None
+            listen = ["--listen", address, "--listen", f"ipc://{tmp_path}/s"]
+            with subprocess.Popen([*program, "dispatcher", *listen], stdout=subprocess.PIPE, text=True) as dispatcher:
+                try:
+                    assert dispatcher.stdout is not None
+                    said = dispatcher.stdout.readline()
+                    assert said.startswith(f"rtml dispatcher: listening at {address}, ipc://{tmp_path}/s; policy edf; ")
+                    while lines[2] not in node.stderr.readline():
+                        assert node.poll() is None
+                finally:
+                    dispatcher.terminate()
+        finally:
+            node.terminate()
+            node.communicate(timeout=60)
+
+
+def test_who_connects_to_nobody_is_told_early_what_it_waits_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtml.client.embedded.START_TIMEOUT", 3.1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ConnectionLost, match=rf"{address}, for 3\.1 s; is a dispatcher listening there without keys"):
+        rtml.connect(address)
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "rtml.client"]
+    assert told.startswith(f"nobody answers at {address}; trying for ")
+    monkeypatch.setattr("rtml.client.embedded.START_TIMEOUT", 0.5)
+    with pytest.raises(ConnectionLost, match=r"for 0.5 s; the name 'nowhere.invalid' is unknown here"):
+        rtml.connect("tcp://nowhere.invalid:7411")
+    with pytest.raises(ConnectionLost, match=r"nobody listens at unix:/nowhere/s .*rtml status"):
+        rtml.connect("unix:/nowhere/s")
+    with pytest.raises(AddressError, match="no port from 1 to 65535"):
+        rtml.connect("tcp://10.0.0.1:0")
 
 
 def test_ports_in_use_end_in_one_line() -> None:

@@ -314,8 +314,8 @@ def test_a_gateway_on_an_engine_that_runs_elsewhere() -> None:
     ("arguments", "code", "message"),
     [
         (["serve"], 2, "MODULE:APP"),
-        (["serve", "no_such_module:app"], 1, "there is no module 'no_such_module'"),
-        (["serve", "tests.integration.served_app:nothing"], 1, "there is no 'nothing' in"),
+        (["serve", "no_such_module:app"], 2, "there is no module 'no_such_module'"),
+        (["serve", "tests.integration.served_app:nothing"], 2, "there is no 'nothing' in"),
         (["serve", APP, "--port", "x"], 2, "--port (RTML_PORT): Expected `int`"),
         (["status", "--address", "unix:/nowhere/dispatcher.sock"], 1, "nowhere"),
         (["nothing"], 2, "invalid choice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from pathlib import Path
@@ -103,6 +104,31 @@ def test_a_store_of_a_distant_engine_refuses() -> None:
     store.free(1)
     store.sweep()
     store.close()
+
+
+@pytest.mark.parametrize("scheme", ["unix", "ipc"])
+def test_a_link_may_be_closed_while_another_thread_asks_for_its_descriptor(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rtml import link as links
+    from tests.fake_dispatcher import running
+
+    with running(scheme) as (fake, _):
+        link = links.connect(fake.address)
+        closing = threading.Thread(target=link.close)
+        real = select.epoll
+
+        def epoll() -> select.epoll:
+            closing.start()
+            closing.join(0.2)  # as far as it gets
+            return real()
+
+        monkeypatch.setattr("rtml.link.base.select.epoll", epoll)
+        assert link.fileno() > 0
+        closing.join(10)
+        assert not closing.is_alive()
+        with pytest.raises(links.LinkClosed, match="the link is closed"):
+            link.fileno()
 
 
 @pytest.mark.parametrize("scheme", ["unix", "ipc"])

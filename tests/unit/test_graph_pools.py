@@ -247,3 +247,11 @@ def test_two_nodes() -> None:
     assert engine.heard("node", StartExecutor)
     assert not engine.heard("other", StartExecutor)
     assert not engine.heard("other", Interrupt)
+
+
+def test_labels_are_shown_as_labels() -> None:
+    engine = Engine(1, resources={"zone=a": 1e9, "licence": 3.0, "rack=7": 0.5})
+    engine.submit("t", resources={"zone=b": 1.0, "licence": 1.0})
+    said = engine.error("t").message
+    assert "asks for cpu=1, licence=1, zone=b, which no worker can ever offer" in said
+    assert "there is: n with cpu=1, licence=3, rack=7=0.5, zone=a)" in said

@@ -1,6 +1,7 @@
 """Settings from arguments, environment and defaults, and the command line made of them."""
 
 import argparse
+import re
 
 import pytest
 
@@ -108,3 +109,23 @@ def test_the_dispatchers_own_arguments_take_the_environment_too() -> None:
     assert added[-2:] == ["--shm-dir", "s"]
     assert command._dispatcher_arguments(["--listen=x"], environment)[-1:] == ["--listen=x"]
     assert "unix:/a" not in command._dispatcher_arguments(["--listen=x"], environment)
+
+
+def test_numbers_are_shown_without_exponents(capsys: pytest.CaptureFixture[str]) -> None:
+    given = (0, 1.0, 1_000_000, 50_331_648.0, 1e9, 0.25, 0.1, 1e-3, 123456.789)
+    shown = [settings.plain(number) for number in given]
+    assert shown == ["0", "1", "1000000", "50331648", "1000000000", "0.25", "0.1", "0.001", "123456.789"]
+    assert "graph_tasks_max=1000000 " in settings.show(EngineSettings(limits={"graph_tasks_max": 1e6})) + " "
+    for name in ("dispatcher", "serve", "worker"):
+        with pytest.raises(SystemExit):
+            command.main([name, "--help"])
+    assert not re.findall(r"default \S*e\+", capsys.readouterr().out)
+
+
+def test_the_line_at_the_start_has_all_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["serve", "no_such_module:app", "--advertise", "10.0.0.1", "--spill-dir", "/tmp/x"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert "data=- advertise=10.0.0.1 object_memory=0 spill_dir=/tmp/x spill_max=0" in printed.out
+    assert "rtml serve: there is no module 'no_such_module'" in printed.err
