@@ -9,16 +9,14 @@ What has not ended then is cancelled. If fewer than `k` are there, the names of 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client import context
-from rtml.client.driver import Waiter
 from rtml.client.future import PENDING, Future, error_of, remaining
 from rtml.client.gathered import Gathered
-from rtml.client.waiting import Bridge
+from rtml.client.waiting import Bridge, Enough
 from rtml.errors import DeadlineExceeded, RtmlError
 
 if TYPE_CHECKING:
@@ -35,39 +33,6 @@ _RESERVE_S: Final = 0.003
 _RESERVE: Final = 0.05
 #: But never more than this portion.
 _RESERVE_MAX: Final = 0.25
-
-
-class _Enough(Waiter):
-    """Ready when enough values are there, or when no more can come. Notified from any thread."""
-
-    __slots__ = ("_bridge", "_lock", "_pending", "_wanted")
-
-    def __init__(self, wanted: int, pending: int) -> None:
-        super().__init__(wanted)
-        self._lock = threading.Lock()
-        self._wanted = wanted
-        self._pending = pending
-        self._bridge: Bridge | None = None
-        self.ready = wanted <= 0 or pending == 0
-
-    def notify(self, future: Any) -> None:
-        """One more has ended."""
-        with self._lock:
-            self._pending -= 1
-            self._wanted -= future._failure is None
-            if self.ready or (self._wanted > 0 and self._pending > 0):
-                return
-            self.ready = True
-            bridge = self._bridge
-        self.wake()
-        if bridge is not None:
-            bridge.notify(None)
-
-    def resume(self, bridge: Bridge) -> bool:
-        """Have a coroutine woken; False if it need not wait."""
-        with self._lock:
-            self._bridge = bridge
-            return not self.ready
 
 
 class Anytime:
@@ -101,7 +66,7 @@ class Anytime:
         self._error: BaseException | None = None
         there = sum(future._state is not PENDING and future._failure is None for _, future in members)
         pending = [future for _, future in members if future._state is PENDING]
-        self._waiter = _Enough(k - there, len(pending))
+        self._waiter = Enough(k - there, len(pending))
         for future in pending:
             if not future._attach(self._waiter):
                 self._waiter.notify(future)

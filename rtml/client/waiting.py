@@ -81,6 +81,39 @@ class Group(Waiter):
             self.ready = len(self.finished) >= needed
 
 
+class Enough(Waiter):
+    """Ready when enough values are there, or when no more can come. Notified from any thread."""
+
+    __slots__ = ("_bridge", "_lock", "_pending", "_wanted")
+
+    def __init__(self, wanted: int, pending: int) -> None:
+        super().__init__(wanted)
+        self._lock = threading.Lock()
+        self._wanted = wanted
+        self._pending = pending
+        self._bridge: Bridge | None = None
+        self.ready = wanted <= 0 or pending == 0
+
+    def notify(self, future: Any) -> None:
+        """One more has ended."""
+        with self._lock:
+            self._pending -= 1
+            self._wanted -= future._failure is None
+            if self.ready or (self._wanted > 0 and self._pending > 0):
+                return
+            self.ready = True
+            bridge = self._bridge
+        self.wake()
+        if bridge is not None:
+            bridge.notify(None)
+
+    def resume(self, bridge: Bridge) -> bool:
+        """Have a coroutine woken; False if it need not wait."""
+        with self._lock:
+            self._bridge = bridge
+            return not self.ready
+
+
 def offer(client: Client, resolved: Sequence[Future[Any]]) -> None:
     """Tell those who wait for some of many that these futures of the client's have ended."""
     with client.lock:

@@ -108,8 +108,9 @@ class ExecutorDriver:
         #: Waiting threads beside the main one, and other reasons to receive while it is inside user code.
         self._waiting = 0
         self._expecting = False
-        #: The running task awaits in an event loop of its own.
+        #: The running task awaits in an event loop of its own: which, if it is the main thread's.
         self._awaiting = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         #: The attempt that was reported blocked because a thread beside the main one waits.
         self.blocked_beside: Attempt | None = None
         self._callbacks: deque[Callable[[], object]] = deque()
@@ -169,6 +170,8 @@ class ExecutorDriver:
     def awaiting(self, loop: asyncio.AbstractEventLoop) -> None:
         """A task runs an event loop of its own and awaits in it: it counts as blocked until it ends."""
         self.flush()
+        if threading.get_ident() == self._main:
+            self._loop = loop
         if not self._awaiting:
             self._awaiting = True
             self._report_beside()
@@ -264,6 +267,11 @@ class ExecutorDriver:
             self.reconnect()
         finally:
             self._receiving.release()
+        if self._loop is not None:
+            # The handler may have interrupted this loop while it slept, which goes on sleeping after it (PEP 475),
+            # whatever has become ready.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_nothing)
         return True
 
     def _apply(self, frames: list[bytes]) -> None:
@@ -333,6 +341,7 @@ class ExecutorDriver:
     def ended(self, attempt: Attempt) -> None:
         """The attempt's function returned: what it was waited for beside the main thread is over for the dispatcher."""
         self._expecting = self._awaiting = False
+        self._loop = None
         if self.blocked_beside is attempt:
             with self._sending:
                 self.blocked_beside = None
@@ -466,3 +475,7 @@ class ExecutorDriver:
             self._receiving.release()
         if urgent:
             signal.pthread_kill(self._main, signal.SIGUSR1)
+
+
+def _nothing() -> None:
+    """Wakes an event loop."""

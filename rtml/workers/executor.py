@@ -336,7 +336,7 @@ class Executor:
         self._look = True
         if not self._user or self.child.forked:
             return
-        if in_our_code(frame, Executor._call.__code__):
+        if self.driver.lock.locked() or in_our_code(frame, Executor._call.__code__):
             self.driver.signal_soon()
             return
         self._user = False

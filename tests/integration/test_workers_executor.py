@@ -202,6 +202,44 @@ def test_a_task_may_run_a_loop_of_its_own(client: rtml.Client) -> None:
     assert [future.result(20) for future in [client.submit(own_loop, 5) for _ in range(8)]] == [15] * 8
 
 
+def later(x: int) -> int:
+    time.sleep(0.2)
+    return x
+
+
+def woken_by_a_signal() -> float:
+    """Results come while the loop of the main thread sleeps, and it is a signal's handler that receives them."""
+    driver: Any = rtml.current().driver
+
+    async def main() -> float:
+        future = rtml.submit(later, 7)
+        timer = threading.Timer(0.6, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
+        timer.start()
+        begin = time.monotonic()
+        assert await asyncio.wait_for(future, 20) == 7
+        return time.monotonic() - begin
+
+    driver._receive_beside = lambda: time.sleep(0.01)  # the helper comes too late
+    try:
+        return asyncio.run(main())
+    finally:
+        del driver._receive_beside
+
+
+def test_a_loop_that_sleeps_is_woken_by_what_a_signal_brings(client: rtml.Client) -> None:
+    assert client.submit(woken_by_a_signal).result(40) < 10
+
+
+def signalled_with_the_lock() -> int:
+    with rtml.current().lock:  # as code of ours does that is called by user code
+        signal.raise_signal(signal.SIGUSR1)
+    return int(rtml.submit(increment, 1).result())
+
+
+def test_a_signal_waits_for_whoever_has_the_lock(client: rtml.Client) -> None:
+    assert client.submit(signalled_with_the_lock).result(20) == 2
+
+
 class Patient:
     async def wait(self, x: int) -> int:
         return x + int(await rtml.submit(increment, 0))
