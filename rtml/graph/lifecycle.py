@@ -103,6 +103,12 @@ class Lifecycle:
 
     def make_ready(self, task: TaskState, now: float) -> None:
         """It has all its arguments."""
+        if task.inputs and self.lineages.gone:
+            self.lineages.forestall(task, now)
+            if task.waiting:
+                if task.state is not State.WAITING:
+                    task.move(State.WAITING)
+                return
         task.move(State.READY)
         if not task.ready_at:
             task.ready_at = now

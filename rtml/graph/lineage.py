@@ -27,6 +27,8 @@ DEPTH_MAX: Final = 16
 COST_MAX: Final = 600.0
 BYTES_MAX: Final = 256 * 1024 * 1024
 REBUILDS_MAX: Final = 3
+#: Nodes that were given up and are remembered.
+GONE_MAX: Final = 1024
 
 #: Accepts a task: whose, its spec, function and profile, and now.
 Accept = Callable[[Session, Task, FunctionState, Profile, float], TaskState | None]
@@ -65,6 +67,8 @@ class Lineages:
         keeping.unneeded_made = self.forget
         self._bytes = 0
         self._rebuilt = 0
+        #: data endpoints of nodes that were given up, oldest first
+        self.gone: dict[str, None] = {}
 
     # --- remembering
 
@@ -121,6 +125,36 @@ class Lineages:
         return [lineage.rebuild for lineage in found.values() if lineage.rebuild is not None]
 
     # --- making again
+
+    def gave_up(self, data: str) -> None:
+        """The node with this data endpoint will not come back."""
+        if data:
+            self.gone[data] = None
+            if len(self.gone) > GONE_MAX:
+                del self.gone[next(iter(self.gone))]
+
+    def forestall(self, task: TaskState, now: float) -> None:
+        """Have arguments that lie on nodes which were given up made again now, if that can be done.
+
+        The task would occupy its place for as long as somebody tries to fetch them.
+        """
+        if task.session.role == DISPATCHER:
+            return
+        waits: dict[int, TaskState] = {}
+        for position, payload in enumerate(task.inputs or ()):
+            if not isinstance(payload, ObjectRef) or payload.node not in self.gone:
+                continue
+            other = self._other(payload.id, payload.node)
+            stored = self.tables.objects.get(payload.id)
+            if other and task.inputs is not None:
+                task.inputs[position] = replace(payload, node=other)
+            elif stored is not None and _is_lost(stored.worker):
+                rebuild = self._rebuild(stored.lineage, now)
+                if rebuild is None:
+                    return  # the attempt's error will say why
+                waits[position] = rebuild
+        for position, rebuild in waits.items():
+            self._wait(task, position, rebuild)
 
     def recover(self, task: TaskState, error: ErrorInfo | None, now: float) -> bool:
         """Whether a task that could not have its arguments can wait until they are made again: it does then."""

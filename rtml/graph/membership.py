@@ -113,6 +113,7 @@ class Membership:
         self.workforce.joined(worker, now)
         if hello.data and worker.node.data != hello.data:
             worker.node.data = hello.data
+            self.lifecycle.lineages.gone.pop(hello.data, None)
             for client in self.tables.sessions.values():
                 if client.role == CLIENT and client.peer is not None:
                     self.tables.tell(client, Welcome(self.tables.epoch, data=self.tables.endpoints()))
@@ -304,6 +305,8 @@ class Membership:
         self.workforce.left(worker)
         blameless = self.lifecycle.readiness.died(worker, message.reason)
         self.pools.replace(worker, now)
+        if worker.role == DISPATCHER:
+            self.lifecycle.lineages.gave_up(worker.node.data)
         session = worker.session
         lost = [*(task for task, _ in worker.stack), *worker.queue.values()]
         running = set(message.running)

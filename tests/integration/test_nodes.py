@@ -18,6 +18,7 @@ import pytest
 
 import rtml
 from rtml.client.client import Client
+from tests.integration.engine import eventually
 
 ROOT = "tcp://127.0.0.1"
 
@@ -232,7 +233,7 @@ def test_an_actor_of_a_killed_node_begins_anew_elsewhere() -> None:
     with cluster(2) as nodes, nodes.connect():
         counter = Counter.options(max_restarts=1).create(5)
         assert counter.add.submit(1).result(30) == 6
-        supervisor, _ = counter.where.submit().result(30)
+        supervisor, process_of_actor = counter.where.submit().result(30)
         worker = next(
             process
             for name, process in nodes.processes.items()
@@ -240,6 +241,8 @@ def test_an_actor_of_a_killed_node_begins_anew_elsewhere() -> None:
         )
         worker.kill()
         worker.wait()
+        # The others follow it: a call that one of them still runs would count, and be lost with it.
+        assert eventually(lambda: not os.path.exists(f"/proc/{process_of_actor}"))
         assert counter.add.options(retries=3).submit(1).result(60) == 6
 
 

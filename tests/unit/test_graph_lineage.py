@@ -11,7 +11,7 @@ from rtml.graph.locality import observe
 from rtml.graph.policy import Scheduling
 from rtml.graph.state import NodeState
 from rtml.graph.tables import Ahead
-from rtml.messages import ObjectRef, Query, Release, Reply, task_id
+from rtml.messages import OK, ObjectRef, Query, Release, Reply, task_id
 from tests.unit.test_graph_remote import where
 from tests.unit.trees import Tree
 
@@ -166,6 +166,28 @@ def test_a_node_begins_to_fetch_what_waits_for_its_turn() -> None:
     assert told == [Ahead([ref])]
 
 
+# --- nodes that were given up -----------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_node_ran_does_not_look_for_arguments_there() -> None:
+    tree = Tree(nodes=1)
+    ref = made(tree, "a", "n1")
+    tree.root.submit("b", deps=[("a", ref)])
+    tree.settle()
+    assert where(tree, "b") == "n1"
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    again = rebuilt(tree)
+    assert where(tree, again) == "n2", "before b was tried and failed"
+    new = large("n2")
+    tree.node("n2").finish(again, value=new, run=0.01)
+    tree.settle()
+    tree.node("n2").finish("b")
+    tree.settle()
+    assert tree.root.results["b"].outcome == OK
+
+
 # --- lineage ----------------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +196,7 @@ def test_a_lost_argument_is_made_again_when_its_task_fails() -> None:
     ref = made(tree, "a", "n1")
     tree.add("n2", workers=1, first_session=2000, uplink="n2")
     tree.connect("n2")
-    lose(tree, "n1")
+    tree.cut("n1")  # and not given up yet
     tree.root.submit("b", deps=[("a", ref)])
     tree.settle()
     assert where(tree, "b") == "n2"
