@@ -35,6 +35,8 @@ from rtml.messages import (
     Prepared,
 )
 
+#: How an executor ends that somebody killed, which may be the kernel because of the memory that a model takes.
+_FROM_OUTSIDE: Final = "signal SIGKILL"
 #: What a dispatcher below answers if none of its executors can ever have the function.
 _UNFIT: Final = "Unschedulable"
 _EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR, ACTOR, ASYNC_ACTOR)
@@ -43,7 +45,7 @@ _EXECUTORS: Final = (EXECUTOR, ASYNC_EXECUTOR, ACTOR, ASYNC_ACTOR)
 class _Kept:
     """A function that submitters keep."""
 
-    __slots__ = ("below", "closed", "error", "function", "proven", "ready", "sessions", "trying")
+    __slots__ = ("below", "closed", "error", "function", "proven", "ready", "sessions", "spared", "trying")
 
     def __init__(self, function: FunctionState) -> None:
         self.function = function
@@ -58,6 +60,8 @@ class _Kept:
         self.error: ErrorInfo | None = None
         #: an executor died of it later: no other one is to
         self.closed = False
+        #: an executor was killed from outside while it made it ready: that happens once
+        self.spared = False
         #: executors of other nodes that have it ready, by worker id of the node's dispatcher; 0: no executor there can
         self.below: dict[int, int] = {}
 
@@ -289,7 +293,10 @@ class Readiness:
         kept = self._stop(worker)
         if not preparing or reason.startswith(("killed", "left")):
             return False
-        if kept is not None:
+        if kept is not None and reason == _FROM_OUTSIDE and not kept.spared:
+            kept.spared = True
+            self._touched[preparing] = None
+        elif kept is not None:
             name = kept.function.definition.name
             message = f"the executor died ({reason}) while it made {name!r} ready"
             self._failed(kept, failure("WorkerDied", message))

@@ -239,8 +239,8 @@ class Registry:
         others = self._others.get(name, {})
         status = others.get(version) if version is not None else _most_hopeful(others.values())
         if status is not None:
-            where = f"model {name!r}" if version is None else f"model {name!r}, version {version}"
-            raise HttpError(503, f"{where}, is {status.state}: {status.reason or 'try again'}", "ModelNotReady")
+            where = f"model {name!r}" if version is None else f"model {name!r}, version {version},"
+            raise HttpError(503, f"{where} is {status.state}: {status.reason or 'try again'}", "ModelNotReady")
         known = self.versions(name)
         if known:
             raise HttpError(404, f"model {name!r} has no version {version!r}, only {', '.join(known)}", "UnknownModel")

@@ -12,8 +12,6 @@ loads what it is told to.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
 import shutil
 import tempfile
@@ -21,13 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
-
-import rtml
-from rtml import onnxfile
 from rtml.errors import RtmlError
 from rtml.metrics import Target
-from rtml.serving import modelconfig, modelfiles, sequenceconfig
+from rtml.serving import modelconfig, modelfiles, modelsource
 from rtml.serving.engine import Engine, Prepared
 from rtml.serving.http import HttpError
 from rtml.serving.modelconfig import ModelConfig
@@ -41,10 +35,6 @@ _logger = logging.getLogger("rtml.serving")
 
 #: The name under which the repository's models are counted.
 APP: Final = "repository"
-#: Names of classes, by output.
-Labels = dict[str, list[str]]
-_FILE: Final = "file:"
-_REASON_MAX: Final = 1000
 #: Seconds that the gateway is not ready because of models that are still being loaded.
 _START_TIMEOUT: Final = 60.0
 
@@ -93,15 +83,6 @@ class _Live(NamedTuple):
     model: ModelVersion
     stamp: tuple[Stamp, Stamp]
     copy: Copy
-
-
-class _Source(NamedTuple):
-    """Where a model's versions come from."""
-
-    found: Found
-    config: ModelConfig | None
-    #: Of a load request: changes what the files say.
-    overridden: bool = False
 
 
 class ModelRepository:
@@ -246,8 +227,12 @@ class ModelRepository:
         """
         self._check_explicit()
         try:
-            config = _override(parameters)
-            files = {key.removeprefix(_FILE): value for key, value in parameters.items() if key.startswith(_FILE)}
+            config = modelsource.override(parameters)
+            files = {
+                key.removeprefix(modelsource.FILE): value
+                for key, value in parameters.items()
+                if key.startswith(modelsource.FILE)
+            }
             found: Found | None
             if files:
                 found = await asyncio.to_thread(self._upload, name, config, files)
@@ -313,7 +298,7 @@ class ModelRepository:
             for place, content in files.items():
                 path = modelfiles.inside(root, place)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(_bytes_of(place, content))
+                path.write_bytes(modelsource.bytes_of(place, content))
             found = modelfiles.look(root)
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
@@ -344,16 +329,16 @@ class ModelRepository:
                 return []
             live = self._live.setdefault(name, {})
             try:
-                config = override or await asyncio.to_thread(_config_of, name, found)
+                config = override or await asyncio.to_thread(modelsource.config_of, name, found)
             except (OSError, ValueError) as error:
-                return self._problem(name, "", _reason(error))
+                return self._problem(name, "", modelsource.reason_of(error))
             chosen = (config or ModelConfig()).chosen(list(found.versions))
             if not chosen:
                 reason = "it has no version directory" if not found.versions else "the version policy chooses none"
                 self._retire(name, reason)
                 return self._problem(name, "", reason)
             self._unmark(name, {"", *self._marked.get(name, ())} - set(chosen))
-            source = _Source(found, config, override is not None)
+            source = modelsource.Source(found, config, override is not None)
             problems = []
             ready: list[_Live] = []
             for version in chosen:
@@ -363,7 +348,7 @@ class ModelRepository:
                 try:
                     ready.append(await self._load(name, version, source))
                 except (OSError, ValueError, RtmlError) as error:
-                    problems += self._problem(name, version, _reason(error))
+                    problems += self._problem(name, version, modelsource.reason_of(error))
             self._flip(name, ready, chosen)
             return problems
 
@@ -380,7 +365,7 @@ class ModelRepository:
             self._registry.unmark(name, version)
             self._marked.get(name, set()).discard(version)
 
-    async def _load(self, name: str, version: str, source: _Source) -> _Live:
+    async def _load(self, name: str, version: str, source: modelsource.Source) -> _Live:
         """A version that executors have ready.
 
         Raises:
@@ -391,7 +376,7 @@ class ModelRepository:
         self._marked.setdefault(name, set()).add(version)
         copy = await self._take(found.path / version)
         try:
-            plan, function, labels = await asyncio.to_thread(_prepare, name, copy, source)
+            plan, function, labels = await asyncio.to_thread(modelsource.prepare, name, copy, source)
             prepared = self._engine.prepare(function)
             model = self._version(name, version, plan, function, prepared, labels)
             if plan.layout is None:
@@ -409,7 +394,13 @@ class ModelRepository:
         return _Live(model, (found.stamp, found.versions[version]), copy)
 
     def _version(
-        self, name: str, version: str, plan: modelconfig.Plan, function: Any, prepared: Prepared, labels: Labels
+        self,
+        name: str,
+        version: str,
+        plan: modelconfig.Plan,
+        function: Any,
+        prepared: Prepared,
+        labels: modelsource.Labels,
     ) -> ModelVersion:
         return ModelVersion(
             name=name,
@@ -491,65 +482,3 @@ class ModelRepository:
         finally:
             self._registry.drain(old.model, on=False)
         await asyncio.to_thread(self._copies.give_back, old.copy)
-
-
-def _override(parameters: Mapping[str, Any]) -> ModelConfig | None:
-    """The configuration of a load request."""
-    text = parameters.get("config")
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise ValueError(f"the parameter 'config' is JSON as a string, not {type(text).__name__}")
-    config, unused = modelconfig.read(text, "json")
-    _log_unused("of a load request", unused)
-    return config
-
-
-def _bytes_of(place: str, content: Any) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    try:
-        return base64.b64decode(content, validate=True)
-    except (TypeError, ValueError, binascii.Error):
-        raise ValueError(f"the parameter {_FILE}{place} is no base64 text") from None
-
-
-def _config_of(name: str, found: Found) -> ModelConfig | None:
-    given = modelfiles.config_text(found.path)
-    if given is None:
-        return None
-    config, unused = modelconfig.read(*given)
-    _log_unused(f"of model {name}", unused)
-    return config
-
-
-def _log_unused(which: str, unused: list[str]) -> None:
-    if unused:
-        _logger.warning("the configuration %s has fields that are not used here: %s", which, ", ".join(unused))
-
-
-def _prepare(name: str, copy: Copy, source: _Source) -> tuple[modelconfig.Plan, Any, dict[str, list[str]]]:
-    """How to serve a version, its remote function, and the names of its classes. Reads the files."""
-    file = copy.path / ((source.config or ModelConfig()).default_model_filename or modelfiles.MODEL_FILE)
-    if not file.is_file():
-        there = ", ".join(sorted(entry.name for entry in copy.path.iterdir())) or "nothing"
-        raise ValueError(f"there is no {file.name} in its directory, only {there}")
-    try:
-        info = onnxfile.describe(str(file))
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(file), file.name)) from None
-    batching = source.config.sequence_batching if source.config is not None else None
-    initial = {}
-    if batching is not None:
-        for place in sequenceconfig.initial_files(batching):
-            initial[place] = modelfiles.inside(source.found.path / "initial_state", place).read_bytes()
-    plan = modelconfig.plan(name, source.config, info, initial)
-    labels = {output: modelfiles.labels(source.found.path, place) for output, place in plan.label_files.items()}
-    return plan, rtml.model(file, **plan.arguments), labels
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    if isinstance(error, msgspec.MsgspecError):
-        text = f"wrong configuration: {text}"
-    return text[:_REASON_MAX]

@@ -161,7 +161,7 @@ async def test_what_is_there_at_the_start_is_served_with_a_configuration_from_th
         assert await served.infer("double", ((1, 2, 3),), datatype="FP32") == ("1", [2, 4, 6])
         assert await served.infer("broken") == (
             503,
-            "model 'broken', is UNAVAILABLE: model.onnx is no ONNX model: a field of unknown kind 4",
+            "model 'broken' is UNAVAILABLE: model.onnx is no ONNX model: a field of unknown kind 4",
         )
         assert served.index() == {"add 2": "READY", "broken 1": "UNAVAILABLE", "double 1": "READY", "twice 1": "READY"}
         status, config = await served.get("/v2/models/double/config")

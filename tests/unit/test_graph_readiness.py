@@ -87,6 +87,17 @@ def test_an_executor_that_dies_while_it_prepares_does_not_blame_its_task(engine:
     assert engine.outcome(mine) == ""
 
 
+def test_an_executor_that_is_killed_from_outside_is_blamed_on_the_function_the_second_time(engine: Engine) -> None:
+    keep(engine, MODEL)
+    engine.die("w1", reason="signal SIGKILL")
+    assert not heard(engine, "ann", Kept)
+    assert preparing(engine) == ["w2"]
+    engine.die("w2", reason="signal SIGKILL")
+    (told,) = heard(engine, "ann", Kept)
+    assert "died" in told.error.message
+    assert preparing(engine) == []
+
+
 def test_executors_that_join_get_what_is_kept(engine: Engine) -> None:
     keep(engine, MODEL)
     all_done(engine, MODEL)

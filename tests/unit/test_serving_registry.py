@@ -54,7 +54,7 @@ def test_what_is_not_ready_is_said_with_its_reason() -> None:
             registry.find("m", number)
         assert error.value.status == 503
     registry.mark("m", "3", "LOADING")
-    with pytest.raises(HttpError, match="model 'm', is LOADING: try again"):
+    with pytest.raises(HttpError, match="model 'm' is LOADING: try again"):
         registry.find("m")
 
 
