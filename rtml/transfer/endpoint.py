@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -49,8 +50,10 @@ from rtml.transfer.holders import HOME, PASSED_ON_MIN, Holders, Lease
 from rtml.transfer.pulling import STALLED, Caller, set_keepalive, set_timeouts
 from rtml.transfer.uploads import Uploads
 
-#: Connections at the same time, of either kind.
-CONNECTIONS_MAX: Final = 512
+#: Connections at the same time, of either kind. A receiver has one to the object's home as long as it reads anywhere.
+CONNECTIONS_MAX: Final = 2048
+#: Descriptors, if the system allows so many: shells allow 1024.
+_FILES: Final = 2 * CONNECTIONS_MAX
 #: Seconds for the handshake; and for which a proven connection may be idle.
 _HANDSHAKE: Final = 5.0
 _IDLE: Final = 600.0
@@ -401,5 +404,8 @@ def listen_inside(path: str) -> socket.socket:
 
 def run_endpoint(settings: EndpointSettings, outside: socket.socket, inside: socket.socket) -> int:
     """Body of the process. Returns its exit code."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _FILES) if most >= 0 else _FILES, most))
     Endpoint(settings, outside, inside).run()
     return 0
