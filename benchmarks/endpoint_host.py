@@ -2,8 +2,9 @@
 
     python -m benchmarks.endpoint_host DIRECTORY HOST [--naive]
 
-Lines of JSON in and out: ["put", size] -> ref; ["get", ref] -> seconds and a checksum; ["drop", id]; ["cpu"] -> seconds
-of CPU time so far. `--naive` assigns every receiver to the home, as systems without a directory of copies do.
+Lines of JSON in and out: ["address"] -> where it listens; ["put", size] -> ref; ["get", ref] -> seconds and a checksum;
+["drop", id]; ["cpu"] -> seconds of CPU time so far. `--naive` assigns every receiver to the home, as systems without a
+directory of copies do.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def main(directory: str, host: str, naive: bool) -> None:
         for line in sys.stdin:
             what, *rest = json.loads(line)
             answer: Any = None
-            if what == "put":
+            if what == "address":
+                answer = address
+            elif what == "put":
                 ref = store.put([memoryview(content(rest[0]))])
                 answer = msgspec.to_builtins(ref)
             elif what == "get":

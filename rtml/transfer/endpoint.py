@@ -404,8 +404,9 @@ def listen_inside(path: str) -> socket.socket:
 
 def run_endpoint(settings: EndpointSettings, outside: socket.socket, inside: socket.socket) -> int:
     """Body of the process. Returns its exit code."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _FILES) if most >= 0 else _FILES, most))
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= files < _FILES:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES if most < 0 else min(most, _FILES), most))
     Endpoint(settings, outside, inside).run()
     return 0

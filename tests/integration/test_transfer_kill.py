@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rtml.exchange import Give, Given
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from tests.unit.test_transfer import MIB, SECRET, Gate, Host, close_all, content, eventually, getting, there
@@ -120,3 +122,24 @@ def test_many_receivers_and_two_of_them_killed(hosts: Callable[[str], Host], awa
     for receiver in receivers:
         if receiver not in victims:
             assert receiver.hear()[1] == expected
+
+
+def test_a_node_that_takes_over_objects_is_killed(hosts: Callable[[str], Host], away: Callable[[], Away]) -> None:
+    home, last, victim = hosts("home"), hosts("last"), away()
+    owner = home.store(1)
+    refs = [owner.put([content(SIZE, seed)]) for seed in range(4)]
+    victim.say("address")
+    takers = [victim.hear(), last.address]
+    gate = Gate(home.endpoint, MIB)
+    given: list[Given] = []
+    thread = threading.Thread(target=lambda: given.append(home.endpoint.giver.give(Give(refs, takers, 60))))
+    thread.start()
+    eventually(lambda: home.endpoint.counts.bytes_out >= 2 * MIB)  # both have begun
+    victim.process.kill()
+    gate.open.set()
+    thread.join()
+    assert sorted(given[0].moved) == sorted((ref.id, last.address) for ref in refs)
+    assert given[0].left == 0
+    for seed, ref in enumerate(refs):
+        there = ObjectRef(ref.id, ref.size, ref.segment, last.address)
+        assert bytes(last.store(20 + seed).get(there)[0]) == content(SIZE, seed)
