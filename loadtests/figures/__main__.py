@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtests import machine, report
-from loadtests.figures import batching, ends, goodput, overhead
+from loadtests.figures import batching, cost, ends, goodput, overhead
 
 #: Name -> how it is measured.
 FIGURES: Final[dict[str, Callable[[bool], tuple[list[str], dict[str, Any]]]]] = {
     "overhead": overhead.measure,
+    "cost": cost.measure,
     "batching": batching.measure,
     "goodput": goodput.measure,
     "gateway-bound": partial(goodput.measure, name="tiny"),
