@@ -108,7 +108,7 @@ def encode_call(
     """
     if len(args) == 1 and not kwargs and is_tensor(args[0]) and args[0].flags.c_contiguous:
         batch_key, items = array_facts(args[0])
-        return EncodedCall(encode_tensor(args[0], store), (), (), batch_key, items)
+        return EncodedCall(encode_tensor(args[0], store), (), (), batch_key, items or 1)
     if _is_simple(args) and (not kwargs or _is_simple(kwargs.values())):
         if not args and not kwargs:
             return _NO_ARGUMENTS

@@ -72,6 +72,8 @@ class BatchCost:
             return None
         variance = self._w * self._nn - self._n * self._n
         mean = self._t / self._w
+        if not self._n:
+            return mean  # they had no items: what comes has some overhead, too
         if variance <= 1e-9 * self._w * self._nn:
             # One size only was seen: assume cost in proportion, which is pessimistic for larger batches.
             return mean * max(1.0, items * self._w / self._n)

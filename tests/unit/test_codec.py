@@ -192,6 +192,8 @@ def test_facts() -> None:
     assert (value.batch_key, value.items) == ("|u1(4, 3)", 8)
     call = codec.encode_call((image, 1, Handle(1)), {"z": np.zeros(5), "a": Handle(2)}, None, Handle)
     assert (call.batch_key, call.items) == ("|u1(4, 3)||?|a=?|z=<f8()", 8)
+    empty = codec.encode_call((image[:0],), {}, None, Handle)
+    assert (empty.batch_key, empty.items) == ("|u1(4, 3)", 1), "a call without rows is a call"
     scalar = codec.encode_call((np.zeros(()),), {}, None, Handle)
     assert (scalar.batch_key, scalar.items) == ("<f8", 1)
     plain = codec.encode_call((1, [image]), {}, None, Handle)

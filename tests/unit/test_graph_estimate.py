@@ -91,3 +91,4 @@ def test_a_new_machine_is_learned_and_the_old_forgotten() -> None:
 
 def test_empty_batches_are_no_division_by_zero() -> None:
     assert fitted((0, 0.5), (1, 1.0)).predict(2) == pytest.approx(1.5)
+    assert fitted((0, 0.5)).predict(2) == pytest.approx(0.5)
