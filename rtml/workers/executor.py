@@ -238,6 +238,10 @@ class Executor:
             sys.stdout, sys.stderr = self._stdout, self._stderr
         return value, raised, run
 
+    def told(self, attempt: Attempt) -> None:
+        """It knows already that nobody wants it any more: no signal is to tell it again."""
+        self._told.add((attempt.id, attempt.attempt))
+
     def is_interruption(self, error: BaseException) -> bool:
         """Whether it was raised here, because nobody wants the task any more."""
         return isinstance(error, Interrupted)

@@ -70,7 +70,9 @@ def run_stream(executor: Executor, attempt: Attempt, loaded: Loaded, generator: 
     result: TaskResult | None = None
     while result is None:
         if outlet.full and not _await_room(executor, attempt, outlet):
-            # GeneratorExit, where the generator has stopped.
+            # GeneratorExit, where the generator has stopped: what it does then is not to be interrupted in its turn by
+            # the signal that comes behind the message.
+            executor.told(attempt)
             _, raised, run = executor._call([attempt], Steps(loaded, generator.close), (), {})
             result = calls.cancelled(attempt, total + run, loaded)
             break
