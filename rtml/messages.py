@@ -116,6 +116,15 @@ class ErrorInfo(msgspec.Struct, array_like=True):
     details: dict[str, bool | float | str | list[str] | None] | None = None
 
 
+class Alternative(msgspec.Struct, array_like=True, frozen=True):
+    """Resources with which a task may run instead of others; see `Options`."""
+
+    cpu: Amount | None = None  # [1.0]
+    gpu: Amount | None = None
+    memory: Count | None = None
+    resources: dict[str, Amount] | None = None
+
+
 class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True):
     """What may be asked of a task. In a `Function` these are its defaults, in a `Task` what this call overrides.
 
@@ -140,6 +149,9 @@ class Options(msgspec.Struct, array_like=True, omit_defaults=False, frozen=True)
     window: Count | None = None  # items that a stream may be ahead of its consumer [16]
     latest: str | None = None  # of calls with the same key only the newest is worth beginning [""]
     max_age: Amount | None = None  # seconds after its submission in which it has to begin
+    alternatives: list[Alternative] | None = (
+        None  # in place of cpu, gpu, ...: the one that will end it first; best first
+    )
 
 
 class Function(msgspec.Struct, array_like=True):
@@ -346,6 +358,8 @@ class Hello(msgspec.Struct, array_like=True, tag=10):
     grace: Amount = 0.0
     #: Dispatchers: the data endpoint of their node, "host:port"; "" if it has none.
     data: str = ""
+    #: Executors: see `StartExecutor`.
+    devices: list[Count] = []
 
 
 class Submit(msgspec.Struct, array_like=True, gc=False, tag=11):
@@ -688,6 +702,8 @@ class Node(msgspec.Struct, array_like=True, tag=90):
     leaving: bool = False
     #: Sync executors that stay although nothing is to be done; at least one per cpu.
     workers: Count = 0
+    #: Its executors see only the gpus that `StartExecutor` names.
+    binds: bool = False
 
 
 class ExecutorStarted(msgspec.Struct, array_like=True, tag=91):
@@ -711,6 +727,8 @@ class StartExecutor(msgspec.Struct, array_like=True, tag=93):
 
     role: str
     worker: int
+    #: The node's gpus that it is to see, counted from 0.
+    devices: list[Count] = []
 
 
 class KillExecutor(msgspec.Struct, array_like=True, tag=94):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overl
 
 import msgspec
 
+from rtml import codec
 from rtml.client.context import current_client
 from rtml.errors import SubmitError
-from rtml.messages import Function, Options
+from rtml.messages import Alternative, Function, Options
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
@@ -25,6 +26,8 @@ RETRY_ON: Final = "__rtml_retry_on__"
 
 _OPTIONS: Final = frozenset(Options.__struct_fields__)
 _COUNTS: Final = frozenset({"window", "memory", "retries", "priority", "batch"})
+#: In the order of the fields of `Alternative`.
+_RESOURCES: Final = ("cpu", "gpu", "memory", "resources")
 #: Characters of a name among the options.
 _TEXT_MAX: Final = 1000
 _SECONDS: Final = frozenset({"timeout", "deadline", "batch_delay", "max_age"})
@@ -41,6 +44,8 @@ class RemoteFunction(Generic[P, R]):
 
     def __init__(self, function: Callable[P, Any], defaults: Options, overrides: Options | None = None) -> None:
         functools.update_wrapper(self, function)
+        if (defaults.alternatives or (overrides and overrides.alternatives)) and codec.is_async(function):
+            raise SubmitError(f"alternatives are for plain functions: {function.__qualname__} is async")
         self.function = function
         self.defaults = defaults
         self.overrides = overrides
@@ -189,6 +194,8 @@ def make_options(values: Mapping[str, Any]) -> Options:
             raise SubmitError(f"option {name} is a number, not {value!r}")
         if name != "priority" and isinstance(value, int | float) and not value >= 0:
             raise SubmitError(f"option {name} cannot be negative: {value!r}")
+    if values.get("alternatives") is not None:
+        values = {**values, "alternatives": _alternatives(values)}
     if values.get("hedge") is not None and not values["hedge"] < 1:
         raise SubmitError(f"option hedge is a portion below 1, like 0.95, not {values['hedge']!r}")
     try:
@@ -203,6 +210,25 @@ def make_options(values: Mapping[str, Any]) -> Options:
         if len(text) > _TEXT_MAX or not _encodable(text):
             raise SubmitError(f"a name among the options has at most {_TEXT_MAX} Unicode characters: {text[:50]!a}")
     return options
+
+
+def _alternatives(values: Mapping[str, Any]) -> list[list[Any]]:
+    """Sets of resources, best first, as they are on the wire."""
+    given = values["alternatives"]
+    for name in (*_RESOURCES, "batch", "hedge"):
+        if values.get(name):
+            raise SubmitError(f"alternatives do not go together with {name}: each names its own cpu, gpu, ...")
+    if not isinstance(given, list | tuple) or not given:
+        raise SubmitError(f'alternatives is a list of resources like [{{"gpu": 1}}, {{"cpu": 2}}], not {given!r}')
+    found = []
+    for one in given:
+        if isinstance(one, Alternative):
+            one = msgspec.structs.asdict(one)
+        if not isinstance(one, Mapping) or set(one) - set(_RESOURCES):
+            raise SubmitError(f"an alternative names some of {', '.join(_RESOURCES)}, not {one!r}")
+        options = make_options(one)
+        found.append([getattr(options, name) for name in _RESOURCES])
+    return found
 
 
 def _encodable(text: str) -> bool:

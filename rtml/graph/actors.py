@@ -31,6 +31,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rtml.graph.actorstate import ActorState, describe, name_taken, reachable, reason
+from rtml.graph.devices import suits
 from rtml.graph.placement import Placement
 from rtml.graph.pools import Pools
 from rtml.graph.queues import ReadyQueue
@@ -254,7 +255,8 @@ class Actors:
         for worker in self.workforce.idle[actor.role].values():
             # One that came back without the actor that was sent to it is as good as new.
             free = worker.actor is None or worker.actor.task.worker is not worker
-            if worker.ready and free and worker.node.fits(actor.task.profile.shape):
+            shape = actor.task.profile.shape
+            if worker.ready and free and worker.node.fits(shape) and suits(worker, shape):
                 return worker
         return None
 

@@ -158,6 +158,7 @@ class Membership:
         fresh = worker.session is not session
         worker.session = session
         session.worker = worker
+        worker.devices = tuple(hello.devices)
         worker.recalling = False
         worker.functions.clear()
         self.lifecycle.readiness.joined(worker)
@@ -209,6 +210,7 @@ class Membership:
             node.extra = extra
         tables.nodes[message.name] = node
         node.supervisor = session
+        node.binds = message.binds
         node.blocked_max = message.blocked_max
         node.can_grow = message.can_grow
         node.warm = max(1.0, message.cpu, message.workers)

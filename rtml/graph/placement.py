@@ -12,16 +12,19 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
+from rtml.graph.alternatives import Choice, running_here, wait_for
+from rtml.graph.devices import gpus, suits, tightest
 from rtml.graph.locality import fetch_ahead, has_large
 from rtml.graph.policy import Scheduling
 from rtml.graph.pools import Pools
 from rtml.graph.queues import Lane
 from rtml.graph.spreading import Spreading
-from rtml.graph.state import Shape, State, TaskState, WorkerState
+from rtml.graph.state import Profile, Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
 from rtml.graph.workforce import UNKNOWN_COST, Workforce
 from rtml.messages import (
@@ -60,6 +63,9 @@ LANES_KEPT: Final = 64
 #: Children looked at when a blocked parent is to be fed.
 _FEED_SCAN_MAX: Final = 256
 
+#: Tasks of a lane that may wait for something better while later ones are looked at.
+_LOOK_MAX: Final = 16
+
 
 class Placement:
     """Decides where ready tasks run."""
@@ -86,8 +92,10 @@ class Placement:
     def push(self, task: TaskState, now: float) -> ErrorInfo | None:
         """Queue a ready task; an error if no worker can ever run it."""
         profile = task.profile
+        if profile.base is not None:
+            task.profile = profile = profile.base  # it is tried again: all its alternatives are open
         shape = profile.shape
-        if shape.extra or shape.cpu > self.pools.widest:
+        if shape.extra or shape.cpu > self.pools.widest or profile.alternatives:
             error = self.pools.infeasible(task)
             if error is not None:
                 return error
@@ -189,7 +197,7 @@ class Placement:
                 self._reserve(lane, now)
         # What is left may still ride along as prefetch.
         for key, lane in list(self._active.items()):
-            if lane.count and lane.profile.role == EXECUTOR and not lane.batch:
+            if lane.count and lane.profile.role == EXECUTOR and not (lane.batch or lane.profile.alternatives):
                 self._prefetch(lane, now)
             if not lane.count:
                 self._retire(key)
@@ -213,14 +221,17 @@ class Placement:
     def _fill(self, lane: Lane, now: float) -> None:
         while lane.count and self._place_one(lane, now):
             pass
-        if lane.count and lane.profile.role == EXECUTOR and not lane.batch:
+        if lane.count and lane.profile.role == EXECUTOR and not (lane.batch or lane.profile.alternatives):
             self._prefetch(lane, now)
 
     def _place_one(self, lane: Lane, now: float) -> bool:
         """Give the lane's next task or batch to an idle executor (any executor, for async functions)."""
         if lane.profile.role == ASYNC_EXECUTOR:
             return self._place_async(lane, now)
-        if not self.workforce.idle[EXECUTOR]:
+        if lane.profile.alternatives:
+            return self._place_best(lane, now)
+        idle = self.workforce.idle[EXECUTOR]
+        if not idle:
             self.pools.grow(lane, now)
             return False
         if lane.batch and not self._batch_due(lane, now):
@@ -234,9 +245,51 @@ class Placement:
         worker = self.pick_idle(first)
         if worker is None:
             lane.unpop(first)
+            if not any(suits(worker, lane.profile.shape) for worker in idle.values()):
+                self.pools.grow(lane, now)  # all that are idle see other gpus
             return False
         self.assign(worker, self._take_batch(first, lane, now) if lane.batch else [first], now)
         return True
+
+    def _place_best(self, lane: Lane, now: float) -> bool:
+        """Tasks with alternatives: hand out all that had better begin now than wait."""
+        kept: list[TaskState] = []
+        ahead: Counter[int] = Counter()
+        wanted: dict[int, Shape] = {}
+        while lane.count and len(kept) < _LOOK_MAX:
+            task = lane.pop()
+            choice = Choice(task)
+            for profile in task.profile.alternatives:
+                self._offer(choice, profile, ahead, now)
+            if choice.profile is not None and choice.worker is not None:
+                task.profile = choice.profile
+                self.assign(choice.worker, [task], now)
+                continue
+            kept.append(task)
+            if choice.profile is not None:
+                ahead[choice.profile.shape.number] += 1
+                wanted[choice.profile.shape.number] = choice.profile.shape
+                if choice.patience is not None:
+                    self.tables.at(now + choice.patience, wake, None)
+        for task in reversed(kept):
+            lane.unpop(task)
+        for shape in wanted.values():
+            self.pools.grow(lane, now, shape)
+        return False
+
+    def _offer(self, choice: Choice, profile: Profile, ahead: Counter[int], now: float) -> None:
+        """What the own executors can do for a task, with one of its alternatives."""
+        worker = self.pick_idle(choice.task, profile.shape)
+        if worker is not None:
+            choice.offer(profile, worker, 0.0)
+            return
+        for node in self.tables.nodes.values():
+            if node.fits(profile.shape) and node.supervisor is not None:
+                choice.offer(profile, None, 0.0)  # as soon as there is a process for it
+            elif node.could_fit(profile.shape):
+                begins = wait_for(choice, profile, node, running_here(node), ahead, now)
+                if begins is not None:
+                    choice.offer(profile, None, begins)
 
     def _is_lost(self, task: TaskState, now: float) -> bool:
         """Whether the task will miss its deadline even if it begins now, as far as is known, and was not put back yet.
@@ -254,13 +307,22 @@ class Placement:
         """Whether ready tasks wait for executors of this role."""
         return any(lane.count and lane.profile.role == role for lane in self._active.values())
 
-    def pick_idle(self, task: TaskState) -> WorkerState | None:
+    def pick_idle(self, task: TaskState, shape: Shape | None = None) -> WorkerState | None:
         """The executor that became idle last among those that know the function, else the one that became idle last."""
-        shape = task.profile.shape
+        shape = shape or task.profile.shape
         function = task.function.definition.id
+        if shape.extra and gpus(shape):
+            fitting = [one for one in self.workforce.idle[EXECUTOR].values() if one.ready and one.node.fits(shape)]
+            bound = [
+                one for one in fitting if one.devices and suits(one, shape) and one.node.name not in self._reserved
+            ]
+            if bound:
+                return tightest(bound)
         cold = None
         for worker in reversed(self.workforce.idle[EXECUTOR].values()):
             if not worker.ready or not worker.node.fits(shape) or worker.node.name in self._reserved:
+                continue
+            if worker.node.binds and not suits(worker, shape):
                 continue
             if function in worker.functions:
                 return worker
@@ -280,6 +342,7 @@ class Placement:
                 and not (alone and worker.queue)
                 and len(worker.queue) < ASYNC_TASKS_MAX
                 and worker.node.fits(shape)
+                and suits(worker, shape)
                 and (best is None or len(worker.queue) < len(best.queue))
             ):
                 best = worker
@@ -348,6 +411,7 @@ class Placement:
             if (
                 lane is None
                 or lane.batch
+                or lane.profile.alternatives
                 or child.spec.stream
                 or child.profile.role != EXECUTOR
                 or child.alone
@@ -360,7 +424,7 @@ class Placement:
             if tasks and shape is not tasks[0].profile.shape:
                 continue
             if not tasks:
-                if not worker.node.fits(shape):
+                if not worker.node.fits(shape) or bool(worker.devices) != bool(worker.node.binds and gpus(shape)):
                     continue
                 most = min(PREFETCH_TASKS_MAX, -(-lane.count // (1 + len(self.workforce.idle[EXECUTOR]))))
             estimate = child.function.estimate
@@ -497,7 +561,7 @@ class Placement:
     def _has_room(self, shape: Shape) -> bool:
         """Whether an idle executor could take it."""
         return any(
-            worker.ready and worker.node.fits(shape) and worker.node.name not in self._reserved
+            worker.ready and worker.node.fits(shape) and suits(worker, shape) and worker.node.name not in self._reserved
             for worker in self.workforce.idle[EXECUTOR].values()
         )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from rtml.graph.devices import choose, suits
 from rtml.graph.queues import Lane
-from rtml.graph.state import NodeState, TaskState, WorkerState, amounts, failure
+from rtml.graph.state import NodeState, Shape, TaskState, WorkerState, amounts, failure
 from rtml.graph.tables import Tables, wake
 from rtml.messages import ACTOR, ASYNC_ACTOR, ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, KillExecutor, StartExecutor
 
@@ -35,7 +36,8 @@ class Pools:
 
     def sync_workers(self, node: NodeState) -> list[WorkerState]:
         """The node's sync executors that are there to stay."""
-        return [worker for worker in node.workers.values() if worker.role == EXECUTOR and not worker.leaving]
+        workers = node.workers.values()
+        return [worker for worker in workers if worker.role == EXECUTOR and not (worker.leaving or worker.devices)]
 
     def surplus(self, node: NodeState) -> bool:
         """Whether the node has more sync executors than it is to keep."""
@@ -46,6 +48,8 @@ class Pools:
         shape = task.profile.shape
         if self.patient or (not shape.extra and shape.cpu <= self.widest):
             return None
+        if task.profile.alternatives:
+            return self._infeasible_all(task)
         nodes = list(self.tables.nodes.values())
         if any(node.can_grow or node.supervisor is None for node in nodes):
             return None
@@ -62,6 +66,17 @@ class Pools:
             )
             return failure("Unschedulable", message, task)
         return self.deadlock(task) if shape.extra else None
+
+    def _infeasible_all(self, task: TaskState) -> ErrorInfo | None:
+        """The same of a task that has alternatives: why none of them can ever run."""
+        base, error = task.profile, None
+        for profile in base.alternatives:
+            task.profile = profile
+            error = self.infeasible(task)
+            if error is None:
+                break
+        task.profile = base
+        return error
 
     def deadlock(self, task: TaskState) -> ErrorInfo | None:
         """Whether the task needs what only its own blocked ancestors hold."""
@@ -87,29 +102,38 @@ class Pools:
         )
         return failure("ResourceDeadlock", message, task)
 
-    def grow(self, lane: Lane, now: float) -> None:
-        """Ask a supervisor for one more executor: there is work and room, but no process for it."""
+    def grow(self, lane: Lane, now: float, shape: Shape | None = None) -> None:
+        """Ask a supervisor for one more executor: there is work and room (for `shape`), but no process for it."""
         role = lane.profile.role
+        shape = shape or lane.profile.shape
         if role in self.starting.values():
             return
         for node in self.tables.nodes.values():
             supervisor = node.supervisor
-            if supervisor is None or supervisor.peer is None or not node.fits(lane.profile.shape):
+            if supervisor is None or supervisor.peer is None or not node.fits(shape):
                 continue
             if now < node.start_after:
                 continue  # a timer is set for that moment
-            workers = [worker for worker in node.workers.values() if worker.role == role and not worker.dying]
+            devices = choose(node, shape)
+            if devices is None:
+                continue
+            workers = [
+                worker
+                for worker in node.workers.values()
+                if worker.role == role and not worker.dying and bool(worker.devices) == bool(devices)
+            ]
             if any(worker.session is None for worker in workers):
                 continue  # one is on its way
             if role == EXECUTOR and len(workers) >= node.cpu + node.blocked_max:
                 if all(worker.stack for worker in workers):
                     self._nesting_limit(lane, len(workers))
                 continue
-            if role == ASYNC_EXECUTOR and not lane.head().alone and any(_takes_more(worker) for worker in workers):
+            alone = lane.head().alone
+            if role == ASYNC_EXECUTOR and not alone and any(_takes_more(worker, shape) for worker in workers):
                 continue
-            if role == ASYNC_EXECUTOR and len(workers) > node.cpu:
+            if role == ASYNC_EXECUTOR and len(workers) > node.cpu and not devices:
                 continue
-            self._start(node, role)
+            self._start(node, role, devices, shape)
             return
 
     def start_actor(self, task: TaskState, role: str, needed: int, now: float) -> ErrorInfo | None:
@@ -131,8 +155,10 @@ class Pools:
                 full = True
                 continue
             full = False
-            if now >= node.start_after and node.fits(task.profile.shape):
-                self._start(node, role)
+            shape = task.profile.shape
+            devices = choose(node, shape)
+            if now >= node.start_after and node.fits(shape) and devices is not None:
+                self._start(node, role, devices, shape)
                 return None
         if not full:
             return None
@@ -146,13 +172,15 @@ class Pools:
         """This id is taken, for ever: a process that was believed dead may still live."""
         self._last_worker_id = max(self._last_worker_id, worker_id)
 
-    def _start(self, node: NodeState, role: str) -> None:
+    def _start(self, node: NodeState, role: str, devices: tuple[int, ...] = (), meant: Shape | None = None) -> None:
         self.seen(self._last_worker_id + 1)
         worker = WorkerState(self._last_worker_id, role, node)
+        if devices:
+            worker.devices, worker.meant = devices, meant
         self.tables.workers[worker.id] = node.workers[worker.id] = worker
         self.starting[worker.id] = role
         assert node.supervisor is not None
-        self.tables.tell(node.supervisor, StartExecutor(role, worker.id))
+        self.tables.tell(node.supervisor, StartExecutor(role, worker.id, list(devices)))
 
     def replace(self, worker: WorkerState, now: float) -> None:
         """An executor died: keep as many warm ones as the node is to have, but do not start dying ones in a loop."""
@@ -163,7 +191,7 @@ class Pools:
             self.tables.at(node.start_after, wake, None)
             return
         connected = node.supervisor is not None and node.supervisor.peer is not None
-        missed = worker.role == EXECUTOR and not worker.leaving
+        missed = worker.role == EXECUTOR and not worker.leaving and not worker.devices
         if connected and missed and len(self.sync_workers(node)) < node.warm:
             self._start(node, EXECUTOR)
 
@@ -187,9 +215,9 @@ class Pools:
         self.doomed.append((victim, failure("NestingLimit", message, head)))
 
 
-def _takes_more(worker: WorkerState) -> bool:
+def _takes_more(worker: WorkerState, shape: Shape) -> bool:
     """Whether an async executor accepts further tasks."""
-    return not (worker.lagging or worker.secluded)
+    return not (worker.lagging or worker.secluded) and suits(worker, shape)
 
 
 def _offer(node: NodeState) -> str:

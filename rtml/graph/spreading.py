@@ -19,12 +19,14 @@ its last `Offer` and as far as can be told since. Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
 
+from rtml.graph.alternatives import Choice, wait_for
 from rtml.graph.locality import Locality
 from rtml.graph.queues import Lane
 from rtml.graph.state import Session, Shape, State, TaskState, WorkerState
@@ -213,6 +215,9 @@ class Spreading:
     def _spread(self, lane: Lane, guests: bool, now: float) -> None:
         """Hand over what others have room for; `guests`: tasks of other dispatchers are here, which may go back."""
         passed: list[TaskState] = []
+        if lane.profile.alternatives:
+            self._spread_best(lane, now)
+            return
         room = self._room(lane)
         while lane.count and len(passed) < _LOOK_MAX and (room or guests):
             task = lane.pop()
@@ -231,6 +236,50 @@ class Spreading:
             lane.unpop(task)
         if lane.count:
             self._look_again(lane, now)
+
+    def _spread_best(self, lane: Lane, now: float) -> None:
+        """Tasks with alternatives go where one of these ends them first, or wait for that."""
+        kept: list[TaskState] = []
+        ahead: Counter[int] = Counter()
+        while lane.count and len(kept) < _LOOK_MAX:
+            task = lane.pop()
+            choice = Choice(task)
+            for profile in task.profile.alternatives:
+                for worker in [one for one in self.tables.remotes.values() if self._takes(one, task, now)]:
+                    if worker.node.fits(profile.shape):
+                        choice.offer(profile, worker, self._begins(worker) + self.locality.seconds(task, worker.node))
+                    elif worker.node.could_fit(profile.shape) and not worker.upward:
+                        running = [(one, one.assigned_at) for one in worker.queue.values()]
+                        begins = wait_for(choice, profile, worker.node, running, ahead, now)
+                        if begins is not None:
+                            choice.offer(profile, None, begins)
+            if choice.profile is not None and choice.worker is not None:
+                task.profile = choice.profile
+                self.delegate(choice.worker, task, now)
+                continue
+            if self._goes_back(task, now):
+                self.give_back(task)
+                continue
+            kept.append(task)
+            if choice.profile is not None:
+                ahead[choice.profile.shape.number] += 1
+                if choice.patience is not None:
+                    self.tables.at(now + choice.patience, wake, None)
+        for task in reversed(kept):
+            lane.unpop(task)
+        if lane.count:
+            self._look_again(lane, now)
+
+    def _takes(self, worker: WorkerState, task: TaskState, now: float) -> bool:
+        """Whether a task may go to this dispatcher at all, room or not."""
+        if not worker.ready or worker.session is task.session or task.hops >= HOPS_MAX:
+            return False
+        if self._bytes.get(worker.id, 0) > _BYTES_MAX:
+            return False
+        waits = now - task.ready_at < SPILL_AFTER and not self.leaving
+        nodes = self.tables.nodes.values()
+        here = any(node.could_fit(one.shape) for node in nodes for one in task.profile.alternatives)
+        return not (worker.upward and here and waits)
 
     def _room(self, lane: Lane) -> list[tuple[WorkerState, bool]]:
         """Who may take one more task of this lane; with False only one that begins soon, beyond what is free there."""

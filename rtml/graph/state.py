@@ -101,15 +101,18 @@ class Profile:
     """A function's options with every default filled in: what one call of it asks for."""
 
     __slots__ = (
-        "admission", "batch", "batch_delay", "detached", "hedge", "lane", "latest", "max_age", "name",
-        "priority", "prompt", "retries", "role", "shape", "tenant", "timeout",
+        "admission", "alternatives", "base", "batch", "batch_delay", "detached", "hedge", "lane", "latest", "max_age",
+        "name", "priority", "prompt", "retries", "role", "shape", "tenant", "timeout",
     )  # fmt: skip
 
     def __init__(self, function: Function, options: Options, shape: Shape) -> None:
         self.role = ASYNC_EXECUTOR if function.asynchronous else EXECUTOR
         self.shape = shape
         #: what tasks must have in common to be interchangeable for placement, but for batches
-        self.lane = shape.number * 2 + (self.role == ASYNC_EXECUTOR)
+        self.lane: Any = shape.number * 2 + (self.role == ASYNC_EXECUTOR)
+        #: one for each set of resources that would do, best first; and of one of these, the whole
+        self.alternatives: tuple[Profile, ...] = ()
+        self.base: Profile | None = None
         self.retries = 2 if options.retries is None else options.retries
         self.timeout = options.timeout
         self.priority = options.priority or 0
@@ -139,6 +142,7 @@ class FunctionState:
         "pins",
         "profile",
         "runs",
+        "times",
         "users",
     )
 
@@ -147,6 +151,8 @@ class FunctionState:
         self.profile = profile
         #: high quantile of one call's run time in seconds; None until one was seen (then nothing is prefetched)
         self.estimate: float | None = None
+        #: the same by number of the shape, of calls that had alternatives
+        self.times: dict[int, float] | None = None
         #: run time by batch size (`estimate.BatchCost`)
         self.cost = cost
         #: of graphs that begin with it (`predict.Forecast`); None until one was to be planned
@@ -347,6 +353,8 @@ class NodeState:
         #: sync executors that stay although nothing is to be done
         self.warm = max(1.0, cpu)
         self.can_grow = False
+        #: its executors see only the gpus that they were started for
+        self.binds = False
         #: the executor that makes a function ready: one at a time, the others go on at full speed
         self.preparing: WorkerState | None = None
         self.workers: dict[int, WorkerState] = {}
@@ -439,6 +447,9 @@ class WorkerState:
         self.upward = False
         #: the one it was started for
         self.actor: ActorState | None = None
+        #: gpus of its node that it sees, and what it was started for, if that asks for any (`rtml.graph.devices`)
+        self.devices: tuple[int, ...] = ()
+        self.meant: Shape | None = None
 
     @property
     def ready(self) -> bool:

@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from rtml.graph.estimate import BatchCost
 from rtml.graph.state import (
@@ -240,16 +241,34 @@ class Tables:
         key = (
             definition.id, o.cpu, o.gpu, o.memory, resources, o.retries, o.timeout, o.priority, o.detached, o.batch,
             o.batch_delay, o.name, o.tenant, o.admission, o.hedge, o.latest,
-            o.max_age,
+            o.max_age, None if o.alternatives is None else repr(o.alternatives),
         )  # fmt: skip
         profile = self._profiles.get(key)
         if profile is None:
             if len(self._profiles) >= PROFILES_KEPT:
                 self._profiles.clear()
             merged = _merged(definition.options, options)
-            profile = Profile(definition, merged, self.shape(merged, definition.asynchronous))
+            profile = self._alternatives(definition, merged) if merged.alternatives else None
+            if profile is None:
+                profile = Profile(definition, merged, self.shape(merged, definition.asynchronous))
             self._profiles[key] = profile
         return profile
+
+    def _alternatives(self, definition: Function, merged: Options) -> Profile:
+        """The profile of calls that may run with one of several sets of resources."""
+        found = []
+        for one in merged.alternatives or ():
+            options = replace(
+                merged, cpu=one.cpu, gpu=one.gpu, memory=one.memory, resources=one.resources, alternatives=None
+            )
+            found.append(Profile(definition, options, self.shape(options, definition.asynchronous)))
+        first = found[0]
+        base = Profile(definition, merged, first.shape)
+        base.lane = ("one of", *(one.lane for one in found))
+        base.alternatives = tuple(found)
+        for profile in found:
+            profile.base = base
+        return base
 
     # --- outgoing
 
@@ -291,4 +310,9 @@ def _merged(base: Options, options: Options) -> Options:
     """The options with the base's value wherever none is given."""
     fields = options.__struct_fields__
     given = (getattr(options, field) for field in fields)
-    return Options(*(getattr(base, field) if own is None else own for field, own in zip(fields, given, strict=True)))
+    merged = Options(*(getattr(base, field) if own is None else own for field, own in zip(fields, given, strict=True)))
+    if merged.alternatives and options.alternatives is None and options is not base:
+        wants = (options.cpu, options.gpu, options.memory, options.resources)
+        if any(want is not None for want in wants):
+            return replace(merged, alternatives=None)  # the call says what it wants
+    return merged

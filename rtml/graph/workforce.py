@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from rtml.graph.devices import suits
 from rtml.graph.estimate import high_estimate
 from rtml.graph.pools import Pools
 from rtml.graph.state import Shape, State, TaskState, WorkerState
@@ -24,6 +25,9 @@ UNKNOWN_COST: Final = 1e-3
 
 #: Seconds after which an idle executor beyond the node's cpus is sent away.
 SURPLUS_IDLE: Final = 5.0
+
+#: Seconds after which an idle executor that is bound to gpus goes, and what it has in their memory with it.
+BOUND_IDLE: Final = 60.0
 
 
 class Workforce:
@@ -74,6 +78,8 @@ class Workforce:
 
         When it began is not known: it gets the whole time of its timeout again.
         """
+        # One of several alternatives: which one it is cannot be told, but for those that need gpus.
+        task.profile = next((one for one in task.profile.alternatives if suits(worker, one.shape)), task.profile)
         self.occupy(worker, [task], now)
         self.hand_over(worker, task, attempt, task.function.estimate or UNKNOWN_COST, now)
 
@@ -129,6 +135,10 @@ class Workforce:
             function = task.function
             if task.batch_size == 1 and not task.profile.batch:
                 function.estimate = high_estimate(function.estimate, result.run)
+                if task.profile.base is not None:
+                    times, number = function.times or {}, task.profile.shape.number
+                    times[number] = high_estimate(times.get(number), result.run)
+                    function.times = times
                 if function.runs is not None:
                     function.runs.observe(result.run)
             elif task.batch_head:
@@ -163,7 +173,9 @@ class Workforce:
         if not worker.stack:
             worker.idle_since = now
             self.idle[worker.role][worker.id] = worker
-            if worker.role == EXECUTOR and self.pools.surplus(worker.node):
+            if worker.devices and worker.role == EXECUTOR:
+                self.tables.at(now + BOUND_IDLE, self._dismiss_bound, worker)
+            elif worker.role == EXECUTOR and self.pools.surplus(worker.node):
                 self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
 
     def _give_leftover(self, worker: WorkerState, task_id: int) -> None:
@@ -249,7 +261,15 @@ class Workforce:
         idle = self.idle[EXECUTOR]
         if worker.id not in idle or now - worker.idle_since < SURPLUS_IDLE * 0.99:
             return
-        if self.pools.surplus(worker.node) and worker.session is not None:
-            del idle[worker.id]
+        if self.pools.surplus(worker.node):
+            self._send_away(worker)
+
+    def _dismiss_bound(self, worker: WorkerState, now: float) -> None:
+        if worker.id in self.idle[EXECUTOR] and now - worker.idle_since >= BOUND_IDLE * 0.99:
+            self._send_away(worker)
+
+    def _send_away(self, worker: WorkerState) -> None:
+        if worker.session is not None:
+            del self.idle[EXECUTOR][worker.id]
             worker.leaving = True
             self.tables.tell(worker.session, Leave())

@@ -302,6 +302,7 @@ def run_async_executor(settings: ExecutorSettings, role: str = ASYNC_EXECUTOR, m
     loop = _new_loop()
     asyncio.set_event_loop(loop)
     core = WorkerCore(settings.worker, setup.new_session(), role, os.getpid())
+    core.devices = settings.devices
     driver = LoopDriver(core, settings.address, loop)
 
     def logs_soon() -> None:

@@ -102,6 +102,8 @@ class WorkerCore:
         self._unsafe: deque[Finished] = deque()
         self._serial = 0
         #: The attempt that created the actor which lives here, its inputs as they were, and its last state.
+        #: gpus of the node that this process sees
+        self.devices: list[int] = []
         self.hosted: Attempt | None = None
         self.checkpoint: Checkpoint | None = None
         #: Streams of running attempts, by task.
@@ -386,6 +388,7 @@ class WorkerCore:
             worker=self.worker,
             holds=holds,
             epoch=self.epoch,
+            devices=self.devices,
         )
 
     def rehello(self, message: Rehello) -> None:

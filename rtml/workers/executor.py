@@ -397,6 +397,7 @@ def run_executor(settings: ExecutorSettings, role: str = EXECUTOR, make: Make | 
     setup.settle_process()
     session = setup.new_session()
     core = WorkerCore(settings.worker, session, role, os.getpid())
+    core.devices = settings.devices
     driver = ExecutorDriver(core, settings.address)
     if settings.logs:
         driver.logs, _, _ = setup.capture_output(driver.logs_soon)

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -88,3 +88,10 @@ def reason_of(status: int) -> str:
         except ValueError:
             return f"signal {number}"
     return f"exit code {os.WEXITSTATUS(status)}"
+
+
+def show_devices(devices: Sequence[int]) -> None:
+    """Let this process see no gpus but these, counted among those that its node sees."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = [visible[device] if device < len(visible) else str(device) for device in devices]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)

@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +46,8 @@ class ExecutorSettings:
     logs: bool = True
     #: Lowers the priority once the process is ready, so that a busy machine does not delay its start (D13).
     nice: int = 0
+    #: The node's gpus that it sees.
+    devices: list[int] = field(default_factory=list)
 
 
 class Child:

@@ -26,7 +26,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
@@ -56,7 +56,7 @@ from rtml.messages import (
 from rtml.workers import janitor
 from rtml.workers.data import DataEndpoint
 from rtml.workers.page import DATA_SLOT, PID, SLOTS_MAX, RunningPage
-from rtml.workers.processes import die_with_parent, fork, killed, prefer_for_oom, reason_of
+from rtml.workers.processes import die_with_parent, fork, killed, prefer_for_oom, reason_of, show_devices
 from rtml.workers.settings import Settings, parse
 
 #: Threads of numerical libraries per executor: several executors must not fight for the same cores.
@@ -322,6 +322,7 @@ class Supervisor:
             blocked_max=settings.blocked_max,
             leaving=self._ending,
             workers=settings.workers,
+            binds=settings.gpu > 0,
         )
         return [hello, node]
 
@@ -353,7 +354,7 @@ class Supervisor:
     def _handle(self, message: Message) -> None:
         match message:
             case StartExecutor():
-                self._fork_executor(message.worker, message.role)
+                self._fork_executor(message.worker, message.role, message.devices)
             case KillExecutor():
                 for child in self._find(message.worker):
                     child.killed = message.reason
@@ -398,7 +399,7 @@ class Supervisor:
         if self._link is not None:
             self._link.close()
 
-    def _fork_executor(self, worker: int, role: str) -> None:
+    def _fork_executor(self, worker: int, role: str, devices: Sequence[int] = ()) -> None:
         if not self._slots:
             self._send([ExecutorDied(worker=worker, reason=f"not started: {SLOTS_MAX - 1} processes run")])
             return
@@ -407,7 +408,9 @@ class Supervisor:
 
         def run() -> int:
             prefer_for_oom()
-            return self._run_executor(worker, role, slot)
+            if self.settings.gpu:
+                show_devices(devices)
+            return self._run_executor(worker, role, slot, devices)
 
         try:
             pid = self._fork(run, f"rtml-{_SHORT.get(role, role)}-{worker}")
@@ -423,7 +426,7 @@ class Supervisor:
         self._poll.register(child.pidfd, select.POLLIN)
         self._send([ExecutorStarted(worker=worker, role=role, pid=pid)])
 
-    def _run_executor(self, worker: int, role: str, slot: int) -> int:
+    def _run_executor(self, worker: int, role: str, slot: int, devices: Sequence[int]) -> int:
         from rtml.workers.setup import ExecutorSettings
 
         settings = ExecutorSettings(
@@ -433,6 +436,7 @@ class Supervisor:
             page=self._page.slot(slot),
             logs=self.settings.logs,
             nice=_NICE.get(role, 0),
+            devices=list(devices),
         )
         if role == ACTOR:
             from rtml.workers.actors import run_actor

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from rtml.graph.core import Core
+from rtml.graph.devices import suits
 from rtml.graph.invariants.common import TOLERANCE, all_tasks, is_idle, live, waiting_calls
 from rtml.graph.queues import Lane
 from rtml.graph.state import Session, State, TaskState, WorkerState
@@ -158,7 +159,12 @@ def work_conserving(core: Core) -> Iterable[object]:
         for worker in idle:
             if worker.node.name in core.placement._reserved:
                 continue
-            if worker.role == lane.profile.role and not worker.lagging and worker.node.fits(lane.profile.shape):
+            if (
+                worker.role == lane.profile.role
+                and not worker.lagging
+                and worker.node.fits(lane.profile.shape)
+                and suits(worker, lane.profile.shape)
+            ):
                 yield worker.id, "is idle while", lane.head().id, "is ready"
 
 
