@@ -2,8 +2,8 @@
 
 The predicted end is the wait until what the alternative asks for is free, plus its learned run time. So a task waits
 for a gpu that is free soon if a cpu would take longer all in all, and takes the cpu if many others wait for the gpu.
-An alternative that was never seen to run counts as taking no time: it is tried as soon as there is room for it. Where
-two end equally soon, the one that was named first is taken.
+An alternative that was never tried counts as taking no time: it is, as soon as there is room for it; until its first
+result it counts as no better than the others. Where two end equally soon, the one that was named first is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from rtml.graph.state import NodeState, Profile, Shape, TaskState, WorkerState
+from rtml.graph.state import TRIED, NodeState, Profile, Shape, TaskState, WorkerState
 from rtml.graph.workforce import UNKNOWN_COST
 from rtml.messages import EXECUTOR
 
@@ -46,9 +46,20 @@ class Choice:
             self._now = end
 
     def seconds(self, profile: Profile) -> float | None:
-        """The learned run time of an alternative."""
+        """The learned run time of an alternative; None if it was never tried."""
         times = self.task.function.times
-        return None if times is None else times.get(profile.shape.number)
+        known = None if times is None else times.get(profile.shape.number)
+        if times is None or known is None or known >= 0:
+            return known
+        return max(0.0, *times.values())  # it is being tried: no better than others until its first result
+
+    def take(self) -> None:
+        """The task gets what was chosen."""
+        task, profile = self.task, self.profile
+        assert profile is not None
+        task.profile = profile
+        times = task.function.times = task.function.times or {}
+        times.setdefault(profile.shape.number, TRIED)
 
     @property
     def patience(self) -> float | None:
@@ -89,8 +100,8 @@ def _left(task: TaskState, since: float, now: float) -> float:
     """Predicted seconds until it ends; what takes longer than was predicted is believed to take as long again."""
     times = task.function.times
     known = None if times is None else times.get(task.profile.shape.number)
-    predicted = known or task.function.estimate
-    if predicted is None:
+    predicted = known if known is not None else task.function.estimate
+    if predicted is None or predicted < 0:
         return max(now - since, UNKNOWN_COST)
     return abs(since + predicted - now)
 

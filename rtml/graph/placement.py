@@ -262,7 +262,7 @@ class Placement:
             for profile in task.profile.alternatives:
                 self._offer(choice, profile, ahead, now)
             if choice.profile is not None and choice.worker is not None:
-                task.profile = choice.profile
+                choice.take()
                 self.assign(choice.worker, [task], now)
                 continue
             kept.append(task)

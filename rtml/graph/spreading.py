@@ -254,7 +254,7 @@ class Spreading:
                         if begins is not None:
                             choice.offer(profile, None, begins)
             if choice.profile is not None and choice.worker is not None:
-                task.profile = choice.profile
+                choice.take()
                 self.delegate(choice.worker, task, now)
                 continue
             if self._goes_back(task, now):

@@ -65,6 +65,10 @@ TRANSITIONS: Final[tuple[frozenset[int], ...]] = (
 )
 
 
+#: In `FunctionState.times`: this alternative runs for the first time.
+TRIED: Final = -1.0
+
+
 class Shape:
     """An interned resource request: tasks of one shape are interchangeable for placement."""
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from rtml.graph.devices import suits
 from rtml.graph.estimate import high_estimate
 from rtml.graph.pools import Pools
-from rtml.graph.state import Shape, State, TaskState, WorkerState
+from rtml.graph.state import TRIED, Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables
 from rtml.messages import DISPATCHER, EXECUTOR, EXECUTORS, OK, Leave, TaskResult
 
@@ -137,7 +137,8 @@ class Workforce:
                 function.estimate = high_estimate(function.estimate, result.run)
                 if task.profile.base is not None:
                     times, number = function.times or {}, task.profile.shape.number
-                    times[number] = high_estimate(times.get(number), result.run)
+                    before = times.get(number, TRIED)
+                    times[number] = high_estimate(None if before == TRIED else before, result.run)
                     function.times = times
                 if function.runs is not None:
                     function.runs.observe(result.run)
