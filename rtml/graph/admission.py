@@ -9,7 +9,8 @@ let in is never refused later, it can only expire. A graph is refused if
 
 A wait is predicted with so many standard deviations to spare as it takes for the portion of promises that are broken to
 be `BROKEN`: each one that is broken widens the margin, each one that is kept narrows it a little (adaptive conformal
-inference: Gibbs and Candes, 2021). So noise costs what it must, whatever its distribution.
+inference: Gibbs and Candes, 2021), and so does who was refused although an executor was free when it would still have
+been in time. So noise costs what it must, whatever its distribution.
 
 Where nothing is known, everything is let in. A prediction can be wrong, and nothing is learned from what is refused:
 so who finds a free executor is refused only if it would more likely miss than not, and a graph that nobody of its kind
@@ -18,7 +19,7 @@ ran lately is let in as a *probe* now and then; a probe that ends in time refute
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Final
 
 from rtml.graph.backlog import Amount, Backlog, Bucket, Plan, Room, Share
@@ -47,6 +48,11 @@ _MARGIN_MIN: Final = 1.0
 _MARGIN_MAX: Final = 8.0
 #: How much of one a broken promise adds.
 _MARGIN_STEP: Final = 0.4
+
+#: And what one takes off that was refused needlessly for the sake of the margin.
+_MARGIN_REGRET: Final = 0.1
+#: Refused ones of which that is found out.
+_REGRETS_MAX: Final = 1_000
 
 #: Seconds between two probes of one function.
 PROBE_EVERY: Final = 1.0
@@ -78,6 +84,8 @@ class Admission:
         self.backlog = Backlog()
         #: standard deviations by which a wait may be longer than expected
         self.margin = MARGIN
+        #: when those would have had to begin that were refused for the margin's sake
+        self.doubtful: deque[float] = deque(maxlen=_REGRETS_MAX)
         #: graphs that have not ended, by tenant
         self.live: Counter[str] = Counter()
 
@@ -100,6 +108,8 @@ class Admission:
             room, plan.worked = self._room(now)
             plan.ratio = _ratio(forecast, function, profile)
             wait = self._predict(plan, share, latest, work, room)
+            if self.doubtful and plan.base == 0.0:
+                self._regret(now)
             if profile.admission and plan.budget is not None and work is not None:
                 refused = self._refusal(plan, share, latest, Amount(work, work * plan.ratio), (wait, room))
         if refused is not None:
@@ -194,6 +204,8 @@ class Admission:
             retry = predicted
         else:
             return None
+        if base / FILL + predicted - base <= budget:
+            self.doubtful.append(latest)
         return failure(
             "Overloaded", message, predicted=predicted, budget=budget, retry_after=max(_RETRY_MIN, retry), quota=False
         )
@@ -236,21 +248,25 @@ class Admission:
         if not self.live[plan.tenant]:
             del self.live[plan.tenant]
         actual = now - plan.began
+        own = self._unexplained(root, now)
         if outcome in (OK, EXPIRED):
             forecast.ended(outcome == EXPIRED)
-            if plan.ending and plan.base:
-                self._keep_promises(plan.ending != "missed" and outcome == OK)
+            if plan.ending and plan.base and plan.budget is not None:
+                missed = plan.ending == "missed" or outcome == EXPIRED
+                # What would have missed after the wait that was expected, too, was itself too slow.
+                if not missed or own < plan.budget - plan.base:
+                    self._keep_promises(not missed)
         if outcome == OK:
             plan.error = None if plan.predicted is None else plan.predicted - actual
             forecast.probed_at = max(forecast.probed_at, now)
             if plan.probe and plan.budget is not None and actual <= plan.budget:
                 forecast.own.forget_above(plan.budget)
             if plan.base is not None:
-                forecast.own.observe(self._unexplained(root, now))
+                forecast.own.observe(own)
             forecast.learn_spread(plan.expected, plan.done)
             self._learn_work(forecast, plan.done)
         elif outcome == EXPIRED:
-            self._learn_censored(root, now)
+            self._learn_censored(plan, own, now)
 
     def _keep_promises(self, kept: bool) -> None:
         """One who had to wait was in time, or was not.
@@ -260,16 +276,19 @@ class Admission:
         step = _MARGIN_STEP * (-BROKEN if kept else 1.0 - BROKEN)
         self.margin = min(_MARGIN_MAX, max(_MARGIN_MIN, self.margin + step))
 
-    def _learn_censored(self, root: TaskState, now: float) -> None:
+    def _regret(self, now: float) -> None:
+        """An executor is free: those that were refused and could begin now were refused needlessly."""
+        count = sum(latest > now for latest in self.doubtful)
+        self.doubtful.clear()
+        self.margin = max(_MARGIN_MIN, self.margin - _MARGIN_REGRET * count)
+
+    def _learn_censored(self, plan: Plan, own: float, now: float) -> None:
         """How long it would have taken is not known, only that it is more than this."""
-        plan: Plan = root.graph.plan
         forecast = plan.forecast
         often = forecast.missing > _OFTEN or now - forecast.censored_at >= _CENSOR_EVERY
-        if plan.base is not None and often:
-            own = self._unexplained(root, now)
-            if own > (forecast.own.at(LIKELY) or 0.0):
-                forecast.censored_at = now
-                forecast.own.observe(own)
+        if plan.base is not None and often and own > (forecast.own.at(LIKELY) or 0.0):
+            forecast.censored_at = now
+            forecast.own.observe(own)
         if plan.done > (forecast.work or 0.0):
             self._learn_work(forecast, plan.done)
 

@@ -6,14 +6,14 @@ from random import Random
 
 import pytest
 
-from rtml.graph.admission import _MARGIN_MAX, _MARGIN_MIN, BROKEN, MARGIN, Admission
+from rtml.graph.admission import _MARGIN_MAX, _MARGIN_MIN, _MARGIN_REGRET, BROKEN, MARGIN, Admission
 from rtml.graph.backlog import Amount, Room
 from rtml.graph.estimate import BatchCost
 from rtml.graph.policy import Scheduling
 from rtml.graph.predict import Forecast
 from rtml.graph.tables import Limits, Tables
 from tests.unit.cores import Engine
-from tests.unit.test_graph_admission import details, trained
+from tests.unit.test_graph_admission import details, refusal, trained
 
 
 @pytest.mark.parametrize(
@@ -133,3 +133,38 @@ def test_a_batch_leaves_room_for_its_noise() -> None:
     assert calm.cautious(8) == pytest.approx(0.018, rel=0.01)
     assert 0.024 < (noisy.cautious(8) or 0.0) < 0.034
     assert BatchCost().cautious(8) is None
+
+
+def test_who_was_refused_needlessly_narrows_the_margin() -> None:
+    engine = trained(0.01, times=2)
+    admission = engine.core.admission
+    admission.margin = _MARGIN_MAX
+    engine.submit("a", "b", deadline=0.05, admission=True)
+    engine.submit("c", deadline=0.05, admission=True)
+    assert "to spare" in refusal(engine, "c").message
+    for name in "ab":
+        engine.advance(0.001)
+        engine.finish(name, run=0.001)
+    before = admission.margin
+    engine.submit("d", deadline=0.05, admission=True)
+    assert admission.margin == pytest.approx(before - _MARGIN_REGRET)
+    engine.submit("e", "f", deadline=0.05, admission=True)
+    assert refusal(engine, "f")
+    engine.advance(0.06)
+    now = admission.margin
+    engine.submit("g", deadline=0.05, admission=True)
+    assert admission.margin == now, "an executor is free too late for f"
+
+
+def test_a_call_that_is_too_slow_by_itself_says_nothing_about_waiting() -> None:
+    for first, second, blamed in ((0.01, 0.1, False), (0.1, 0.01, True)):
+        engine = trained(0.01, times=60)
+        admission = engine.core.admission
+        engine.submit("a", deadline=1.0, admission=True)
+        engine.submit("b", deadline=0.05, admission=True)
+        before = admission.margin
+        engine.advance(first)
+        engine.finish("a", run=first)
+        engine.advance(second)
+        assert engine.outcome("b") == "expired DeadlineExceeded"
+        assert (admission.margin > before) is blamed
