@@ -80,7 +80,7 @@ ray-workloads: setup ## the Ray paper's placement, throughput and recovery on em
 load: setup ## open-loop load on the gateway: all scenarios, capacity, goodput (5 minutes; QUICK=1: under one); plots in out/load
 	@$(PY) -m loadtests standard $(if $(QUICK),--quick) $(LOAD)
 
-figures: setup ## the serving gateway's figures, one after the other (16 minutes; QUICK=1: 4)
+figures: setup ## the serving gateway's figures, one after the other (14 minutes; QUICK=1: 4)
 	@$(PY) -m loadtests.figures $(if $(QUICK),--quick) $(FIGURES)
 
 SERVERS := triton mosec kserve mlserver litserve ray bentoml

@@ -99,7 +99,7 @@ def _line(one: Row) -> str:
     )
 
 
-def _markdown(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
     """The table of docs/deadlines.md."""
     columns = ["fifo, no admission", *[f"`{policy}`" for policy in POLICIES]]
     lines = ["| requests | load | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
@@ -126,7 +126,7 @@ def main() -> None:
     if options.json:
         sys.stdout.write(json.dumps([one._asdict() for one in rows]) + "\n")
     if options.markdown:
-        sys.stdout.write(_markdown(rows))
+        sys.stdout.write(table(rows))
 
 
 if __name__ == "__main__":

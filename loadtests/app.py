@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -84,6 +85,27 @@ def step(seen: list[float], seconds: float) -> list[float]:
     deadline = task.deadline if task else None
     time.sleep(seconds)
     return [*seen, -1.0 if deadline is None else deadline]
+
+
+def _maybe_slow(seconds: float) -> float:
+    """One of a hundred calls takes twenty times as long, for reasons of its own."""
+    taken = seconds * (20.0 if random.random() < 0.01 else 1.0)
+    time.sleep(taken)
+    return taken
+
+
+@app.endpoint("/v1/straggling")
+@rtml.task
+def straggling(seconds: float = 0.005) -> float:
+    """Without a second attempt."""
+    return _maybe_slow(seconds)
+
+
+@app.endpoint("/v1/hedged")
+@rtml.task(hedge=0.95)
+def hedged(seconds: float = 0.005) -> float:
+    """With a second attempt beside those that take long."""
+    return _maybe_slow(seconds)
 
 
 @app.endpoint("/v1/budget")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from loadtests import servers
+from loadtests.figures.verdict import verdict
 from loadtests.statistics import quantile
 
 #: Seconds of a call in the chain of which the client sees only some.
@@ -51,11 +52,12 @@ def disconnects(quick: bool) -> tuple[list[str], dict[str, Any]]:
         file.unlink()
     folder.rmdir()
     most = max(wasted)
-    mark = "reached" if most <= WASTED_MOST else "MISSED "
-    line = (
-        f"{mark} {count} clients went away; of one, calls that ended after that: {most} at most (limit {WASTED_MOST})"
+    more = sum(number > WASTED_MOST for number in wasted)
+    text = (
+        f"disconnects: of {count} clients that went away, calls that ended after that: {most} (at most {WASTED_MOST})"
     )
-    return [line], {"wasted": wasted}
+    lines = [verdict(most <= WASTED_MOST, text), f"{more} of them had more, {sum(wasted) / count:.2f} on average"]
+    return lines, {"wasted": wasted}
 
 
 def _whole(host: str, port: int, folder: Path) -> None:
@@ -99,11 +101,13 @@ def budgets(quick: bool) -> tuple[list[str], dict[str, Any]]:
     if not spreads:
         raise RuntimeError(f"none of {count} requests was answered in time")
     shown = f"p50 {(quantile_of(spreads, 0.5)) * 1e6:.0f} us, p99 {quantile_of(spreads, 0.99) * 1e6:.0f} us"
-    mark = "reached" if quantile_of(spreads, 0.99) <= SPREAD_MOST else "MISSED "
+    most = f"at most {SPREAD_MOST * 1e6:,.0f} us"
     way = f"p50 {quantile_of(ways, 0.5) * 1e6:.0f} us, p99 {quantile_of(ways, 0.99) * 1e6:.0f} us"
     return [
-        f"{mark} five steps differ about the end of their budget by {shown} (at most 1,000)",
-        f"        and differ from the client by {way}; {expired} of {count} had no answer in time",
+        verdict(
+            quantile_of(spreads, 0.99) <= SPREAD_MOST, f"budgets: five steps differ about their end by {shown} ({most})"
+        ),
+        f"from the client's they differ by {way}; {expired} of {count} had no answer in time",
     ], {"spread_s": spreads, "from_client_s": ways, "expired": expired}
 
 

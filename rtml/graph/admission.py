@@ -36,8 +36,8 @@ SURE: Final = 0.9
 LIKELY: Final = 0.5
 
 #: The portion of the time that a graph can wait which may be planned at admission: the rest is room for more urgent
-#: graphs that come later. In `benchmarks/policies.py` 0.6 costs 3 % of goodput in bursts, and all of it leaves a third
-#: of that to the tightest deadlines.
+#: graphs that come later. In `benchmarks/policies.py` at twice the capacity 0.6 costs 1 % of goodput, and 1 leaves a
+#: quarter less to the tightest deadlines.
 FILL: Final = 0.8
 
 #: The portion of promises that may be broken.

@@ -149,7 +149,7 @@ def test_who_was_refused_needlessly_narrows_the_margin() -> None:
     engine.submit("d", deadline=0.05, admission=True)
     assert admission.margin == pytest.approx(before - _MARGIN_REGRET)
     engine.submit("e", "f", deadline=0.05, admission=True)
-    assert refusal(engine, "f")
+    assert engine.outcome("f") == "error Overloaded"
     engine.advance(0.06)
     now = admission.margin
     engine.submit("g", deadline=0.05, admission=True)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from loadtests import measuring, report, statistics, wire
+from loadtests.figures import goodput
+from loadtests.figures.verdict import is_verdict
 from loadtests.generators import Outcome
 from loadtests.peers import table
 from loadtests.schedule import Plan
@@ -138,3 +140,34 @@ def test_a_search_without_success_says_what_it_tried() -> None:
     found = measuring.search(lambda rate, _: 0.0, 100, 3)
     assert found.rate == 0
     assert [part for _, part in found.probes] == [0, 0, 0]
+
+
+def overloads(good: int, late: int, capacities: Sequence[tuple[float, float]]) -> list[goodput.Overload]:
+    """Runs of a second with so many answers in time and late, and the capacities before and after each."""
+    found = statistics.figures(outcome([(0, 0.01, 200)] * good + [(0, 0.06, 200)] * late), 1.0)
+    return [goodput.Overload(measuring.Run({"all": found}, 0.1, 0), before, after) for before, after in capacities]
+
+
+@pytest.mark.parametrize(
+    ("good", "late", "capacities", "mark"),
+    [
+        (95, 0, [(100, 100)] * 3, "passed"),
+        (85, 0, [(100, 100)] * 3, "MISSED"),
+        (95, 2, [(100, 100)] * 3, "MISSED"),
+        # one moment in which the machine was quick, and one in which it was slow
+        (95, 0, [(100, 100), (180, 200), (20, 10)], "passed"),
+        (95, 0, [(80, 120), (100, 100), (200, 10)], "passed"),
+    ],
+)
+def test_goodput_is_judged_by_the_middle_round_and_the_capacity_around_it(
+    good: int, late: int, capacities: list[tuple[float, float]], mark: str
+) -> None:
+    lines = goodput._lines("goodput", True, {"poisson": overloads(good, late, capacities)}, 100.0, (0.0005, 0.01))
+    assert "20.0 times that (asked: 20)" in lines[0]
+    assert [line.split()[0] for line in lines if is_verdict(line)] == [mark]
+
+
+def test_the_gateway_bound_case_is_reported() -> None:
+    lines = goodput._lines("tiny", False, {"poisson": overloads(10, 0, [(100, 100)])}, 100.0, (0.0005, 0.0001))
+    assert lines[1].startswith("reported: tiny: poisson at 2 x capacity: 10.0%")
+    assert not any(is_verdict(line) for line in lines)

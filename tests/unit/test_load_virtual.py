@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.policies import BATCHED, BURST, MIXED, NOISY, ONE, QUIET
+from benchmarks import hedging
+from benchmarks.policies import BATCHED, BURST, MIXED, NOISY, ONE, QUIET, SCENARIOS, row, table
 from benchmarks.virtual import DRIFT_PERIOD, Asked, Model, Noise, Scenario, Simulation
+from rtml.graph.policy import POLICIES
 
 
 def simulated(
@@ -65,3 +67,20 @@ def test_what_hangs_takes_one_executor_and_not_the_other() -> None:
     simulation.at(1.0, simulation._ask, Asked(1.0, 0.5, 2))
     simulation.run(6.0)
     assert goodput(simulation, 2.0, 6.0) >= 0.9
+
+
+def test_second_attempts_shorten_the_tail_within_their_budget() -> None:
+    plain, hedged = (hedging.row(0.1, hedge, 40.0) for hedge in (None, 0.95))
+    assert hedged.p999 < 0.8 * plain.p999
+    assert hedged.p50 == pytest.approx(plain.p50, rel=0.03)
+    assert 0.005 < hedged.seconds <= 0.05
+    assert hedged.work == pytest.approx(plain.work, rel=0.03)
+
+
+def test_the_table_of_policies_has_a_row_for_each_load() -> None:
+    rows = [row(SCENARIOS[0], "fifo", False, 0.5, 0.5)]
+    rows += [row(SCENARIOS[0], policy, True, 0.5, 0.5) for policy in POLICIES]
+    lines = table(rows).splitlines()
+    assert len(lines) == 3
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| one model | 0.5 | 100 / 0.0 |")
