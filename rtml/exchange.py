@@ -437,6 +437,11 @@ class Asker:
         """These (id, data endpoint) are not where references to them say."""
         remember_moved(self._moved, objects)
 
+    def moved_to(self, ref: ObjectRef) -> ObjectRef:
+        """The reference as it is now."""
+        at = self._moved.get(ref.id)
+        return ObjectRef(ref.id, ref.size, ref.segment, at) if at else ref
+
     def fetch(self, ref: ObjectRef, keep: Granted) -> list[memoryview]:
         """Have the object brought here; `keep` pins it, until then the endpoint keeps it.
 
@@ -445,9 +450,7 @@ class Asker:
             RtmlError: it cannot be brought here, as there is no room or no endpoint.
         """
         until = time.monotonic() + _AWAY
-        at = self._moved.get(ref.id)
-        if at:
-            ref = ObjectRef(ref.id, ref.size, ref.segment, at)
+        ref = self.moved_to(ref)
         while True:
             sock = None
             try:

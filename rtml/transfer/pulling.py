@@ -63,6 +63,7 @@ class Caller:
         self.secret = secret
         self.own = own
         self._idle: dict[str, list[socket.socket]] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def connect(self, address: str) -> tuple[socket.socket, bool]:
@@ -85,7 +86,7 @@ class Caller:
         """The connection is free for others."""
         with self._lock:
             idle = self._idle.setdefault(address, [])
-            if len(idle) < _IDLE_MAX:
+            if len(idle) < _IDLE_MAX and not self._closed:
                 idle.append(sock)
                 return
         sock.close()
@@ -111,8 +112,9 @@ class Caller:
                 raise
 
     def close(self) -> None:
-        """End the idle connections."""
+        """End the idle connections, and those in use when they are done."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, {}
         for sockets in idle.values():
             for sock in sockets:
