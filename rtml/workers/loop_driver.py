@@ -96,7 +96,9 @@ class LoopDriver:
         return waiter.ready
 
     def awaiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Nothing to do: what was submitted leaves with this turn."""
+        """What was submitted leaves with this turn anyhow; questions about handles that came as arguments may not."""
+        if not self._due and self._client.core.urgent:
+            self.transmit_soon()
 
     def expect(self) -> None:
         """The loop always receives."""

@@ -58,6 +58,11 @@ def resolve(reference: rtml.Future[Any]) -> Any:
 
 
 @rtml.task
+async def wait_for(reference: rtml.Future[Any]) -> Any:
+    return await reference
+
+
+@rtml.task
 def make_future(n: int) -> rtml.Ref:
     return rtml.ref(add.submit(n))
 
@@ -117,6 +122,7 @@ def test_references(client: Client) -> None:
     slow = sleep.submit(0.1)
     assert resolve.submit(rtml.ref(slow)).result(20) == 0.1
     assert resolve.submit(rtml.ref(slow)).result(20) == 0.1
+    assert wait_for.submit(rtml.ref(sleep.submit(0.2))).result(20) == 0.2
     inner = make_future.submit(4).result(20)
     assert inner.result(20) == 5
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtml.client.folding import UnlikeError, Whole, fold_into, operation
+from rtml.client.folding import Feed, UnlikeError, Whole, fold_into, operation
 from rtml.client.following import Following, Growing
 from rtml.codec.arrays import encode_tensor, grow_tensor
 from rtml.errors import ObjectLost
@@ -142,7 +142,7 @@ def test_blocks_are_folded_as_they_come(name: str) -> None:
     op = operation(name, None)
     out = np.empty(100_000, op.partial([array.dtype for array in arrays]))
     told: list[int] = []
-    feeds = [Drip(arrays[0], 7_001), Whole(arrays[1]), Drip(arrays[2], 30_000)]
+    feeds: list[Feed] = [Drip(arrays[0], 7_001), Whole(arrays[1]), Drip(arrays[2], 30_000)]
     fold_into(out, feeds, op, len(arrays) if name == "mean" else 0, told.append)
     expected = op.finish(op.fold([array.astype(out.dtype) for array in arrays]), len(arrays))
     np.testing.assert_allclose(out, expected)
