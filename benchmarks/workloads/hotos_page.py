@@ -9,6 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.workloads import report
+from benchmarks.workloads.hotos_rtml import GROUP
 
 SIMULATIONS = 16
 #: The length of a task in the paper, in milliseconds.
@@ -130,7 +131,7 @@ Medians of the repetitions.
 - *one thread*: the simulations live in the process; nothing is saved, restored or moved.
 - *rtml, BSP*: each turn is a task that takes the last one's future (emulator and screen, 20 KB) and the policy's. A
   barrier in each round; the policy is two tasks, each for half of the simulations.
-- *rtml, wait*: `rtml.wait` gives the first 4 simulations that are done to the policy while the others run. No barrier:
+- *rtml, wait*: `rtml.wait` gives the first {group} simulations that are done to the policy while the others run. No barrier:
   a round is the whole time by the number of turns.
 - *spark, a task each*: PySpark `local[2]`, in each round a job of {simulations} tasks and a job of the policy; states
   travel through the driver, as Spark's tasks keep nothing. No shuffle, Python workers are used again. {empty}
@@ -165,6 +166,7 @@ def page(results: dict[str, Any], cells: Cells, note: str) -> str:
     return TEXT.format(
         conditions=report.conditions(results["machine"], note),
         simulations=SIMULATIONS,
+        group=GROUP,
         bars=report.verdicts(results["bars"]),
         ratios=report.table(("task, ms", *names, *(f"rtml / {name}" for name in behind)), _lines(cells, ratios)),
         times=report.table(("task, ms", *names, "repetitions"), _lines(cells, times)),

@@ -18,7 +18,7 @@ CPUS = 2
 GPUS = 2
 
 #: Simulations whose screens are looked at together by `wait`.
-GROUP = 4
+GROUP = 8
 
 
 @rtml.task(cpu=1)
@@ -53,9 +53,8 @@ def start() -> rtml.Client:
     return client
 
 
-def go_on(group: list[Any], mean: float) -> list[Any]:
-    """The next turn of these simulations, once the policy has looked at all of them."""
-    weights = think.submit(group)
+def go_on(group: list[Any], weights: Any, mean: float) -> list[Any]:
+    """The next turn of these simulations, at which the policy has looked."""
     return [simulate.submit(one, weights, row, mean) for row, one in enumerate(group)]
 
 
@@ -67,7 +66,9 @@ def bsp(mean: float, rounds: int, simulations: int) -> dict[str, Any]:
     taken = []
     for _ in range(rounds):
         begun = time.perf_counter()
-        now = [after for first in range(0, simulations, part) for after in go_on(now[first : first + part], mean)]
+        parts = [now[first : first + part] for first in range(0, simulations, part)]
+        weights = [think.submit(one) for one in parts]  # all of them first, as the others wait for them
+        now = [after for one, likely in zip(parts, weights) for after in go_on(one, likely, mean)]
         rtml.wait(now, num_returns=simulations)
         taken.append(time.perf_counter() - begun)
     return {"rounds": taken, "fingerprint": atari.fingerprint_of(rtml.get(now))}
@@ -85,9 +86,7 @@ def pipelined(mean: float, rounds: int, simulations: int) -> dict[str, Any]:
         ended += [one for one in done if turn[one] == rounds]
         group = [one for one in done if turn[one] < rounds]
         if group:
-            weights = think.submit(group)
-            for row, one in enumerate(group):
-                after = simulate.submit(one, weights, row, mean)
+            for one, after in zip(group, go_on(group, think.submit(group), mean)):
                 turn[after] = turn.pop(one) + 1
                 running.append(after)
     taken = (time.perf_counter() - begun) / rounds

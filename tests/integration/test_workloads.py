@@ -61,6 +61,7 @@ class Killer:
 def test_kill_any_process_of_the_run(
     run: Any, victims: list[tuple[str, int]], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hotos_rtml, "GROUP", 2)
     runs = hotos_rtml.Runs(run)
     try:
         for role, number in victims:
