@@ -131,8 +131,8 @@ Medians of the repetitions.
 - *one thread*: the simulations live in the process; nothing is saved, restored or moved.
 - *rtml, BSP*: each turn is a task that takes the last one's future (emulator and screen, 20 KB) and the policy's. A
   barrier in each round; the policy is two tasks, each for half of the simulations.
-- *rtml, wait*: `rtml.wait` gives the first {group} simulations that are done to the policy while the others run. No barrier:
-  a round is the whole time by the number of turns.
+- *rtml, wait*: `rtml.wait` gives the first {group} simulations that are done to the policy while the others run. No
+  barrier: a round is the whole time by the number of turns.
 - *spark, a task each*: PySpark `local[2]`, in each round a job of {simulations} tasks and a job of the policy; states
   travel through the driver, as Spark's tasks keep nothing. No shuffle, Python workers are used again. {empty}
 - *spark, a task a core*: the same simulations as two tasks, the fewest that use both cpus.
