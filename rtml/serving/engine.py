@@ -58,9 +58,17 @@ class Engine(Protocol):
         """Open a graph. Raises `RtmlError` if the call cannot be sent."""
 
     def stream(
-        self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+        self,
+        prepared: Prepared,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        timed: Callable[[Timing | None], None],
     ) -> AsyncGenerator[Any, None]:
-        """Open a graph whose root is a generator; gives its items. Closing it ends the generator."""
+        """Open a graph whose root is a generator; gives its items. Closing it ends the generator.
+
+        `timed` is told where the time went, when the generator has ended by itself.
+        """
 
     async def query(self, what: str) -> str:
         """Ask the dispatcher, see `rtml.messages.Query`. Raises `RtmlError` or `TimeoutError` if it does not answer."""
@@ -273,7 +281,12 @@ class ClientEngine:
         return self._client.call(prepared.function, args, kwargs, options, *root)
 
     async def stream(
-        self, prepared: Prepared, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+        self,
+        prepared: Prepared,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        timed: Callable[[Timing | None], None],
     ) -> AsyncGenerator[Any, None]:
         """Open a graph whose root is a generator; gives its items. Closing it ends the generator.
 
@@ -285,6 +298,7 @@ class ClientEngine:
         try:
             async for item in items:
                 yield item
+            timed(items.future.timing)
         finally:
             items.close()
 

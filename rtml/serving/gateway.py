@@ -130,7 +130,9 @@ class Gateway:
         self._repository = ModelRepository(self._engine, self.registry, target, settings)
         self.registry.repository = self._repository
         if self._conditions.peers is not None:
-            self.registry.repository = EverywhereRepository(self._repository, self.together)
+            self.registry.repository = EverywhereRepository(
+                self._repository, self.together, self._repository.check_allowed
+            )
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

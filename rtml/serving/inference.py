@@ -53,6 +53,10 @@ class Progress:
         #: That it is for, if it is for one.
         self.model: ModelVersion | None = None
 
+    def timed(self, timing: Timing | None) -> None:
+        """The graph's root has ended."""
+        self.timing = timing
+
     def elapsed(self) -> float:
         """Seconds since it came."""
         return time.perf_counter() - self.started
@@ -216,7 +220,8 @@ class Inference:
         before = 0.0
         try:
             options = _options(prepared, progress.remaining(prepared.name), priority)
-            async with contextlib.aclosing(self._engine.stream(prepared, args, kwargs, options)) as items:
+            stream = self._engine.stream(prepared, args, kwargs, options, progress.timed)
+            async with contextlib.aclosing(stream) as items:
                 index = 0
                 async for item in items:
                     model.statistics.responded(index, progress.elapsed() - before, ok=True)

@@ -225,7 +225,7 @@ class ModelRepository:
         Raises:
             HttpError: it cannot be loaded, and why; what was served before still is.
         """
-        self._check_explicit()
+        self.check_allowed()
         try:
             config = modelsource.override(parameters)
             files = {
@@ -258,7 +258,7 @@ class ModelRepository:
         Raises:
             HttpError: it is not known, or not the repository's.
         """
-        self._check_explicit()
+        self.check_allowed()
         if name not in self._live and name not in self._seen:
             raise HttpError(404, f"failed to unload {name!r}: it is no model of the repository", "UnknownModel")
         self._cancel(name)
@@ -270,7 +270,12 @@ class ModelRepository:
         if name in self._renewals:
             self._renewals[name][0].cancel()
 
-    def _check_explicit(self) -> None:
+    def check_allowed(self) -> None:
+        """Whether requests may load and unload.
+
+        Raises:
+            HttpError: they may not.
+        """
         if self._settings.control != "explicit":
             # Triton's words, which programs look for, and its status.
             message = (

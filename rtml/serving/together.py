@@ -93,10 +93,12 @@ class EverywhereRepository:
     Args:
         own: This process's.
         together: All processes.
+        check: Raises `HttpError` if requests may not load and unload.
     """
 
-    def __init__(self, own: Repository, together: Together) -> None:
+    def __init__(self, own: Repository, together: Together, check: Callable[[], None] = lambda: None) -> None:
         self._together = together
+        self._check = check
 
         async def act(key: str, fields: dict[str, Any]) -> None:
             name = fields["name"]
@@ -109,10 +111,12 @@ class EverywhereRepository:
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """As `Repository.load`, in every process."""
+        self._check()
         fields = {"verb": "load", "name": name, "parameters": dict(parameters)}
         await self._together.do("repository", f"model {name}", fields)
 
     async def unload(self, name: str, unload_dependents: bool = False) -> None:
         """As `Repository.unload`, in every process."""
+        self._check()
         fields = {"verb": "unload", "name": name, "unload_dependents": unload_dependents}
         await self._together.do("repository", f"model {name}", fields)

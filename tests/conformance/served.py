@@ -36,3 +36,13 @@ def same(x: Any) -> Any:
 
 
 app.model("same_RAW", same, inputs=[TensorSpec("x", "BYTES", (-1, 2))], outputs=[TensorSpec("y", "BYTES", (-1, 2))])
+
+
+@rtml.task
+def tokens(x: Any) -> Any:
+    """Three answers to a request."""
+    for number in range(3):
+        yield x + number
+
+
+app.model("tokens", tokens, inputs=[TensorSpec("x", "INT32", (1,))], outputs=[TensorSpec("y", "INT32", (1,))])

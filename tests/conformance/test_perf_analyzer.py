@@ -67,6 +67,11 @@ FORMS = {
 }
 
 
+def test_a_decoupled_model(load: Load) -> None:
+    report = load("tokens", "--concurrency-range", "3", *FORMS["grpc streams"])
+    assert "Detected decoupled model" in report.text
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_closed_loop(load: Load, form: str) -> None:
     report = load("double", "--concurrency-range", "3", *FORMS[form])

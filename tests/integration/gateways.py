@@ -85,7 +85,9 @@ class InlineEngine:
         self.started.set()
         return InlineCall(self, prepared.function, args, kwargs)
 
-    async def stream(self, prepared: Prepared, args: Any, kwargs: Any, options: Options) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, prepared: Prepared, args: Any, kwargs: Any, options: Options, timed: Callable[[Timing | None], None]
+    ) -> AsyncGenerator[Any, None]:
         self.options.append(options)
         self.started.set()
         items = prepared.function(*args, **kwargs)
@@ -96,6 +98,7 @@ class InlineEngine:
             else:
                 for item in items:
                     yield item
+            timed(Timing(0.0, 0.001, 0.0002, 0.003))
         finally:
             self.cancelled.set()
 

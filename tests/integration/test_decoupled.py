@@ -102,7 +102,7 @@ async def test_each_item_is_an_answer_of_generate_stream() -> None:
         status, body, _ = await server.post("/v2/models/count/generate_stream", {"x": 0})
         assert (status, body) == (200, b"")
         (found,) = (await server.get("/v2/models/count/stats"))[1]["model_stats"]
-        assert found["inference_stats"]["success"]["count"] == 2
+        assert found["inference_stats"]["success"]["count"] == found["inference_stats"]["queue"]["count"] == 2
         assert [found["response_stats"][place]["success"]["count"] for place in "012"] == [1, 1, 1]
 
 

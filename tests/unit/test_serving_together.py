@@ -118,3 +118,21 @@ async def test_a_model_is_loaded_and_unloaded_in_every_process() -> None:
     await repositories[1].load("m", {"config": "{}"})
     await repositories[0].unload("m", True)
     assert asked == [("m", {"config": "{}"})] * 2 + [("m", True)] * 2
+
+
+async def test_what_requests_may_not_do_no_process_is_asked_for() -> None:
+    def refuse() -> None:
+        raise HttpError(503, "explicit model load / unload is not allowed", "NotAllowed", {})
+
+    class Own:
+        async def load(self, name: str, parameters: Any) -> None:
+            raise AssertionError
+
+        async def unload(self, name: str, unload_dependents: bool = False) -> None:
+            raise AssertionError
+
+    repository = EverywhereRepository(Own(), Together(FakePeers(Network())), refuse)
+    for call in (repository.load("m", {}), repository.unload("m")):
+        with pytest.raises(HttpError) as caught:
+            await call
+        assert (caught.value.kind, caught.value.headers) == ("NotAllowed", {})
