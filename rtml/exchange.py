@@ -424,23 +424,12 @@ class Asker:
         self.seconds = 0.0
         #: Bytes a second at which objects came from other nodes lately; 0: none have.
         self.bandwidth = 0.0
-        #: Objects of nodes that have left, by id: data endpoints where they are now.
-        self._moved: dict[int, str] = {}
 
     def observe(self, moved: int, seconds: float) -> None:
         """So much came in this time."""
         if moved >= _TELLING and seconds > 0:
             seen = moved / seconds
             self.bandwidth = (self.bandwidth + seen) / 2 if self.bandwidth else seen
-
-    def redirect(self, objects: list[tuple[int, str]]) -> None:
-        """These (id, data endpoint) are not where references to them say."""
-        remember_moved(self._moved, objects)
-
-    def moved_to(self, ref: ObjectRef) -> ObjectRef:
-        """The reference as it is now."""
-        at = self._moved.get(ref.id)
-        return ObjectRef(ref.id, ref.size, ref.segment, at) if at else ref
 
     def fetch(self, ref: ObjectRef, keep: Granted) -> list[memoryview]:
         """Have the object brought here; `keep` pins it, until then the endpoint keeps it.
@@ -450,7 +439,6 @@ class Asker:
             RtmlError: it cannot be brought here, as there is no room or no endpoint.
         """
         until = time.monotonic() + _AWAY
-        ref = self.moved_to(ref)
         while True:
             sock = None
             try:
@@ -514,11 +502,22 @@ class Asker:
             self._idle.pop().close()
 
 
-def remember_moved(places: dict[int, str], objects: list[tuple[int, str]]) -> None:
-    """Add where objects are now; those who forget it are told by the dispatcher again, when they ask."""
-    if len(places) > _MOVED_MAX:
-        places.clear()
-    places.update(objects)
+class Places:
+    """Where objects are whose node has left: references to them still name that. For all threads."""
+
+    def __init__(self) -> None:
+        self._moved: dict[int, str] = {}
+
+    def moved(self, objects: list[tuple[int, str]]) -> None:
+        """These (id, data endpoint) are not where references to them say."""
+        if len(self._moved) > _MOVED_MAX:
+            self._moved.clear()  # who needs one of them again is told when it asks the dispatcher
+        self._moved.update(objects)
+
+    def where(self, ref: ObjectRef) -> ObjectRef:
+        """The reference, to where the object is now."""
+        at = self._moved.get(ref.id)
+        return ref if at is None else ObjectRef(ref.id, ref.size, ref.segment, at)
 
 
 class Announcer:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rtml.errors import LimitExceeded, ObjectLost, RtmlError
-from rtml.exchange import Asker, Place
+from rtml.exchange import Asker, Place, Places
 from rtml.incoming import Incoming
 from rtml.messages import ObjectRef, task_id
 from rtml.parts import Buffer, copy, flat
@@ -88,6 +88,7 @@ class Store:
         self._place = place
         self._disk: Disk | None = None
         self._asker: Asker | None = None
+        self.places = Places()
         self._presence = Presence(directory, session)
         self._pid = os.getpid()
         self._closed = False
@@ -141,10 +142,6 @@ class Store:
 
     def endpoints(self, addresses: list[str]) -> None:
         """The dispatcher says where objects may be put by those that share no memory with it; others need not know."""
-
-    def moved(self, objects: list[tuple[int, str]]) -> None:
-        """The dispatcher says where objects of a node that has left are now."""
-        self.asker.redirect(objects)
 
     @property
     def asker(self) -> Asker:
@@ -521,6 +518,7 @@ class Store:
         here = self.place
         if not here.socket:
             raise ObjectLost(f"shared object {ref.id:#x} lies at {ref.node}, and this process has no data endpoint")
+        ref = self.places.where(ref)
         return self.asker.fetch(ref, lambda segment: self._views(ObjectRef(ref.id, ref.size, segment)))
 
     def _map(self, ref: ObjectRef) -> Mapping:

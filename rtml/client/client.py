@@ -316,7 +316,7 @@ class Client(Collectives, concurrent.futures.Executor):
             self.store.endpoints(message.data)
             self.nodes = message.data
         elif isinstance(message, messages.Moved):
-            self.store.moved(message.objects)
+            self.store.places.moved(message.objects)
         return False
 
     def collect(self) -> list[Message]:
@@ -325,7 +325,7 @@ class Client(Collectives, concurrent.futures.Executor):
         with self.lock:
             self._drain_dropped()
             if self.core.returning:
-                references.refresh(self.core, self._kept)
+                references.refresh(self.core, self._kept, self.store.places)
             return self.core.flush(now)
 
     def resume(self) -> list[Message]:
@@ -333,7 +333,7 @@ class Client(Collectives, concurrent.futures.Executor):
         now = time.monotonic()
         with self.lock:
             self._drain_dropped()
-            references.refresh(self.core, self._kept)
+            references.refresh(self.core, self._kept, self.store.places)
             return self.core.resume(now)
 
     def fail_all(self, error: BaseException) -> None:

@@ -44,7 +44,7 @@ class Following:
         #: When the first bytes were there, and how far they went.
         self._since, self._from = 0.0, 0
         try:
-            ref = self._asker.moved_to(ref)
+            ref = store.places.where(ref)
             send(self._sock, Follow(ref))
             self._sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
             segment = _checked(expect(self._sock, Fetched))

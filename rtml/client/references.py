@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rtml.client.future import PENDING, Future
 from rtml.errors import LimitExceeded
+from rtml.exchange import Places
 from rtml.messages import ObjectRef
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ class Special(Protocol):
         """Complete the task before it is submitted. Under the client's lock."""
 
 
-def refresh(core: ClientCore, kept: dict[int, list[Any]]) -> None:
+def refresh(core: ClientCore, kept: dict[int, list[Any]], places: Places) -> None:
     """Before a resume: a new dispatcher knows only what comes with the tasks. Under the lock.
 
     Args:
         core: has the unresolved tasks.
         kept: what they refer to.
+        places: where objects are that have moved.
     """
     for task in core.unresolved_tasks():
         if task.deps is not None:
@@ -62,11 +64,12 @@ def refresh(core: ClientCore, kept: dict[int, list[Any]]) -> None:
                 for one in kept.get(task.id, ())
                 if isinstance(one, Future) and one._state is not PENDING and one._payload is not None
             }
-            task.deps = [(dep, payload if payload is not None else ended.get(dep)) for dep, payload in task.deps]
+            known = [(dep, payload if payload is not None else ended.get(dep)) for dep, payload in task.deps]
+            task.deps = [(dep, places.where(one) if isinstance(one, ObjectRef) else one) for dep, one in known]
 
 
 def values_of(
-    deps: Sequence[Future[Any]],
+    deps: Sequence[Future[Any]], places: Places
 ) -> tuple[list[tuple[int, bytes | ObjectRef | None]], Future[Any] | None]:
     """What `Task.deps` says of these futures: the payloads of those that have ended; and the first that has failed.
 
@@ -84,9 +87,11 @@ def values_of(
         if dep._failure is not None:
             return links, dep
         payload = dep._payload
-        links.append((dep.id, payload))
         if isinstance(payload, bytes):
             size += len(payload)
+        elif payload is not None:
+            payload = dep._payload = places.where(payload)
+        links.append((dep.id, payload))
     if size > _VALUES_BYTES_MAX:
         raise LimitExceeded(
             f"the values of the {len(deps)} futures among the arguments have {size} bytes together, more than "
@@ -99,7 +104,7 @@ def link(client: Client, task: Task, deps: Sequence[Future[Any]], handles: Seque
     """Fill in what a task refers to, and keep it alive. Under the lock. Returns a dependency that has failed."""
     kept: list[Any] = list(deps)
     if deps:
-        task.deps, failed = values_of(deps)
+        task.deps, failed = values_of(deps, client.store.places)
         if failed is not None:
             return failed
     if handles:

@@ -17,10 +17,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
 from rtml.errors import LimitExceeded, ObjectLost, ProtocolError
-from rtml.exchange import NO_ROOM, Drop, Elsewhere, Hold, Put, Stored, call, receive, remember_moved, send
+from rtml.exchange import NO_ROOM, Drop, Elsewhere, Hold, Put, Stored, call, receive, send
 from rtml.incoming import Incoming
 from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.parts import Buffer, flat
@@ -56,8 +54,6 @@ class RemoteStore(Store):
         self._endpoints: list[str] = []
         #: Where objects of ours lie: id -> (endpoint, segment).
         self._held: dict[int, tuple[str, str]] = {}
-        #: Where objects of others lie whose node has left.
-        self._moved: dict[int, str] = {}
         #: Guards the connections: whoever has it may speak and listen.
         self._speaking = threading.Lock()
         self._socks: dict[str, socket.socket] = {}
@@ -70,10 +66,6 @@ class RemoteStore(Store):
         first = self._endpoints[:1]
         # The one in use stays the first, for as long as it is named.
         self._endpoints = sorted(addresses, key=lambda one: one not in first)
-
-    def moved(self, objects: list[tuple[int, str]]) -> None:
-        """The dispatcher says where objects of a node that has left are now."""
-        remember_moved(self._moved, objects)
 
     # --- putting ------------------------------------------------------------------------------------------------------
 
@@ -139,6 +131,7 @@ class RemoteStore(Store):
         if message is None:
             raise ConnectionResetError("the data endpoint has closed the connection")
         if isinstance(message, Elsewhere):
+            self.places.moved([(object_id, message.address) for object_id in message.objects])
             freed = []
             for object_id in message.objects:
                 if object_id in self._held:
@@ -170,9 +163,7 @@ class RemoteStore(Store):
             raise self._refusal("a result", ref.size)
         if ref.size <= HEADER_OFFSET:
             raise ObjectLost(f"{ref.size} bytes are no object")
-        at = self._held.get(ref.id, ("", ""))[0] or self._moved.get(ref.id)
-        if at:
-            ref = replace(ref, node=at)  # it may have moved
+        ref = self.places.where(ref)
         memory = memoryview(mmap.mmap(-1, ref.size))
         pull(ref, Incoming(ref.id, ref.size, "", memory), self._caller, self._counts)
         return [memory[at : at + size].toreadonly() for at, size in parts_of(memory, ref.id)]

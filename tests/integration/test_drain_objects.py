@@ -50,6 +50,20 @@ def test_what_was_put_and_made_on_a_node_survives_its_drain() -> None:
         assert total.submit(again).result(60) == 9 * LARGE
 
 
+def test_a_root_that_is_started_again_is_told_where_objects_went() -> None:
+    with cluster(2, Labelled) as nodes, nodes.connect() as client:
+        made = make.options(resources=at("n0"), retries=0).submit(8)
+        rtml.wait([made], timeout=60)
+        leave(nodes, "n0")
+        assert total.options(resources=at("n1")).submit(made).result(60) == expected(8)
+        nodes.processes["root"].kill()
+        nodes.processes["root"].wait()
+        nodes.start_root()
+        until(lambda: joined(client) == 1, 60)
+        assert total.options(resources=at("n1")).submit(made).result(60) == expected(8)
+        assert made.result(60).sum(dtype=np.int64) == expected(8)
+
+
 def test_without_another_node_it_is_said_that_objects_are_lost(capfd: pytest.CaptureFixture[str]) -> None:
     with cluster(1, Labelled) as nodes, nodes.connect() as client:
         kept = client.put(np.full(LARGE, 7, np.uint8))

@@ -91,7 +91,7 @@ def remote(session: int, host: Host) -> Iterator[RemoteStore]:
         client.close()
 
 
-def eventually(true: Callable[[], Any], seconds: float = 10.0) -> None:
+def eventually(true: Callable[[], Any], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
