@@ -199,6 +199,12 @@ class UnixLink(ReceivingLink):
             self._close_descriptors()
             self._socket.close()
 
+    def close_in_child(self) -> None:
+        """After a fork, in the child: let go of its copies. The connection goes on in the parent."""
+        self._over = "the link is another process's"
+        self._close_descriptors()
+        self._socket.close()
+
 
 class UnixListener:
     """A listening socket with mode 0600, and its file."""

@@ -33,6 +33,7 @@ from typing import Final
 
 from rtml.exchange import Place
 from rtml.link import Link, LinkClosed, connect
+from rtml.link.unix import UnixLink
 from rtml.messages import (
     ACTOR,
     ASYNC_ACTOR,
@@ -396,8 +397,8 @@ class Supervisor:
             os.close(child.pidfd)
         if self._data is not None:
             self._data.close_in_child()
-        if self._link is not None:
-            self._link.close()
+        if isinstance(self._link, UnixLink):
+            self._link.close_in_child()  # the parent goes on with it
 
     def _fork_executor(self, worker: int, role: str, devices: Sequence[int] = ()) -> None:
         if not self._slots:

@@ -20,6 +20,7 @@ import pytest
 import uvloop
 
 from rtml.link import Hub, Link, LinkClosed, base, connect
+from rtml.link.unix import UnixLink
 from rtml.messages import FRAME_MAX
 from tests.unit import links as shared
 from tests.unit.links import (
@@ -204,6 +205,24 @@ def test_close_ends_a_recv_of_another_thread(address: str, server: Hub, links: C
         link.send(b"x")
     with pytest.raises(LinkClosed):
         link.fileno()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads: this child does nothing else
+def test_a_forked_child_lets_go_of_a_link_that_goes_on(
+    tmp_path: Path, server: Hub, links: Callable[[str], Link]
+) -> None:
+    where = server.listen(f"unix:{tmp_path}/hub.sock")
+    with Serving(server):
+        link = links(where)
+        assert isinstance(link, UnixLink)
+        link.fileno()
+        child = os.fork()
+        if not child:
+            link.close_in_child()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        link.send(b"\x92still here")
+        assert receive(link, 1) == [b"\x92still here"]
 
 
 def test_one_thread_sends_while_another_receives(address: str, server: Hub, links: Callable[[str], Link]) -> None:
