@@ -6,12 +6,14 @@ apart, asks the registry for the version that it means, and remembers the answer
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from aiohttp import web
 
+from rtml.errors import DeadlineExceeded
 from rtml.serving import descriptions, generate, http, oip
 from rtml.serving.adminroutes import AdminRoutes
 from rtml.serving.aside import READ_ASIDE, Form, Unfit, worth_writing
@@ -51,6 +53,22 @@ class VersionRoute(GraphRoute):
         """What is served now. Between this and the engine's queue nothing may be awaited: it could be forgotten."""
         return self._again() if self._model.retired else self._model
 
+    async def _in_time(
+        self, reading: Coroutine[Any, Any, tuple[ModelVersion, oip.Request]], progress: Progress
+    ) -> tuple[ModelVersion, oip.Request]:
+        """What is read, if that takes no longer than the request has: others may be read before it."""
+        try:
+            left = progress.remaining(self._model.name)
+        except DeadlineExceeded:
+            reading.close()
+            raise
+        try:
+            async with asyncio.timeout(left):
+                return await reading
+        except TimeoutError:
+            message = "the deadline passed while the request was read"
+            raise DeadlineExceeded(message, missing=[self._model.name]) from None
+
     async def _read_aside(
         self, form: Form, body: Buffer, header_length: int | None, here: Callable[..., oip.Request]
     ) -> tuple[ModelVersion, oip.Request]:
@@ -81,7 +99,8 @@ class InferRoute(VersionRoute):
         """The model's outputs, in the form that the request asks for."""
         header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
         if len(body) >= READ_ASIDE and (header_length is None or header_length >= READ_ASIDE):
-            model, inference = await self._read_aside("infer", body, header_length, self._read)
+            reading = self._read_aside("infer", body, header_length, self._read)
+            model, inference = await self._in_time(reading, progress)
         else:
             model = self.current()
             inference = oip.decode_request(body, header_length, model.inputs, self._regions)
@@ -124,7 +143,8 @@ class GenerateRoute(VersionRoute):
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.StreamResponse:
         """The model's outputs as JSON, at once or as server-sent events."""
         if len(body) >= READ_ASIDE:
-            model, inference = await self._read_aside("generate", body, None, _read_generate)
+            reading = self._read_aside("generate", body, None, _read_generate)
+            model, inference = await self._in_time(reading, progress)
         else:
             model = self.current()
             inference = generate.decode(body, model.inputs)

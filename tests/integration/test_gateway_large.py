@@ -166,3 +166,14 @@ async def test_a_large_body_of_an_endpoint_is_read_where_the_program_runs() -> N
         status, found, _ = await server.post("/v1/count", io.BytesIO(sent), "application/json")
         assert (status, found["type"]) == (400, "InvalidInput")
         assert "scala" in found["error"]
+
+
+async def test_a_request_that_waits_to_be_read_for_longer_than_it_has_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(self: Aside, *arguments: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Aside, "read", never)
+    async with serving(app) as server:
+        for verb, sent in (("infer", body([0.5] * 100_000)), ("generate", json.dumps({"x": [0.5] * 100_000}).encode())):
+            status, found = await infer(server, "same", sent, verb, x_rtml_deadline_ms="100")
+            assert (status, found["type"], found["missing"]) == (504, "DeadlineExceeded", ["same"])
