@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rtml.graph.actors import Actors
 from rtml.graph.admission import Admission
@@ -47,7 +47,7 @@ from rtml.graph.remote import Remote
 from rtml.graph.snapshot import snapshot
 from rtml.graph.state import Session, WorkerState
 from rtml.graph.streams import Streams
-from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables
+from rtml.graph.tables import Answer, Effect, Ended, Limits, Send, Tables, wake
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     CANCELLED,
@@ -90,6 +90,10 @@ from rtml.messages import (
 
 #: Of a wake-up: (link number, its messages), or (link number, None) when the link closed.
 Arrivals = Sequence[tuple[int, list[Message] | None]]
+
+
+#: Seconds in which the last messages of a process may come that has left in order, after its supervisor's report.
+LAST_WORDS: Final = 0.5
 
 
 class Core:
@@ -136,8 +140,8 @@ class Core:
         self.dropped = 0
         #: results that are safe with their submitters: (session, serial), not yet dealt with
         self._acks: list[tuple[Session, int]] = []
-        #: deaths reported in this wake-up
-        self._deaths: list[ExecutorDied] = []
+        #: reported deaths that are not dealt with, and until when what the dead said last is waited for
+        self._deaths: list[tuple[ExecutorDied, float]] = []
         self._handlers: dict[type, Callable[[Session, Any, float], None]] = {
             Submit: self._submit,
             Ack: self._ack,
@@ -188,8 +192,11 @@ class Core:
         # Last, because what a process sent before it died may come after its supervisor's report.
         if self._deaths:
             deaths, self._deaths = self._deaths, []
-            for death in deaths:
-                self.membership.died(death, now)
+            for death, due in deaths:
+                if now < due and self.membership.may_speak(death.worker):
+                    self._deaths.append((death, due))
+                else:
+                    self.membership.died(death, now)
         tables.run_timers(now)
         if not self.recovery.waiting:
             self.placement.schedule(now)
@@ -470,7 +477,12 @@ class Core:
     def _died(self, session: Session, message: ExecutorDied, now: float) -> None:
         if not self._supervises(session):
             return
-        self._deaths.append(message)
+        due = now
+        if message.reason == "left":
+            # It has sent all that it had to say; on another link, which may be slower than its supervisor's.
+            due += LAST_WORDS
+            self.tables.at(due, wake, None)
+        self._deaths.append((message, due))
         if message.reason != "left":
             self.notices.append(f"executor {message.worker} died: {message.reason}")
         # "signal SIGSEGV" and "exit code 3" are counted by their first word: a closed set for the metric's label.

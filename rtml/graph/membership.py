@@ -297,6 +297,15 @@ class Membership:
         self.lifecycle.keeping.forget_session(session)
         self.lifecycle.readiness.end_session(session)
 
+    def may_speak(self, worker_id: int) -> bool:
+        """Whether more may come of a process that has ended: its link is open, and results are missing."""
+        worker = self.tables.workers.get(worker_id)
+        if worker is None or worker.session is None or worker.session.peer is None:
+            return False
+        worker.leaving = True  # it gets nothing more
+        tasks = (*worker.queue.values(), *(task for task, _ in worker.stack))
+        return any(task.state is not State.DONE for task in tasks)
+
     def died(self, message: ExecutorDied, now: float) -> None:
         """An executor process ended: its tasks run elsewhere, and who is to blame is charged (D7)."""
         self._dead.add(message.worker)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from rtml.graph.actors import AHEAD_MAX
+from rtml.graph.core import LAST_WORDS
 from rtml.graph.tables import Limits
 from rtml.messages import (
     ACTOR,
@@ -14,6 +17,7 @@ from rtml.messages import (
     Assign,
     Attempt,
     Checkpoint,
+    ExecutorDied,
     Hosting,
     KillExecutor,
     Leave,
@@ -341,3 +345,30 @@ def test_after_a_restart_calls_that_come_early_wait_for_the_actor_and_keep_their
     e.finish("t")
     assert e.assigned(host) == ["actor", "b1", "b2"]
     assert e.heard(host, Assign)
+
+
+def test_what_a_process_that_left_has_said_counts_though_its_end_is_known_before() -> None:
+    e = engine()
+    host = created(e)
+    e.submit("call", of="m", actor="actor")
+    e.post("node", ExecutorDied(e.peers[host].worker, "left"))
+    assert e.outcome("call") == ""
+    e.finish("actor", error="ValueError", on=host)  # its constructor failed: on a slower link
+    assert "it failed" in e.error("call").message
+    assert "left" not in e.error("call").message
+    assert e.peers[host].worker not in e.core.tables.workers
+
+
+@pytest.mark.parametrize("how", ["time", "link"])
+def test_last_words_are_not_waited_for_without_end(how: str) -> None:
+    e = engine()
+    host = created(e)
+    e.submit("call", of="m", actor="actor")
+    e.post("node", ExecutorDied(e.peers[host].worker, "left"))
+    if how == "time":
+        e.advance(LAST_WORDS * 0.9)
+        assert e.outcome("call") == ""
+        e.advance(LAST_WORDS * 0.2)
+    else:
+        e.gone(host)
+    assert "died (left)" in e.error("call").message
