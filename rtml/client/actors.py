@@ -279,6 +279,7 @@ def get_actor(name: str) -> Actor:
 
     Raises:
         LookupError: there is none (any more, or yet).
+        TypeError: `name` is no text.
     """
     from rtml.client.api import client
 
@@ -287,6 +288,8 @@ def get_actor(name: str) -> Actor:
 
 def actor_at(here: Client, name: str) -> Actor:
     """As `get_actor`, at this client's engine."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of an actor is text, not {name!r}")
     found = msgspec.json.decode(here.query("actor", name), type=_Found | None)
     if found is None:
         raise LookupError(f"there is no actor named {name!r}")

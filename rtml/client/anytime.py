@@ -9,8 +9,10 @@ What has not ended then is cancelled. If fewer than `k` are there, the names of 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client import context
@@ -191,13 +193,17 @@ def anytime(
 
     Raises:
         ValueError: `k` or `least` do not fit the number of futures.
-        TypeError: these are no futures.
+        TypeError: these are no futures, no numbers, or `best` cannot be called.
     """
     members, keys = _members(futures)
     count = len(members)
     k = count if k is None else k
+    _check(k, least, within, best)
     if not 0 <= k <= count or not 0 <= least <= max(1, k):
-        raise ValueError(f"k={k} and least={least} of {count} futures")
+        raise ValueError(
+            f"k={k} and least={least} of {count} futures: k is from 0 to {count}, "
+            f"least from 0 to {max(1, min(k, count))}"
+        )
     given = fallback is not NOTHING
     whole = k == count
 
@@ -214,6 +220,17 @@ def anytime(
         return {names[place]: value for place, value in found.items()}
 
     return Anytime(members, shape, k, 0 if given else min(least, k), _deadline(within))
+
+
+def _check(k: Any, least: Any, within: Any, best: Any) -> None:
+    """Types of arguments, which would be noticed only deep inside."""
+    for name, value in (("k", k), ("least", least)):
+        if type(value) is bool or not isinstance(value, Integral):
+            raise TypeError(f"{name} is a whole number of values, not {value!r}")
+    if within is not None and (type(within) is bool or not isinstance(within, Real) or math.isnan(within)):
+        raise TypeError(f"within is a number of seconds (or less than none: the time is up), not {within!r}")
+    if best is not None and not callable(best):
+        raise TypeError(f"best makes the value of a list of values, like max; {best!r} cannot be called")
 
 
 def _members(futures: Any) -> tuple[list[tuple[str, Future[Any]]], Any]:

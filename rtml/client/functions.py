@@ -25,6 +25,7 @@ R = TypeVar("R")
 RETRY_ON: Final = "__rtml_retry_on__"
 
 _OPTIONS: Final = frozenset(Options.__struct_fields__)
+_TEXTS: Final = frozenset({"name", "tenant", "latest"})
 _COUNTS: Final = frozenset({"window", "memory", "retries", "priority", "batch"})
 #: In the order of the fields of `Alternative`.
 _RESOURCES: Final = ("cpu", "gpu", "memory", "resources")
@@ -186,6 +187,8 @@ def make_options(values: Mapping[str, Any]) -> Options:
     for name, value in values.items():
         if value is None:
             continue
+        if name in _TEXTS and not isinstance(value, str):
+            raise SubmitError(f"option {name} is text, not {value!r}")
         if name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
             raise SubmitError(f"option {name} is a whole number, not {value!r}")
         if name in _SECONDS | {"cpu", "gpu", "hedge"} and (
@@ -196,6 +199,8 @@ def make_options(values: Mapping[str, Any]) -> Options:
             raise SubmitError(f"option {name} cannot be negative: {value!r}")
     if values.get("alternatives") is not None:
         values = {**values, "alternatives": _alternatives(values)}
+    if values.get("window") == 0:
+        raise SubmitError("option window is at least 1: items that the generator may be ahead of its consumer")
     if values.get("hedge") is not None and not values["hedge"] < 1:
         raise SubmitError(f"option hedge is a portion below 1, like 0.95, not {values['hedge']!r}")
     try:
@@ -206,7 +211,7 @@ def make_options(values: Mapping[str, Any]) -> Options:
         for position, name in enumerate(Options.__struct_fields__):
             text = text.replace(f"`$[{position}]", f"`{name}")
         raise SubmitError(f"wrong option: {text}") from None
-    for text in (options.name or "", options.tenant or "", *(options.resources or ())):
+    for text in (options.name or "", options.tenant or "", options.latest or "", *(options.resources or ())):
         if len(text) > _TEXT_MAX or not _encodable(text):
             raise SubmitError(f"a name among the options has at most {_TEXT_MAX} Unicode characters: {text[:50]!a}")
     return options

@@ -114,6 +114,26 @@ def test_wrong_arguments_are_told() -> None:
         rtml.anytime([3])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"within": "x"}, "within is a number of seconds .*, not 'x'"),
+        ({"within": float("nan")}, "within is a number of seconds .*, not nan"),
+        ({"within": True}, "within is a number of seconds"),
+        ({"k": "a"}, "k is a whole number of values, not 'a'"),
+        ({"k": 1.5}, "k is a whole number of values, not 1.5"),
+        ({"least": True}, "least is a whole number of values, not True"),
+        ({"best": 5}, "best makes the value of a list of values, like max; 5 cannot be called"),
+        ({"k": 3}, "k=3 and least=1 of 2 futures: k is from 0 to 2, least from 0 to 2"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_told_at_the_call(options: dict[str, Any], message: str) -> None:
+    futures = [rtml.put(1), rtml.put(2)]
+    with pytest.raises((TypeError, ValueError), match=message):
+        rtml.anytime(futures, **options)
+    assert rtml.anytime(futures, within=-1, k=1).result() == [1]
+
+
 def test_a_graph_program_goes_on_without_and_its_graph_says_so() -> None:
     future = program.submit(0.05)
     assert future.result() == ({"quick": 1, "slow": 0}, ["slow"], False)

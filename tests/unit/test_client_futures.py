@@ -12,13 +12,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import rtml
 from rtml.client import progress
+from rtml.client.actors import actor_at
 from rtml.client.client import Client
 from rtml.errors import SerializationError, SubmitError, TaskCancelled
 from rtml.messages import Logs
@@ -159,6 +160,31 @@ def test_functions_are_sent_once(client: Client, fake: FakeDispatcher) -> None:
     before = len(fake.functions)
     rtml.get([client.submit(add, n) for n in range(100)], 10)
     assert len(fake.functions) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "option window is at least 1"),
+        ({"window": -1}, "option window cannot be negative: -1"),
+        ({"window": 1.5}, "option window is a whole number, not 1.5"),
+        ({"name": 5}, "option name is text, not 5"),
+        ({"tenant": b"x"}, "option tenant is text, not b'x'"),
+        ({"latest": 5}, "option latest is text, not 5"),
+        ({"latest": "\ud800"}, "a name among the options has at most 1000 Unicode characters"),
+        ({"max_age": "x"}, "option max_age is a number, not 'x'"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_told_at_the_call(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SubmitError, match=message):
+        rtml.task(**options)(add)
+    with pytest.raises(SubmitError, match=message):
+        rtml.task(add).options(**options)
+
+
+def test_names_of_actors_are_text() -> None:
+    with pytest.raises(TypeError, match="the name of an actor is text, not 5"):
+        actor_at(cast(Any, None), cast(Any, 5))
 
 
 def test_options_are_checked() -> None:
