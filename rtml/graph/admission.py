@@ -178,10 +178,10 @@ class Admission:
             plan.base = None if self.backlog.shares else 0.0
             return 0.0
         before = self.backlog.before(share, latest, work, plan.began, room)
-        plan.base = room.wait(before)
+        plan.base = room.wait(before.work)
         waits = plan.base > 0.0 or plan.forecast.missing > _OFTEN
         plan.predicted = max(0.0, plan.base + (plan.forecast.own.at(SURE if waits else LIKELY) or 0.0))
-        return room.wait(before, self.margin) if plan.base > 0.0 else 0.0
+        return room.wait(before.work, before.spread, self.margin) if plan.base > 0.0 else 0.0
 
     def _refusal(
         self, plan: Plan, share: Share, latest: float, own: Amount, waits: tuple[float, Room]

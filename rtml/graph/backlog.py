@@ -26,6 +26,9 @@ class Amount(NamedTuple):
     spread: float
 
 
+_NOTHING: Final = Amount(0.0, 0.0)
+
+
 class Bucket:
     """Plans of one share that have to begin at about the same time."""
 
@@ -180,6 +183,8 @@ class Backlog:
 
     def _others(self, share: Share, own: float, room: Room) -> Amount:
         """What of the other shares is begun by the time that `own` of this one is."""
+        if len(self.shares) == 1 and share.key in self.shares:
+            return _NOTHING
         total = spread = 0.0
         for other in self.shares.values():
             work = other.work - room.begun.get(other, 0.0)
@@ -216,8 +221,8 @@ class Backlog:
             if last > 0.0:
                 mean = bucket.work / bucket.count
                 ahead = max(0.0, done - mean)
-                others = self._others(share, ahead + mean, room)
-                if room.wait(Amount(ahead + others.work, spread + others.spread), margin) > last:
+                others, more = self._others(share, ahead + mean, room)
+                if room.wait(ahead + others, spread + more, margin) > last:
                     return True
         return False
 
@@ -240,16 +245,16 @@ class Room:
             self._filled.append((self._free + number) * until - self._summed[-1])
             self._summed.append(self._summed[-1] + until)
 
-    def wait(self, before: Amount, margin: float = 0.0) -> float:
+    def wait(self, work: float, spread: float = 0.0, margin: float = 0.0) -> float:
         """Seconds until a slot is free for what comes after so much work.
 
         The slots fill like vessels: what is busy for long takes nothing more before it is free. With a margin, so many
         standard deviations more.
         """
-        work = max(0.0, before.work)
+        work = max(work, 0.0)
         ready = bisect_right(self._filled, work)
         seconds = (work + self._summed[ready]) / (self._free + ready)
-        return seconds + margin * sqrt(max(0.0, before.spread)) / self.slots
+        return seconds + margin * sqrt(spread) / self.slots if margin and spread > 0.0 else seconds
 
 
 def _bucket_of(latest: float, now: float) -> float:

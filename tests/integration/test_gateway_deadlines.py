@@ -62,9 +62,11 @@ def test_at_the_deadline_the_answer_names_what_was_missing(server: Server) -> No
 
     def late() -> bool:
         answers.append(server.post("/v1/nap", {"seconds": 30}, x_rtml_deadline_ms="900")[:2])
-        return answers[-1][0] == 504
+        status, body = answers[-1]
+        return status == 504 and body["missing"] != ["naps"]
 
-    # What it took so far may be longer than the budget: then it is refused, until a probe is let in.
+    # What it took so far may be longer than the budget: then it is refused, until a probe is let in. And where the
+    # engine has no time to say what was missing, the gateway answers itself and knows of no steps.
     assert eventually(late), answers[-1]
     _, body = answers[-1]
     assert (body["type"], body["missing"]) == ("DeadlineExceeded", ["nap"])

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from rtml.graph.admission import _MARGIN_MAX, _MARGIN_MIN, _MARGIN_REGRET, BROKEN, MARGIN, Admission
-from rtml.graph.backlog import Amount, Room
+from rtml.graph.backlog import Room
 from rtml.graph.estimate import BatchCost
 from rtml.graph.policy import Scheduling
 from rtml.graph.predict import Forecast
@@ -34,7 +34,7 @@ from tests.unit.test_graph_admission import details, refusal, trained
     ],
 )
 def test_slots_fill_like_vessels(slots: float, busy: list[float], work: float, wait: float) -> None:
-    assert Room(slots, busy, {}).wait(Amount(work, 0.0)) == pytest.approx(wait)
+    assert Room(slots, busy, {}).wait(work) == pytest.approx(wait)
 
 
 def test_a_wait_is_as_long_as_it_takes_one_after_the_other() -> None:
@@ -47,12 +47,12 @@ def test_a_wait_is_as_long_as_it_takes_one_after_the_other() -> None:
         free = [*busy, *[0.0] * (slots - len(busy))]
         for _ in range(2000):
             free[free.index(min(free))] += work / 2000
-        assert Room(float(slots), busy, {}).wait(Amount(work, 0.0)) == pytest.approx(min(free), abs=0.01)
+        assert Room(float(slots), busy, {}).wait(work) == pytest.approx(min(free), abs=0.01)
 
 
 def test_the_error_of_a_sum_grows_with_its_root() -> None:
     room = Room(2.0, [], {})
-    one, hundred = (room.wait(Amount(0.01 * n, 0.0001 * n), 3.0) - room.wait(Amount(0.01 * n, 0.0)) for n in (1, 100))
+    one, hundred = (room.wait(0.01 * n, 0.0001 * n, 3.0) - room.wait(0.01 * n) for n in (1, 100))
     assert hundred == pytest.approx(10 * one)
 
 
