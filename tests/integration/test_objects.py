@@ -66,6 +66,24 @@ def test_objects_move_between_nodes() -> None:
         assert [one.result(60) for one in sums] == [expected(2)] * 3
 
 
+@rtml.task
+def place(array: Any) -> int:
+    return os.getppid()
+
+
+@rtml.task
+def asks(future: Any) -> int:
+    return rtml.get(place.submit(future))
+
+
+def test_what_a_task_submits_goes_to_its_data() -> None:
+    with cluster(2, Labelled) as nodes, nodes.connect():
+        made = make.options(resources=at("n1")).submit(2, 8 * LARGE)
+        rtml.wait([made], timeout=60)
+        there = where.options(resources=at("n1")).submit().result(30)
+        assert asks.options(resources=at("n0")).submit(rtml.ref(made)).result(60) == there
+
+
 def data_endpoints() -> dict[int, int]:
     """The data endpoints of nodes of this test: pid by supervisor's pid."""
     found = {}
