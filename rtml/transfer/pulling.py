@@ -29,6 +29,9 @@ STALLED: Final = 5.0
 #: Seconds for which an object's home may be away: a data endpoint that died is started again.
 PATIENCE: Final = 3.0
 _PAUSE: Final = 0.05
+#: Seconds for which nobody waits again for one that was away so long, and how many of them are remembered.
+_AWAY_FOR: Final = 10.0
+_AWAY_MAX: Final = 1024
 #: Seconds after which a source that only says that it has nothing yet is given up.
 STUCK: Final = 15.0
 #: Bytes of one piece where several sources are read, into how many pieces an object is divided, and how many of them
@@ -65,6 +68,8 @@ class Caller:
         self._idle: dict[str, list[socket.socket]] = {}
         self._closed = False
         self._lock = threading.Lock()
+        #: Endpoints that could not be reached for `PATIENCE`, and until when nobody waits for them again.
+        self._away: dict[str, float] = {}
 
     def connect(self, address: str) -> tuple[socket.socket, bool]:
         """A connection, and whether it was used before (then it may be dead without knowing).
@@ -81,6 +86,19 @@ class Caller:
         sock.settimeout(None)  # the kernel's own time-outs need no poll before each call
         set_timeouts(sock, STALLED)
         return sock, False
+
+    def patience(self, address: str) -> float:
+        """Seconds for which an object's home may be away."""
+        return 0.0 if self._away.get(address, 0.0) > time.monotonic() else PATIENCE
+
+    def reached(self, address: str, success: bool) -> None:
+        """Whether an endpoint gave anything in the end."""
+        if success:
+            self._away.pop(address, None)
+        else:
+            if len(self._away) > _AWAY_MAX:
+                self._away.clear()
+            self._away[address] = time.monotonic() + _AWAY_FOR
 
     def keep(self, address: str, sock: socket.socket) -> None:
         """The connection is free for others."""
@@ -177,7 +195,8 @@ class Pull:
     def run(self) -> None:
         """Bring it."""
         incoming = self._incoming
-        until = time.monotonic() + PATIENCE
+        home = self._ref.node
+        until = time.monotonic() + self._caller.patience(home)
         try:
             while not incoming.complete:
                 before = incoming.left, len(self._failed)
@@ -185,8 +204,11 @@ class Pull:
                 if (incoming.left, len(self._failed)) != before:
                     until = time.monotonic() + PATIENCE
                 elif hopeless or time.monotonic() > until:
-                    where = f"shared object {self._ref.id:#x} cannot be had from {self._ref.node}"
+                    if not hopeless:
+                        self._caller.reached(home, False)
+                    where = f"shared object {self._ref.id:#x} cannot be had from {home}"
                     raise ObjectLost(f"{where}: {self._reason}")
+            self._caller.reached(home, True)
         finally:
             self._leave(incoming.complete)
 

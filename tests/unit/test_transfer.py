@@ -505,3 +505,21 @@ def test_what_is_needed_goes_to_those_who_have_room_and_clients_follow(hosts: Ca
         eventually(lambda: last.endpoint.uploads._clients.get(77) and last.endpoint.uploads._clients[77].connections)
     eventually(lambda: not last.endpoint.uploads._clients)
     eventually(lambda: evicted(last.endpoint, put))
+
+
+def test_nobody_waits_twice_for_an_endpoint_that_is_gone(
+    hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulling, "PATIENCE", 0.5)
+    there = hosts("there")
+    reader = there.store(11)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"127.0.0.1:{free.getsockname()[1]}"
+    took = []
+    for number in range(2):
+        start = time.monotonic()
+        with pytest.raises(ObjectLost, match="Refused"):
+            reader.get(ObjectRef(number, MIB, f"00000001-{number}", gone))
+        took.append(time.monotonic() - start)
+    assert took[0] >= 0.5
+    assert took[1] < 0.5
