@@ -24,6 +24,9 @@ _TENSOR_KINDS: Final = "biufcmM"
 #: Inline buffers are aligned to this within the payload, whose own data begins at such an address in CPython.
 ALIGNMENT: Final = 16
 
+#: The class of numpy's arrays, once somebody has imported it.
+_ARRAYS: Final[list[Any]] = []
+
 #: Heads of arrays that are remembered: most calls of a model look alike.
 _HEADS_MAX: Final = 1024
 
@@ -33,11 +36,12 @@ _DTYPE: Final = re.compile(r"[<>|=][biufcmMSU]\d+(\[\d*[a-zA-Z]+\])?")
 
 def is_tensor(value: Any) -> bool:
     """Whether it is a numeric numpy array."""
-    # By name first: whoever has no array need not have numpy, and most values are none.
-    if type(value).__name__ != "ndarray":
-        return False
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray and value.dtype.kind in _TENSOR_KINDS
+    if not _ARRAYS:
+        kind = getattr(sys.modules.get("numpy"), "ndarray", None)
+        if kind is None:
+            return False
+        _ARRAYS.append(kind)
+    return type(value) is _ARRAYS[0] and value.dtype.kind in _TENSOR_KINDS
 
 
 def array_facts(array: Any) -> tuple[str, int]:

@@ -112,7 +112,7 @@ class Connection(RequestHandler):
                 self._pause_reading_for_buffer()
             return
         waiter = self._waiter
-        if waiter is None or waiter.done() or self._partial or self._upgraded or self._close or self._force_close:
+        if waiter is None or waiter.done() or self._partial or self._upgraded:
             super().data_received(data)
         else:
             head = data[: data.find(_END) + len(_END)]
