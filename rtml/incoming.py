@@ -122,6 +122,10 @@ class Incoming:
         self.place.populate(self.size)
         return self.memory
 
+    def finished(self) -> None:
+        """What was made in memory is an object from now on."""
+        self.memory[HEADER_OFFSET : HEADER_OFFSET + 8] = self.id.to_bytes(8, "little")
+
     def close(self) -> None:
         """No more bytes."""
         if self._fd >= 0:

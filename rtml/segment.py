@@ -74,6 +74,11 @@ def layout(sizes: list[int]) -> tuple[bytes, list[int], int]:
     return struct.pack(f"<{len(sizes)}Q", *sizes), offsets, offset
 
 
+def unfinished(object_id: int) -> int:
+    """What the header says instead of the object's id while that is being made: nobody takes a torso for an object."""
+    return object_id | 1 << 63
+
+
 def header(object_id: int, table: bytes) -> bytes:
     """What lies at `HEADER_OFFSET` for this object; `table` is from `layout`."""
     return _HEADER.pack(object_id, len(table) // 8) + table

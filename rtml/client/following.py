@@ -13,15 +13,21 @@ from typing import Final
 
 from rtml.client.folding import UnlikeError
 from rtml.codec.arrays import TENSOR, decode_tensor
-from rtml.errors import LimitExceeded, ObjectLost
+from rtml.errors import LimitExceeded, ObjectLost, RtmlError
 from rtml.exchange import NO_ROOM, Drop, Fetched, Follow, Grow, Grown, expect, send
 from rtml.incoming import Incoming, Piece
 from rtml.messages import ObjectRef
-from rtml.segment import HEADER_OFFSET
+from rtml.segment import HEADER_OFFSET, unfinished
 from rtml.store import Store
 
 #: Bytes behind a segment's header in which everything lies that says what the array is.
 _HEAD: Final = 2048
+#: Seconds for which the node's endpoint may be away: its supervisor starts it again.
+_AWAY: Final = 5.0
+
+
+class EndpointGoneError(RtmlError):
+    """This node's own data endpoint died: nothing is wrong with what was read."""
 
 
 class Following:
@@ -32,13 +38,14 @@ class Following:
         ref: the array, on another node or being made on this one.
 
     Raises:
-        ObjectLost: it cannot be had; or OSError: there is no data endpoint here.
+        ObjectLost: it cannot be had.
+        EndpointGoneError: this node's data endpoint died meanwhile.
         UnlikeError: it is no array.
     """
 
     def __init__(self, store: Store, ref: ObjectRef) -> None:
         self._asker = store.asker
-        self._sock: socket.socket | None = self._asker.connection()
+        self._sock: socket.socket | None = _connected(store)
         self._size = ref.size
         self._upto = HEADER_OFFSET
         #: When the first bytes were there, and how far they went.
@@ -51,10 +58,13 @@ class Following:
             while self._upto < min(ref.size, HEADER_OFFSET + _HEAD):
                 self._hear(self._sock)
             # The views pin the segment; what has not arrived yet is written there by the endpoint.
-            head, *parts = store.get(ObjectRef(ref.id, ref.size, segment, store.place.data))
+            head, *parts = _mapped(store, ObjectRef(ref.id, ref.size, segment, store.place.data))
             if bytes(head[:1]) != TENSOR or len(parts) != 1:
                 raise UnlikeError
             self.array = decode_tensor(head, parts[0])
+        except OSError as error:
+            self.stop()
+            raise EndpointGoneError(f"the node's data endpoint died: {error}") from None
         except BaseException:
             self.stop()
             raise
@@ -69,6 +79,7 @@ class Following:
 
         Raises:
             ObjectLost: the rest will not come.
+            EndpointGoneError: this node's data endpoint died.
         """
         sock = self._sock
         size = self.flat.itemsize
@@ -79,7 +90,9 @@ class Following:
             try:
                 self._hear(sock)
             except OSError as error:
-                raise ObjectLost(f"the node's data endpoint has gone: {error}") from None
+                if self._sock is None:
+                    raise ObjectLost("nobody waits for it any more") from None
+                raise EndpointGoneError(f"the node's data endpoint died: {error}") from None
             self.lost = False
         return int(min(there, self.flat.size))
 
@@ -146,6 +159,8 @@ class Growing:
 
     def grown(self, upto: int) -> None:
         """Everything before this offset is there."""
+        if upto >= self._piece.end:
+            self._incoming.finished()
         if upto > self._piece.at:
             self._incoming.arrived(self._piece, upto - self._piece.at)
             if self._sock is not None:
@@ -159,6 +174,26 @@ class Growing:
         sock, self._sock = self._sock, None
         if sock is not None:
             sock.close()
+
+
+def _mapped(store: Store, ref: ObjectRef) -> list[memoryview]:
+    made = ObjectRef(unfinished(ref.id), ref.size, ref.segment, ref.node)
+    for one in (ref, made):
+        with contextlib.suppress(ObjectLost):
+            return store.get(one)
+    return store.get(ref)  # it was finished in this moment
+
+
+def _connected(store: Store) -> socket.socket:
+    """A connection to the node's data endpoint, which may just be started again."""
+    until = time.monotonic() + _AWAY
+    while True:
+        try:
+            return store.asker.connection()
+        except OSError as error:
+            if not store.place.socket or time.monotonic() > until:
+                raise EndpointGoneError(f"no data endpoint on this node: {error}") from None
+            time.sleep(0.02)  # only while its supervisor starts it again
 
 
 def _checked(answer: Fetched) -> str:

@@ -116,7 +116,7 @@ class Merge:
             for place, source in enumerate(self._sources):
                 try:
                     feeds.append(self._feed(source))
-                except (ObjectLost, OSError) as error:
+                except ObjectLost as error:
                     raise UnreadableError(place, str(error)) from None
             arrays = [feed.array for feed in feeds]
             alike(arrays)

@@ -18,6 +18,7 @@ import msgspec
 from rtml.client.context import current_client
 from rtml.client.driver import Waiter
 from rtml.client.folding import Operation, UnlikeError
+from rtml.client.following import EndpointGoneError
 from rtml.client.functions import task
 from rtml.client.future import Future, error_of
 from rtml.client.merging import Made, Merge, UnreadableError, hold_here, merge_here, merge_values
@@ -26,6 +27,7 @@ from rtml.codec.arrays import array_facts
 from rtml.errors import ObjectLost, RtmlError, Unschedulable
 from rtml.exchange import node_label
 from rtml.graph.collectives import BANDWIDTH, Again, Command, End, Fail, Plan, Start, Step, Stop
+from rtml.graph.lineage import STILL_THERE
 from rtml.messages import ObjectRef
 
 #: Seconds within which a step on another node must have begun; and where something went wrong already.
@@ -196,6 +198,9 @@ class _Reduction:
         except UnreadableError as error:
             self._reason = error
             self._plan.broken(step.number, [step.sources[error.place]])
+        except EndpointGoneError as error:
+            self._reason = error
+            self._plan.broken(step.number)
         except UnlikeError:
             if self._blocks:
                 self._blocks = False
@@ -319,6 +324,8 @@ class _Reduction:
         elif kind == "task" and where.isdigit():
             self._attend(position, self._client.handle(int(where)))
             self._client.driver.awaiting(self._arrivals.loop)
+        elif answer == STILL_THERE and payload is not None:
+            self._arrived(position, payload)
         else:
             self._reason = ObjectLost(f"input {position} of the reduction is lost and cannot be replaced: {answer}")
             self._plan.failed(position)

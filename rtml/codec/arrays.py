@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rtml.incoming import Incoming
 from rtml.messages import INLINE_MAX, ObjectRef
-from rtml.segment import HEADER_OFFSET, header, layout
+from rtml.segment import HEADER_OFFSET, header, layout, unfinished
 from rtml.store import Store
 
 #: Tag of a payload that is one numeric array: dtype, shape, data; readable in any language.
@@ -83,7 +83,7 @@ def from_buffer(data: memoryview, dtype: Any, shape: Any) -> Any:
 
 
 def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any, int]:
-    """Room in the store for an array, which is to be filled in place: then `publish` it. And where its data begins.
+    """Room in the store for an array, and where its data begins. It is filled in place, `finished`, and published.
 
     Args:
         like: of its dtype and shape; its data does not matter.
@@ -96,7 +96,7 @@ def grow_tensor(like: Any, store: Store) -> tuple[Incoming, Any, int]:
     table, offsets, size = layout([len(head), like.nbytes])
     incoming = store.reserve(store.new_id(), size)
     memory = incoming.in_memory()
-    for offset, piece in ((HEADER_OFFSET, header(incoming.id, table)), (offsets[0], head)):
+    for offset, piece in ((HEADER_OFFSET, header(unfinished(incoming.id), table)), (offsets[0], head)):
         memory[offset : offset + len(piece)] = piece
     return incoming, from_buffer(memory[offsets[1] : size], like.dtype, like.shape), offsets[1]
 

@@ -34,6 +34,8 @@ GONE_MAX: Final = 1024
 Accept = Callable[[Session, Task, FunctionState, Profile, float], TaskState | None]
 
 
+#: An answer of `Lineages.ask`: it is not lost, as far as can be told.
+STILL_THERE: Final = "the node where it lies is there, but does not give it"
 _PUT: Final = "it was put, not made by a task that could be run again (or is not known any more)"
 
 
@@ -230,7 +232,7 @@ class Lineages:
         if stored is None:
             return _PUT
         if not _is_lost(stored.worker):
-            return "the node where it lies is there, but does not give it"
+            return STILL_THERE
         rebuild = self._rebuild(stored.lineage, now)
         if rebuild is None:
             return (

@@ -20,8 +20,6 @@ from rtml.transfer.pulling import Caller, pull
 PULLS_MAX: Final = 4
 #: Those that nobody waits for yet; others are fetched when somebody does.
 _AHEAD_MAX: Final = 256
-#: Objects that were not completed, and that are remembered.
-_STUNTED_MAX: Final = 1024
 
 
 class Copy:
@@ -69,9 +67,8 @@ class Copies:
         self.changed = threading.Condition()
         #: By object id, least recently used first.
         self._copies: OrderedDict[int, Copy] = OrderedDict()
-        #: Objects that a process of this node makes now; and those that were never completed, newest last.
+        #: Objects that a process of this node makes now.
         self._growing: dict[int, Copy] = {}
-        self._stunted: deque[int] = deque(maxlen=_STUNTED_MAX)
         self._bytes = 0
         self._urgent: deque[Copy] = deque()
         self._ahead: deque[Copy] = deque()
@@ -205,17 +202,11 @@ class Copies:
                 del self._growing[copy.ref.id]
             if not copy.complete:
                 copy.error = "the process that made it gave up"
-                self._stunted.append(copy.ref.id)
             self.changed.notify_all()
 
-    def is_stunted(self, object_id: int) -> bool:
-        """Whether this object of the node was never completed."""
-        return object_id in self._stunted
-
-    def is_complete(self, object_id: int) -> bool:
-        """Whether this object of the node, if it is there at all, is not being made."""
-        with self.changed:
-            return object_id not in self._growing and object_id not in self._stunted
+    def is_growing(self, object_id: int) -> bool:
+        """Whether a process of this node makes it now."""
+        return object_id in self._growing
 
     # --- for other endpoints
 

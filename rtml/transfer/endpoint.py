@@ -41,7 +41,7 @@ from rtml.exchange import (
     send_chunk,
 )
 from rtml.messages import ObjectRef
-from rtml.segment import HEADER_OFFSET
+from rtml.segment import HEADER_OFFSET, unfinished
 from rtml.store import Store
 from rtml.transfer.copies import Copies, Copy
 from rtml.transfer.counts import Counts
@@ -196,7 +196,8 @@ class Endpoint:
     def _tell_growth(self, sock: socket.socket, ref: ObjectRef) -> None:
         """A process reads an object while it arrives."""
         try:
-            if ref.node == self._settings.address and self.copies.is_complete(ref.id):
+            if ref.node == self._settings.address and not self.copies.is_growing(ref.id):
+                self.store.whole(ref)
                 send(sock, Fetched(ref.segment))
                 send(sock, Grown(ref.size))
                 receive(sock)
@@ -223,8 +224,9 @@ class Endpoint:
 
     def _hear_growth(self, sock: socket.socket, ref: ObjectRef) -> None:
         """A process makes an object."""
+        torso = ObjectRef(unfinished(ref.id), ref.size, ref.segment, ref.node)
         try:
-            copy, piece = self.copies.grow(ref, self.store.whole(ref))
+            copy, piece = self.copies.grow(ref, self.store.whole(torso))
         except ObjectLost as error:
             send(sock, Fetched("", str(error)))
             return
@@ -296,7 +298,7 @@ class Endpoint:
         copy = self.copies.serve(ref.id)
         if copy is not None:
             return _Opened(ref, copy)
-        if not _SEGMENT.fullmatch(ref.segment) or self.copies.is_stunted(ref.id):
+        if not _SEGMENT.fullmatch(ref.segment):
             raise ObjectLost("there is no such object")
         memory = self.store.whole(ref)
         if len(memory) < ref.size:
@@ -326,6 +328,10 @@ class Endpoint:
             upto = min(upto, end)
             if upto == offset:
                 send(sock, Chunk(0))
+            elif opened.copy.growing and offset < HEADER_OFFSET + 8 <= upto:
+                # Here it says that it is unfinished (`segment.unfinished`), but copies are known to be on their way.
+                send_chunk(sock, memoryview(opened.ref.id.to_bytes(8, "little"))[offset - HEADER_OFFSET :])
+                offset = HEADER_OFFSET + 8
             else:
                 send_chunk(sock, incoming.memory[offset:upto])
                 self.counts.left(upto - offset)

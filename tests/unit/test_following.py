@@ -82,6 +82,21 @@ def test_a_maker_that_gives_up_is_noticed_and_its_torso_is_no_object(hosts: Make
     del follower
 
 
+def test_a_torso_is_no_object_for_an_endpoint_that_was_started_again(hosts: Make) -> None:
+    home, other = hosts("a"), hosts("b")
+    maker = Maker(home.store(1))
+    maker.go_on(SIZE // 2)
+    home.endpoint.copies._growing.clear()  # as if it had been
+    with pytest.raises(ObjectLost):
+        Following(other.store(2), maker.growing.ref)
+    maker.end()
+    follower = Following(other.store(3), maker.growing.ref)
+    assert follower.wait(SIZE - 1) == SIZE
+    assert bool((follower.array == 1).all())
+    follower.close()
+    del follower
+
+
 def test_whoever_waits_can_be_told_to_stop(hosts: Make) -> None:
     home, other = hosts("a"), hosts("b")
     maker = Maker(home.store(1))
