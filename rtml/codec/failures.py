@@ -25,6 +25,9 @@ TRACEBACK_MAX: Final = 16 * 1024
 
 _PACKAGE: Final = str(Path(__file__).parents[1])
 
+#: They would end the program, or the event loop, that waits for a task; `sys.exit` is meant for the task's process.
+_ENDS_PROGRAMS: Final = (SystemExit, KeyboardInterrupt, GeneratorExit)
+
 
 class RemoteTraceback(Exception):
     """The cause of a remote exception: shows the traceback of the process that raised it."""
@@ -57,9 +60,13 @@ def encode_error(error: BaseException, chain: Sequence[str] = (), *, pickle: boo
 def decode_error(info: ErrorInfo) -> BaseException:
     """The exception to raise for an error, with the remote traceback as its cause.
 
-    Its own type where that exists here too, else `TaskError`. Each call makes a new one: tracebacks do not grow.
+    Its own type where that exists here too, else `TaskError`. Each call makes a new one: tracebacks do not grow. What
+    ends a program (`SystemExit`, `KeyboardInterrupt`) has ended the task; whoever waits for it gets a `TaskError`.
     """
     error = _rebuilt(info)
+    if isinstance(error, _ENDS_PROGRAMS):
+        shown = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        error = TaskError(f"{shown} (raised in the task, which it has ended)")
     text = info.traceback
     if len(info.chain) > 1:
         text = f"In task {' -> '.join(info.chain)}:\n{text}"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import rtml
-from rtml.errors import ActorDied, SubmitError
+from rtml.errors import ActorDied, SubmitError, TaskError
 from tests.integration.engine import eventually, kill
 
 LINKS = ["unix", "zmq"]
@@ -185,7 +185,7 @@ def test_errors_in_threads_arrive_whatever_they_are(engine: rtml.Client) -> None
     with pytest.raises(KeyError, match="as asked") as raised:
         threads.fail.submit(KeyError("as asked")).result(20)
     assert "rtml" not in str(raised.value.__cause__)
-    with pytest.raises(SystemExit):
+    with pytest.raises(TaskError, match="SystemExit: 1"):
         threads.fail.submit(SystemExit(1)).result(20)
     with pytest.raises(RuntimeError, match="StopIteration"):
         threads.fail.submit(StopIteration()).result(20)

@@ -57,8 +57,8 @@ def recurse() -> None:
 @pytest.mark.parametrize(
     ("function", "error"),
     [
-        (sys.exit, SystemExit),
-        (interrupt_self, KeyboardInterrupt),
+        (sys.exit, errors.TaskError),
+        (interrupt_self, errors.TaskError),
         (exhaust_memory, (MemoryError, OverflowError)),
         (recurse, RecursionError),
     ],
@@ -78,9 +78,9 @@ async def exit_in_coroutine() -> None:
 
 @pytest.mark.usefixtures("client")
 def test_a_coroutine_cannot_end_the_loop() -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(errors.TaskError, match="SystemExit: 4"):
         exit_in_coroutine.submit().result(10)
-    with pytest.raises(SystemExit):
+    with pytest.raises(errors.TaskError, match="SystemExit: 4"):
         exit_in_coroutine.submit().result(10)
 
 

@@ -74,8 +74,6 @@ def error_trip(error: BaseException, chain: tuple[str, ...] = ()) -> BaseExcepti
         FileNotFoundError(2, "No such file", "/x"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "reason"),
         StopIteration(5),
-        SystemExit(3),
-        KeyboardInterrupt(),
         ExceptionGroup("several", [ValueError(1), TypeError(2)]),
         errors.LimitExceeded("too many"),
         WorkerDied("signal SIGSEGV"),
@@ -91,6 +89,23 @@ def test_exceptions_keep_type_and_content(error: BaseException) -> None:
         assert back.args == error.args
     assert "in caught" in str(back.__cause__)
     assert isinstance(back.__cause__, codec.RemoteTraceback)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (SystemExit(3), "SystemExit: 3 (raised in the task, which it has ended)"),
+        (SystemExit(), "SystemExit (raised in the task, which it has ended)"),
+        (KeyboardInterrupt(), "KeyboardInterrupt (raised in the task, which it has ended)"),
+        (GeneratorExit("x"), "GeneratorExit: x (raised in the task, which it has ended)"),
+    ],
+    ids=repr,
+)
+def test_what_ends_a_program_does_not_end_the_one_that_waits(error: BaseException, message: str) -> None:
+    back = error_trip(error)
+    assert type(back) is errors.TaskError
+    assert str(back) == message
+    assert "in caught" in str(back.__cause__)
 
 
 def test_exceptions_with_other_constructors() -> None:
