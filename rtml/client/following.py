@@ -36,6 +36,7 @@ class Following:
     Args:
         store: of this process.
         ref: the array, on another node or being made on this one.
+        keep: others on this node may want the copy.
 
     Raises:
         ObjectLost: it cannot be had.
@@ -43,10 +44,11 @@ class Following:
         UnlikeError: it is no array.
     """
 
-    def __init__(self, store: Store, ref: ObjectRef) -> None:
+    def __init__(self, store: Store, ref: ObjectRef, keep: bool = True) -> None:
         self._asker = store.asker
         self._sock: socket.socket | None = _connected(store)
         self._size = ref.size
+        self._left = [] if keep else [(ref.id, "")]
         self._upto = HEADER_OFFSET
         #: When the first bytes were there, and how far they went.
         self._since, self._from = 0.0, 0
@@ -111,7 +113,7 @@ class Following:
         sock, self._sock = self._sock, None
         if sock is not None:
             try:
-                send(sock, Drop())
+                send(sock, Drop(self._left))
             except OSError:
                 sock.close()
             else:

@@ -133,7 +133,7 @@ class Merge:
 
     def _feed(self, source: Any) -> Feed:
         if isinstance(source, Made) or self._store.is_far(source):
-            following = Following(self._store, source.ref if isinstance(source, Made) else source)
+            following = Following(self._store, source.ref if isinstance(source, Made) else source, keep=False)
             self._following.append(following)
             if self._unwanted:
                 raise ObjectLost("nobody wants it any more")

@@ -174,6 +174,14 @@ class Copies:
                 raise ObjectLost(copy.error)
             return copy
 
+    def forget(self, copy: Copy) -> None:
+        """Whoever had it brought here knows that nobody wants it again."""
+        with self.changed:
+            if copy.complete and copy.grants <= 1 and not copy.served and self._copies.get(copy.ref.id) is copy:
+                del self._copies[copy.ref.id]
+                self._bytes -= copy.ref.size
+                self.store.free(copy.ref.id)
+
     # --- objects that are made here
 
     def grow(self, ref: ObjectRef, memory: memoryview) -> tuple[Copy, Piece]:

@@ -218,7 +218,9 @@ class Endpoint:
                 if upto > at:
                     at = upto
                     send(sock, Grown(at))
-            receive(sock)  # it has all that it wants
+            message = receive(sock)  # it has all that it wants
+            if isinstance(message, Drop) and message.objects:
+                self.copies.forget(copy)
         finally:
             self.copies.granted(copy)
 

@@ -82,6 +82,18 @@ def test_a_maker_that_gives_up_is_noticed_and_its_torso_is_no_object(hosts: Make
     del follower
 
 
+def test_a_copy_that_nobody_wants_again_is_given_back(hosts: Make) -> None:
+    home, other = hosts("a"), hosts("b")
+    maker = Maker(home.store(1))
+    maker.end()
+    for keep in (True, False):
+        follower = Following(other.store(2 + keep), maker.growing.ref, keep=keep)
+        assert follower.wait(SIZE - 1) == SIZE
+        follower.close()
+        del follower
+        eventually(lambda keep=keep: bool(other.endpoint.copies.held) is keep)  # type: ignore[misc]
+
+
 def test_a_torso_is_no_object_for_an_endpoint_that_was_started_again(hosts: Make) -> None:
     home, other = hosts("a"), hosts("b")
     maker = Maker(home.store(1))
