@@ -45,8 +45,8 @@ test: setup ## unit, transcripts, property, integration, conformance, acceptance
 	$(BIN)/pytest $(PYTEST)
 	$(PY) -m tests.sim --seeds $(SEEDS)
 
-sim: setup ## 2,000 seeds of the deterministic simulator (SEED=7: that one, with its log)
-	$(PY) -m tests.sim $(if $(SEED),--seed $(SEED) --verbose,--seeds 2000)
+sim: setup ## 2,000 seeds of the deterministic simulator, 500 of trees of dispatchers (SEED=7: that one, with its log)
+	$(PY) -m tests.sim $(if $(SEED),--seed $(SEED) --verbose,--seeds 2000 --trees 500)
 
 bench: setup ## rtml against ProcessPoolExecutor (QUICK=1: under 45 s; JSON=1: only JSON on stdout)
 	@$(PY) -m benchmarks.run $(if $(QUICK),--quick) $(if $(JSON),--json) $(BENCH)

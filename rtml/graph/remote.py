@@ -42,6 +42,7 @@ from rtml.messages import (
     ERROR,
     SESSION_MAX,
     Cancel,
+    Consumed,
     Delegate,
     Finished,
     Forgot,
@@ -168,6 +169,10 @@ class Remote:
             self.tables.tell(session, Watch(watched))
             if self._cancelled:
                 self.tables.tell(session, Cancel(sorted(self._cancelled.intersection(watched))))
+        for task in worker.queue.values():
+            if task.spec.stream and task.state is State.ASSIGNED:
+                # Items may have been on their way when the connection ended, and so may the word that they were taken.
+                self.tables.tell(session, Consumed(task.id, task.consumed, again=True))
         self.abroad.again(worker)
 
     def _cancel_there(self, proxy: TaskState) -> None:

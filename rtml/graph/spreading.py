@@ -32,7 +32,7 @@ from rtml.graph.queues import Lane
 from rtml.graph.state import Session, Shape, State, TaskState, WorkerState
 from rtml.graph.tables import Tables, wake
 from rtml.graph.workforce import UNKNOWN_COST, Workforce
-from rtml.messages import EXECUTOR, Define, Delegate, Delegated, Offer, Options, Task
+from rtml.messages import EXECUTOR, Consumed, Define, Delegate, Delegated, Offer, Options, Task
 
 #: Seconds after which a ready task may leave its home.
 SPILL_AFTER: Final = 5e-3
@@ -446,6 +446,8 @@ class Spreading:
         )  # fmt: skip
         if spec.hosts is not None and not spec.hosts.held:
             parcel.tasks[-1].task.hosts = replace(spec.hosts, held=True)  # by this dispatcher
+        if task.consumed:
+            self.tables.tell(session, Consumed(spec.id, task.consumed))  # another attempt leaves that out
         if spec.args.__class__ is bytes:
             self._bytes[worker.id] = self._bytes.get(worker.id, 0) + len(spec.args)
 

@@ -1,4 +1,4 @@
-"""Random work with actors on a tree of dispatchers: who calls them, what dies, and what must be true all the time.
+"""Random work with actors and streams on a tree of dispatchers: what dies, and what must be true all the time.
 
 Beside the invariants that every core checks after every step:
 
@@ -15,12 +15,13 @@ from collections import Counter
 from rtml.graph.state import State
 from rtml.messages import DISPATCHER, STOP, ActorOptions, Cancel, StartExecutor, Unwatch
 from tests.unit.cores import Engine
+from tests.unit.streamplay import Streams
 from tests.unit.trees import Member, Tree
 
 #: What a step may be, and how often it is chosen.
 STEPS = {
     "create": 2, "work": 4, "call": 8, "run": 10, "begin": 4, "finish": 4, "advance": 3, "cut": 0.4, "connect": 1,
-    "crash": 0.4, "lose": 0.15, "kill": 0.15, "stop": 0.2, "settle": 8,
+    "crash": 0.4, "lose": 0.15, "kill": 0.15, "stop": 0.2, "settle": 8, "stream": 1, "flow": 6, "cancel": 0.3,
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ class ActorPlay:
         self.inside: dict[tuple[str, str], str] = {}
         self.begun: Counter[str] = Counter()
         self.last: dict[tuple[str, tuple[str, str]], int] = {}
+        self.streams = Streams(self.random)
 
     @property
     def members(self) -> list[Member]:
@@ -118,6 +120,26 @@ class ActorPlay:
             self.submitted[name] = member
         member.submit(name, of=of, actor=actor, parent=parent, by=by)
 
+    def stream(self) -> None:
+        """A client asks for a stream, which runs wherever there is room."""
+        member, name = self.random.choice(self.members), self.name("s")
+        self.submitted[name] = member
+        self.streams.submit(member, name)
+
+    def flow(self) -> None:
+        """Producers and consumers of streams go on."""
+        for member, task in self.tasks():
+            if task in self.streams.made:
+                self.streams.produce(member, task)
+        self.streams.consume()
+
+    def cancel(self) -> None:
+        """A client does not want something any more."""
+        if self.submitted:
+            name = self.random.choice(list(self.submitted))
+            if self.submitted[name] in self.members:
+                self.submitted[name].cancel(name)
+
     def kill(self) -> None:
         if callers := self.callers():
             member, parent, actor = self.random.choice(callers)
@@ -160,7 +182,7 @@ class ActorPlay:
         self._finish_task() if self.random.random() < 0.3 else self._finish_call()
 
     def _finish_task(self) -> None:
-        if tasks := self.tasks():
+        if tasks := [found for found in self.tasks() if found[1] not in self.streams.made]:
             member, task = self.random.choice(tasks)
             member.finish(task, run=self.random.choice([1e-4, 1e-2, 1.0]), handles=self.given.get(task, [])[:1])
 
@@ -273,7 +295,10 @@ class ActorPlay:
         for member, process in self.processes():
             for _ in member.assigned(process):
                 self._drive(member, process)
+        self.flow()
         for member, task in self.tasks():
+            if task in self.streams.made:
+                continue
             waits = [
                 call
                 for call, (_, (where, by), _) in self.calls.items()

@@ -277,7 +277,8 @@ class Engine:
     def submit(
         self, *names: str, of: str = "f", by: str = "", parent: str = "", deps: Iterable[Dep] = (),
         handles: Sequence[str] = (), args: bytes | ObjectRef = b"", batch_key: str = "", items: int = 1,
-        trace: str = "", context: int = 0, actor: str = "", hosts: ActorOptions | None = None, **options: Any,
+        trace: str = "", context: int = 0, actor: str = "", hosts: ActorOptions | None = None, stream: int = 0,
+        **options: Any,
     ) -> None:  # fmt: skip
         """Calls of the function `of`, by its parent's executor or by "ann"; on an `actor`, or to create one."""
         by = by or (self.holder(parent) if parent else "ann")
@@ -301,6 +302,7 @@ class Engine:
                 context=context,
                 actor=self.ids[actor or name] if actor or hosts else 0,
                 hosts=hosts,
+                stream=stream,
             )
             tasks.append(task)
         define = [] if of in peer.defined else [Define([self.functions[of]])]
