@@ -116,6 +116,7 @@ class Core:
         self.placement = Placement(self.tables, self.pools, self.workforce, scheduling)
         self.keeping = Keeping(self.tables)
         self.readiness = Readiness(self.tables)
+        self.readiness.on_bound = self.pools.start_bound
         self.admission = Admission(self.tables, scheduling)
         self.actors = Actors(self.tables, self.workforce, self.placement, self.pools)
         self.hedging = Hedging(self.tables, self.workforce, self.placement)

@@ -36,6 +36,11 @@ def suits(worker: WorkerState, shape: Shape) -> bool:
     return all(free[device] >= share - _LITTLE for device in worker.devices if device < len(free))
 
 
+def sees(worker: WorkerState, shape: Shape) -> bool:
+    """Whether the worker sees as many devices as the shape asks for, free or not."""
+    return not worker.node.binds or len(worker.devices) == ceil(gpus(shape) - _LITTLE)
+
+
 def tightest(workers: Iterable[WorkerState]) -> WorkerState | None:
     """Of workers that suit, one whose devices have the least left, so that whole ones stay whole."""
     return min(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from rtml.graph.devices import choose, suits
+from rtml.graph.devices import choose, gpus, sees, suits
 from rtml.graph.queues import Lane
-from rtml.graph.state import NodeState, Shape, TaskState, WorkerState, amounts, failure
+from rtml.graph.state import NodeState, Profile, Shape, TaskState, WorkerState, amounts, failure
 from rtml.graph.tables import Tables, wake
 from rtml.messages import ACTOR, ASYNC_ACTOR, ASYNC_EXECUTOR, EXECUTOR, ErrorInfo, KillExecutor, StartExecutor
 
@@ -135,6 +135,20 @@ class Pools:
                 continue
             self._start(node, role, devices, shape)
             return
+
+    def start_bound(self, profile: Profile) -> None:
+        """Have as many executors started as there are gpus for such calls, which are to be ready before they come."""
+        shape = profile.shape
+        for node in self.tables.nodes.values():
+            supervisor = node.supervisor
+            if supervisor is None or supervisor.peer is None or not node.binds or not node.could_fit(shape):
+                continue
+            able = [one for one in node.workers.values() if one.role == profile.role and sees(one, shape)]
+            missing = int(node.extra["gpu"] / gpus(shape) + 1e-9) - sum(not one.dying for one in able)
+            for _ in range(missing):
+                devices = choose(node, shape)
+                if devices:
+                    self._start(node, profile.role, devices, shape)
 
     def start_actor(self, task: TaskState, role: str, needed: int, now: float) -> ErrorInfo | None:
         """An actor needs a process of its own: have one started, unless `needed` of its role are on their way already.

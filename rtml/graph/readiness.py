@@ -13,11 +13,12 @@ context names it. So a graph that began with one version of a model finds that v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import ceil
 from typing import Final
 
-from rtml.graph.state import FunctionState, Session, WorkerState, failure
+from rtml.graph.devices import gpus, sees
+from rtml.graph.state import FunctionState, Profile, Session, WorkerState, failure
 from rtml.graph.tables import Tables
 from rtml.messages import (
     ACTOR,
@@ -73,6 +74,8 @@ class Readiness:
         self.tables = tables
         #: something changed: `advance` has to look
         self.restless = False
+        #: set by the core: has executors started that see the gpus that such calls ask for
+        self.on_bound: Callable[[Profile], None]
         self._kept: dict[int, _Kept] = {}
         #: those of a name
         self._named: dict[str, dict[int, _Kept]] = {}
@@ -361,7 +364,12 @@ class Readiness:
         if kept.error is not None or kept.closed or kept.function.definition.members:
             return False
         profile = kept.function.profile
-        have = [w for w in workers if w.role == profile.role and w.node.could_fit(profile.shape)]
+        shape = profile.shape
+        if gpus(shape):
+            self.on_bound(profile)
+        have = [w for w in workers if w.role == profile.role and w.node.could_fit(shape) and sees(w, shape)]
+        if not have and any(node.binds and node.could_fit(shape) for node in self.tables.nodes.values()):
+            return False  # they are on their way
         apart = [worker for worker in below if kept.below.get(worker.id, 1)]
         if not have and not apart and self._hopeless(kept):
             return False
@@ -429,9 +437,10 @@ class Readiness:
         for node in self.tables.nodes.values():
             most = {EXECUTOR: max(1, ceil(node.cpu)), ASYNC_EXECUTOR: len(node.workers)}
             for _, worker in sorted(node.workers.items()):
-                if worker.leaving or worker.dying or not most.get(worker.role):
+                if worker.leaving or worker.dying or not (most.get(worker.role) or worker.devices):
                     continue
-                most[worker.role] -= 1
+                if not worker.devices:
+                    most[worker.role] -= 1
                 if worker.session is not None and worker.session.peer is not None:
                     found.append(worker)
         return found

@@ -266,7 +266,8 @@ class Workforce:
             self._send_away(worker)
 
     def _dismiss_bound(self, worker: WorkerState, now: float) -> None:
-        if worker.id in self.idle[EXECUTOR] and now - worker.idle_since >= BOUND_IDLE * 0.99:
+        idle = worker.id in self.idle[EXECUTOR] and now - worker.idle_since >= BOUND_IDLE * 0.99
+        if idle and not worker.prepared:
             self._send_away(worker)
 
     def _send_away(self, worker: WorkerState) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtml.messages import ActorOptions, Alternative, StartExecutor
+from rtml.messages import ActorOptions, Alternative, Define, Keep, Kept, Prepare, Prepared, StartExecutor
 from tests.unit.cores import Engine
 
 
@@ -137,3 +137,20 @@ def test_alternatives_have_a_process_started_for_the_gpu_and_run_on_cpus_meanwhi
     e.again("a", "b")
     assert str(e.task("a").profile.shape) == "gpu=1"
     assert str(e.task("b").profile.shape) == "cpu=1"
+
+
+def test_what_is_kept_for_gpus_is_made_ready_where_they_are_seen() -> None:
+    e = engine(gpu=2.0)
+    e.post("ann", Define([e.functions["whole"]]), Keep([e.functions["whole"].id]))
+    found = started(e)
+    assert sorted(devices for _, devices in found) == [[0], [1]]
+    ready = []
+    for _ in found:
+        (name,) = [name for name, _ in found if e.heard(name, Prepare)]
+        ready.append(name)
+        e.post(name, Prepared(e.functions["whole"].id))
+    assert sorted(ready) == sorted(name for name, _ in found)
+    assert [message.executors for message in e.heard("ann", Kept) if isinstance(message, Kept)] == [2]
+    assert not any(e.heard(name, Prepare) for name in ("w1", "w2"))
+    e.advance(100.0)
+    assert not any(e.core.tables.workers[e.peers[name].worker].leaving for name in ready)
