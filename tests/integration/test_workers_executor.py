@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -232,8 +233,9 @@ def test_a_loop_that_sleeps_is_woken_by_what_a_signal_brings(client: rtml.Client
 
 def signalled_with_the_lock() -> int:
     future = rtml.submit(later, 1)
-    rtml.current().driver.flush()
-    time.sleep(0.6)  # the result lies in the link: nobody receives while this task waits for nothing
+    driver: Any = rtml.current().driver
+    driver.flush()
+    select.select([driver._link._fds[0]], [], [], 10)  # the result: nobody receives while this task waits for nothing
     with rtml.current().lock:  # as code of ours does that is called by user code
         signal.raise_signal(signal.SIGUSR1)
     return int(future.result())
