@@ -63,7 +63,7 @@ hotos: setup .venv-spark/.installed ## the HotOS'17 paper's workload on one thre
 objects: setup .venv-ray/.installed ## objects: put, readers against Ray, a million puts, transfers and broadcast on shaped links (6 minutes; QUICK=1: 45 s)
 	@$(PY) -m benchmarks.workloads.objects $(if $(QUICK),--quick) $(OBJECTS)
 
-collectives: setup .venv-torch/.installed ## Hoplite's collectives on emulated hosts, rtml and gloo (4 minutes; QUICK=1: 45 s); needs root
+collectives: setup .venv-torch/.installed ## Hoplite's collectives on emulated hosts, rtml and gloo (2 minutes; QUICK=1: 45 s); needs root
 	@$(PY) -m benchmarks.workloads.collectives $(if $(QUICK),--quick) $(COLLECTIVES)
 
 workloads: hotos ray-workloads collectives ## the papers' own workloads, one after the other (14 minutes; QUICK=1: 2)
