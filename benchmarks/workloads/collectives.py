@@ -196,8 +196,8 @@ The bars above are for the largest size.
   can be faster. (n-1)S/B is what one host needs that sends to all others, or receives from all.
 - *naive*: every receiver fetches an array of its own from host 0, so that nobody can pass anything on; for reduce, one
   task with all arrays as arguments; for allreduce one after the other.
-- Values of up to 64 KiB travel with their results: when the clock starts, inputs of 0.01 MB are at host 0 already, so their
-  reduce and allreduce measure only planning, and are not to be compared with gloo's.
+- Values of up to 64 KiB travel with their results: when the clock starts, inputs of 0.01 MB are at host 0 already, so
+  that their reduce and allreduce measure only planning, and are not to be compared with gloo's.
 - *staggered*: inputs come 0.1 s after each other; milliseconds since the last one came.
 - *gloo*: `torch.distributed`, one process on each host, all of which call at the same moment; of its repetitions the
   slowest rank counts. rtml's times include planning and the tasks that it submits, on nodes that did not know before.
