@@ -207,9 +207,12 @@ class ActorPlay:
         for member in self.members:
             for message in member.heard("node", StartExecutor):
                 assert isinstance(message, StartExecutor)
-                name = f"a{message.worker}"
-                if name in member.peers and member.peers[name].role == "actor":
+                for name in [name for name, peer in member.peers.items() if peer.worker == message.worker]:
                     member.hello(name)
+            for name in [name for name in member.peers if name.startswith("w")]:
+                worker = member.core.tables.workers.get(member.peers[name].worker)
+                if worker is not None and worker.dying:
+                    member.die(name, reason="killed: does not react to a cancellation")
         for member, process in self.processes():
             worker = member.core.tables.workers.get(member.peers[process].worker)
             if worker is not None and worker.dying:
@@ -281,13 +284,14 @@ class ActorPlay:
             member.post("ann", Unwatch([member.ids[actor] for actor in self.creators]))
         for _ in range(60):
             self._turn()
+        # What another dispatcher was told it says to be safe only with its next message, and what is inside of that.
+        unsafe: set[int] = set()
         for member in self.members:
-            # What another dispatcher was told it says to be safe only with its next message.
-            left = [
-                member.name_of(task.id)
-                for task in member.core.tables.tasks.values()
-                if not (task.state is State.DONE and task.session.role == DISPATCHER)
-            ]
+            for task in member.core.tables.tasks.values():
+                if task.state is State.DONE and task.session.role == DISPATCHER:
+                    unsafe |= {task.id, *task.inner}
+        for member in self.members:
+            left = [member.name_of(task.id) for task in member.core.tables.tasks.values() if task.id not in unsafe]
             assert not left, f"left at {member.name}: {left}"
 
     def _turn(self) -> None:

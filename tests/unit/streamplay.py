@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from rtml.messages import OK, Consumed, Finished, Item, Items, TaskResult
+from rtml.messages import CANCELLED, OK, Consumed, Finished, Item, Items, Revoke, TaskResult
 from tests.unit.trees import Member
 
 #: Items that a producer may be ahead.
@@ -21,6 +21,7 @@ class Streams:
         self.got: dict[str, list[int]] = {}
         self.ended: set[str] = set()
         #: of an attempt, by where it runs: items made, and those that the consumer has
+        self._revoked: set[tuple[str, int, int]] = set()
         self._producers: dict[tuple[str, str, int, int], list[int]] = {}
 
     def submit(self, member: Member, name: str) -> None:
@@ -43,6 +44,12 @@ class Streams:
                 if message.again and message.count < state[0]:
                     items = _items(message.count, state[0])
                     member.post(executor, Items(attempt.id, attempt.attempt, message.count, items))
+        for message in member.heard(executor, Revoke):
+            assert isinstance(message, Revoke)
+            self._revoked.update((member.name, *key) for key in message.attempts)
+        if (member.name, attempt.id, attempt.attempt) in self._revoked:
+            member.finish(name, on=executor, outcome=CANCELLED)
+            return
         total = self.made[name][0]
         made, taken = state
         if made < total and made - taken < WINDOW:
