@@ -10,7 +10,7 @@ SEEDS ?= 200
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test sim bench bench-peers microbench hotos ray-workloads workloads objects collectives load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
+.PHONY: help setup fmt lint types test sim bench bench-peers microbench hotos ray-workloads hoplite workloads objects collectives load figures serving-peers mlperf perf-analyzer demo demo-vad chart conformance check proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,7 +66,10 @@ objects: setup .venv-ray/.installed ## objects: put, readers against Ray, a mill
 collectives: setup .venv-torch/.installed ## Hoplite's collectives on emulated hosts, rtml and gloo (2 minutes; QUICK=1: 45 s); needs root
 	@$(PY) -m benchmarks.workloads.collectives $(if $(QUICK),--quick) $(COLLECTIVES)
 
-workloads: hotos ray-workloads collectives ## the papers' own workloads, one after the other (14 minutes; QUICK=1: 2)
+hoplite: setup ## asynchronous SGD and an ensemble on emulated hosts, with collectives and without (3 minutes; QUICK=1: 40 s); needs root
+	@$(PY) -m benchmarks.workloads.hoplite $(if $(QUICK),--quick) $(HOPLITE)
+
+workloads: hotos ray-workloads collectives hoplite ## the papers' own workloads, one after the other (17 minutes; QUICK=1: 3)
 
 ray-workloads: setup ## the Ray paper's placement, throughput and recovery on emulated hosts (4 minutes; QUICK=1: 45 s); needs root and tc
 	@$(PY) -m benchmarks.workloads.ray $(if $(QUICK),--quick) $(RAY)
