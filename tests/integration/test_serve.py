@@ -264,10 +264,10 @@ def test_a_gateway_whose_engine_is_killed_ends_with_an_error() -> None:
 
 def test_stopping_answers_what_it_has_accepted() -> None:
     with running("serve", APP) as server, ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(server.post, "/v1/nap", {"seconds": 1.0}) for _ in range(4)]
+        answers = [pool.submit(server.post, "/v1/nap", {"seconds": 3.0}) for _ in range(4)]
         wait_for(lambda: live_tasks(server) == 4)
         assert server.stop() == 0
-        assert [answer.result()[:2] for answer in answers] == [(200, 1.0)] * 4
+        assert [answer.result()[:2] for answer in answers] == [(200, 3.0)] * 4
         assert any(line.startswith("stopping") for line in server.lines)
 
 
