@@ -22,7 +22,7 @@ from rtml import codec, messages
 from rtml.client import calls, handles, logs, references, results, streams
 from rtml.client.actors import ActorRef
 from rtml.client.collectives import Collectives
-from rtml.client.context import current_task, forks, is_executor, remove
+from rtml.client.context import current_task, forks, free_in_children, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
@@ -78,6 +78,7 @@ class Client(Collectives, concurrent.futures.Executor):
         self.core = core
         self.driver = driver
         self.lock = driver.lock
+        free_in_children(driver.lock)
         self.store = store
         self.show_logs = show_logs
         self._resource = resource

@@ -10,8 +10,10 @@ process-wide slot that a sync executor fills (so that threads which user code st
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -39,7 +41,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
 class _Process:
     """What is current in this process. Read without a lock: each slot is replaced as a whole."""
 
-    __slots__ = ("client", "forks", "inside", "installed", "missed", "task")
+    __slots__ = ("client", "forks", "inside", "installed", "locks", "missed", "task")
 
     def __init__(self) -> None:
         self.client: Client | None = None
@@ -53,8 +55,13 @@ class _Process:
         #: Forks between the first process and this one. A client made at another count belongs to a parent.
         self.forks = 0
 
+        #: Of clients: the thread that held one when this process was forked is not here to let go of it.
+        self.locks: weakref.WeakSet[Any] = weakref.WeakSet()
+
     def forked(self) -> None:
         self.forks += 1
+        for lock in list(self.locks):
+            lock._at_fork_reinit()
 
 
 _process: Final = _Process()
@@ -90,6 +97,11 @@ def remove(client: Client) -> None:
 def forks() -> int:
     """Forks since the program began: differs in a forked child, and needs no system call as `os.getpid` does."""
     return _process.forks
+
+
+def free_in_children(lock: threading.Lock) -> None:
+    """Forked children find this lock free, whoever holds it here."""
+    _process.locks.add(lock)
 
 
 def is_executor() -> bool:
