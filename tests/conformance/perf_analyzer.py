@@ -162,6 +162,7 @@ def run(directory: Path, *arguments: str) -> Report:
     Raises:
         Missing: it cannot be had.
         AssertionError: it failed.
+        subprocess.TimeoutExpired: it did not come to its end.
     """
     home = fetch()
     table = directory / "report.csv"
@@ -169,7 +170,7 @@ def run(directory: Path, *arguments: str) -> Report:
     command = [str(home / "perf_analyzer"), *arguments, "-f", str(table)]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(home)}
     done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environment, timeout=120, cwd=directory
+        command, check=False, capture_output=True, text=True, env=environment, timeout=60, cwd=directory
     )
     text = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{text}"

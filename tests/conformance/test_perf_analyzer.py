@@ -6,6 +6,7 @@ How fast it was is not looked at.
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,13 @@ class Load:
         before = self.gateway.metric(counted)
         if "--measurement-mode" not in arguments:
             arguments = ("--request-count", str(COUNT), *arguments)
-        report = perf_analyzer.run(self.directory, "-m", model, "-u", url, *arguments)
+        asked = ("-m", model, "-u", url, *arguments)
+        try:
+            report = perf_analyzer.run(self.directory, *asked)
+        except subprocess.TimeoutExpired:
+            # Once in some hundred runs it waits for ever. That is its own affair if no request is left at the gateway.
+            assert self.gateway.metric(r"rtml_gateway_requests_in_flight\{[^}]*\}") == 0
+            report = perf_analyzer.run(self.directory, *asked)
         assert report.rows, report.text
         for row in report.rows:
             assert float(row["Inferences/Second"]) > 0, report.text
