@@ -80,26 +80,25 @@ async def check(total: Any, hosts: int) -> None:
     assert bool((await total == sum(range(hosts))).all())
 
 
-async def reduce(hosts: int, size: int, nodes: list[str]) -> float:
-    """To host 0."""
+async def _collected(hosts: int, size: int, collect: Callable[[list[Any]], Any]) -> float:
+    """Seconds from when all inputs are there."""
     given = inputs(hosts, size)
     await ended(given)
     start = time.perf_counter()
-    total = rtml.reduce(given)
+    total = collect(given)
     taken = await ended([total]) - start
     await check(total, hosts)
     return taken
+
+
+async def reduce(hosts: int, size: int, nodes: list[str]) -> float:
+    """To host 0."""
+    return await _collected(hosts, size, rtml.reduce)
 
 
 async def allreduce(hosts: int, size: int, nodes: list[str]) -> float:
     """To all hosts."""
-    given = inputs(hosts, size)
-    await ended(given)
-    start = time.perf_counter()
-    total = rtml.allreduce(given)
-    taken = await ended([total]) - start
-    await check(total, hosts)
-    return taken
+    return await _collected(hosts, size, rtml.allreduce)
 
 
 async def staggered(hosts: int, size: int, nodes: list[str]) -> float:
@@ -134,13 +133,7 @@ async def naive_broadcast(hosts: int, size: int, nodes: list[str]) -> float:
 
 async def naive_reduce(hosts: int, size: int, nodes: list[str]) -> float:
     """Host 0 fetches everything and adds."""
-    given = inputs(hosts, size)
-    await ended(given)
-    start = time.perf_counter()
-    total = add_all.options(resources=at(0)).submit(*given)
-    taken = await ended([total]) - start
-    await check(total, hosts)
-    return taken
+    return await _collected(hosts, size, lambda given: add_all.options(resources=at(0)).submit(*given))
 
 
 Measured = Callable[[int, int, list[str]], Coroutine[Any, Any, float]]
