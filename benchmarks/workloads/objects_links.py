@@ -20,11 +20,15 @@ MIB = 1 << 20
 PAYLOAD = 1448 / 1514
 
 
+def shared(number: int) -> str:
+    """A directory in shared memory for an endpoint of this program."""
+    return f"/dev/shm/rtml-endpoint-{os.getpid()}-{number}"
+
+
 class Host:
     """One endpoint in a process of its own (`benchmarks.endpoint_host`)."""
 
-    def __init__(self, command: list[str], number: int, address: str, naive: bool = False) -> None:
-        directory = f"/dev/shm/rtml-endpoint-{os.getpid()}-{number}"
+    def __init__(self, command: list[str], directory: str, address: str, naive: bool = False) -> None:
         more = ["--naive"] if naive else []
         self.process = subprocess.Popen(
             [*command, "-m", "benchmarks.endpoint_host", directory, address, *more],
@@ -61,7 +65,7 @@ def many(network: emulated.Network, count: int, naive: bool = False) -> Iterator
     try:
         for number in range(count):
             command = [part for part in network.command(number) if part]
-            made.append(Host(command, number, network.address(number), naive))
+            made.append(Host(command, shared(number), network.address(number), naive))
         yield made
     finally:
         for host in made:
@@ -94,7 +98,7 @@ def on_links(count: int, rate: float, size: int, rounds: int, naive: bool = Fals
 
 def on_loopback(size: int, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of a transfer between two endpoints, and of as many bytes between two plain sockets, in turn."""
-    hosts = [Host([sys.executable], number, "127.0.0.1") for number in range(2)]
+    hosts = [Host([sys.executable], shared(number), "127.0.0.1") for number in range(2)]
     mine, plain = [], []
     try:
         for _ in range(rounds):

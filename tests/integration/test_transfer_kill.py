@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.workloads import objects_links
 from rtml.exchange import Give, Given
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
@@ -21,21 +19,11 @@ from tests.unit.test_transfer import MIB, SECRET, Gate, Host, close_all, content
 SIZE = 16 * MIB
 
 
-class Away:
+class Away(objects_links.Host):
     """An endpoint in another process, and a reader of it."""
 
     def __init__(self, directory: Path, number: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.endpoint_host", str(directory / f"away{number}"), "127.0.0.1"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def say(self, *words: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(words) + "\n")
-        self.process.stdin.flush()
-
-    def hear(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        super().__init__([sys.executable], str(directory / f"away{number}"), "127.0.0.1")
 
     def close(self) -> None:
         self.process.kill()
