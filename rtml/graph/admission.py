@@ -68,6 +68,9 @@ _RETRY_MIN: Final = 0.001
 #: Graphs of unknown work that are remembered until it is known.
 _UNKNOWN_MAX: Final = 10_000
 
+#: Graphs that nobody waited for and that waited for nobody are learned from when there are so many of them.
+_LATELY_MAX: Final = 16
+
 #: Names of missing steps in an error.
 MISSING_MAX: Final = 16
 #: Tasks looked at for them.
@@ -86,8 +89,13 @@ class Admission:
         self.margin = MARGIN
         #: when those would have had to begin that were refused for the margin's sake
         self.doubtful: deque[float] = deque(maxlen=_REGRETS_MAX)
-        #: graphs that have not ended, by tenant
+        #: graphs that have not ended, by tenant, but for `lone`
         self.live: Counter[str] = Counter()
+        #: the only graph that was let in and has not ended, if it has no deadline and found the executors idle: it
+        #: waits for nobody and nobody for it, so it is counted nowhere before another one comes
+        self.lone: Graph | None = None
+        #: of such ones that ended well and are still to be learned from: (kind, seconds to the end, executors' seconds)
+        self._lately: list[tuple[Forecast, float, float]] = []
 
     def admit(
         self, graph: Graph, spec: Task, function: FunctionState, profile: Profile, now: float
@@ -96,6 +104,10 @@ class Admission:
         forecast = function.forecast
         if forecast is None:
             forecast = function.forecast = Forecast()
+        if self._is_lone(spec):
+            self._admit_lone(graph, forecast, profile, now)
+            return None
+        self._crowd()
         share = self.backlog.share(graph.share, profile.priority, self.weights.get(profile.tenant, 1))
         budget = None if spec.options is None else spec.options.deadline
         plan = Plan(self.backlog, forecast, profile.tenant, now, budget)
@@ -116,13 +128,51 @@ class Admission:
             self._record(graph, spec, profile, plan, now)
             return refused
         graph.plan = plan
-        forecast.live += 1
-        self.live[profile.tenant] += 1
-        if plan.share is None:
-            self.backlog.add(plan, share, latest, work or 0.0, now)
-            if work is None and len(forecast.unknown) < _UNKNOWN_MAX:
-                forecast.unknown.append(plan)
+        self._enter(plan, share, latest, work, now)
         return None
+
+    def _is_lone(self, spec: Task) -> bool:
+        """Whether nothing can be said about a graph but that it begins at once, and has as long as it takes."""
+        if self.lone is not None or self.live or (spec.options is not None and spec.options.deadline is not None):
+            return False
+        for worker in self.tables.workers.values():  # noqa: SIM110 - half the time of `all`
+            if worker.queue:
+                return False
+        return True
+
+    def _admit_lone(self, graph: Graph, forecast: Forecast, profile: Profile, now: float) -> None:
+        """Give a graph its plan that waits for nobody."""
+        plan = graph.plan = Plan(self.backlog, forecast, profile.tenant, now, None)
+        plan.base = 0.0
+        plan.worked = self.backlog.worked
+        if forecast.work is not None:
+            plan.predicted = forecast.own.at(SURE if forecast.missing > _OFTEN else LIKELY) or 0.0
+        if self.doubtful:
+            self._regret(now)
+        self.lone = graph
+
+    def _crowd(self) -> None:
+        """Another graph comes: from now on everything counts."""
+        if self._lately:
+            self._learn_lately()
+        graph, self.lone = self.lone, None
+        root = None if graph is None else self.tables.tasks.get(graph.id)
+        if graph is None or root is None:
+            return
+        plan: Plan = graph.plan
+        forecast, profile = plan.forecast, root.profile
+        share = self.backlog.share(graph.share, profile.priority, self.weights.get(profile.tenant, 1))
+        plan.ratio = _ratio(forecast, root.function, profile)
+        self._enter(plan, share, self._latest(plan), _expected(forecast, root.function, profile, root.spec), plan.began)
+
+    def _enter(self, plan: Plan, share: Share, latest: float, work: float | None, now: float) -> None:
+        """From now on this graph is one of those that others may have to wait for."""
+        forecast = plan.forecast
+        forecast.live += 1
+        self.live[plan.tenant] += 1
+        self.backlog.add(plan, share, latest, work or 0.0, now)
+        if work is None and len(forecast.unknown) < _UNKNOWN_MAX:
+            forecast.unknown.append(plan)
 
     def _slots(self) -> float:
         """Tasks that run at a time."""
@@ -240,6 +290,11 @@ class Admission:
     def ended(self, root: TaskState, outcome: int, before: int, now: float) -> None:
         """The root of a graph with a plan has ended, from the state `before`: learn from it."""
         plan: Plan = root.graph.plan
+        if self.lone is root.graph:
+            if root.deadline is None:
+                self._ended_lone(plan, outcome, now)
+                return
+            self._crowd()
         forecast = plan.forecast
         plan.ending = "" if root.deadline is None else _ending(root, outcome, before, now)
         self.backlog.remove(plan)
@@ -267,6 +322,29 @@ class Admission:
             self._learn_work(forecast, plan.done)
         elif outcome == EXPIRED:
             self._learn_censored(plan, own, now)
+
+    def _ended_lone(self, plan: Plan, outcome: int, now: float) -> None:
+        """Nobody came beside it, so all of its time was its own."""
+        self.lone = None
+        plan.ending = ""
+        if outcome != OK:
+            return
+        actual = now - plan.began
+        if plan.predicted is not None:
+            plan.error = plan.predicted - actual
+        self._lately.append((plan.forecast, actual, plan.done))
+        # A quantile of the last ones hardly changes with one more.
+        if plan.forecast.work is None or len(self._lately) >= _LATELY_MAX:
+            self._learn_lately()
+        plan.forecast.probed_at = now
+
+    def _learn_lately(self) -> None:
+        lately, self._lately = self._lately, []
+        for forecast, actual, done in lately:
+            forecast.ended(False)
+            forecast.own.observe(actual)
+            forecast.learn_spread(forecast.work or 0.0, done)
+            self._learn_work(forecast, done)
 
     def _keep_promises(self, kept: bool) -> None:
         """One who had to wait was in time, or was not.

@@ -13,6 +13,8 @@ from bisect import bisect_left, bisect_right, insort
 from math import floor, sqrt
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 #: (seconds from now, width of a bucket): finer for what is due soon.
 _WIDTHS: Final = ((0.5, 1 / 128), (4.0, 1 / 16), (64.0, 1.0))
 #: Nothing is told apart beyond so many seconds.
@@ -58,47 +60,43 @@ class Share:
         self.order: list[float] = []
 
 
-class Plan:
+class Plan(msgspec.Struct, eq=False):
     """What is expected of one admitted graph, and what became of it."""
 
-    __slots__ = (
-        "backlog", "base", "began", "bucket", "budget", "done", "ending", "error", "expected", "forecast", "key",
-        "latest", "left", "predicted", "probe", "ratio", "share", "tenant", "worked",
-    )  # fmt: skip
-
-    def __init__(self, backlog: Backlog, forecast: Any, tenant: str, began: float, budget: float | None) -> None:
-        self.backlog = backlog
-        self.forecast = forecast
-        self.tenant = tenant
-        self.began = began
-        self.budget = budget
-        #: seconds of waiting for others' work that were expected; None: nothing was known
-        self.base: float | None = None
-        #: seconds until its end that were predicted
-        self.predicted: float | None = None
-        #: let in although it was predicted to miss
-        self.probe = False
-        #: seconds of executors' time that all plans had taken when it began
-        self.worked = 0.0
-        #: seconds of executors' time that it took so far
-        self.done = 0.0
-        #: seconds of executors' time that were expected of it; what of them is to come; their variance, divided by them
-        self.expected = self.left = self.ratio = 0.0
-        self.latest = 0.0
-        self.key = 0.0
-        #: how its deadline ended, for metrics; None while the graph lives, "" if there is none
-        self.ending: str | None = None
-        #: seconds that were predicted less those that it took, if it ended well
-        self.error: float | None = None
-        self.share: Share | None = None
-        self.bucket: Bucket | None = None
+    backlog: Backlog
+    forecast: Any
+    tenant: str
+    began: float
+    budget: float | None
+    #: seconds of waiting for others' work that were expected; None: nothing was known
+    base: float | None = None
+    #: seconds until its end that were predicted
+    predicted: float | None = None
+    #: let in although it was predicted to miss
+    probe: bool = False
+    #: seconds of executors' time that all plans had taken when it began
+    worked: float = 0.0
+    #: seconds of executors' time that it took so far
+    done: float = 0.0
+    #: seconds of executors' time that were expected of it; what of them is to come; their variance, divided by them
+    expected: float = 0.0
+    left: float = 0.0
+    ratio: float = 0.0
+    latest: float = 0.0
+    key: float = 0.0
+    #: how its deadline ended, for metrics; None while the graph lives, "" if there is none
+    ending: str | None = None
+    #: seconds that were predicted less those that it took, if it ended well
+    error: float | None = None
+    share: Share | None = None
+    bucket: Bucket | None = None
 
     def charge(self, seconds: float) -> None:
         """An executor worked so long for it."""
         self.done += seconds
         self.backlog.worked += seconds
         share, bucket = self.share, self.bucket
-        if share is not None and bucket is not None:
+        if share is not None and bucket is not None:  # it is not the only one
             taken = min(self.left, seconds)
             self.left -= taken
             bucket.work -= taken
@@ -129,14 +127,15 @@ class Backlog:
             bucket = share.buckets[key] = Bucket()
             insort(share.order, key)
         plan.share, plan.bucket, plan.key, plan.latest = share, bucket, key, latest
-        plan.expected = plan.left = work
+        plan.expected = work
+        left = plan.left = max(0.0, work - plan.done)
         bucket.count += 1
-        bucket.work += work
-        bucket.spread += work * plan.ratio
+        bucket.work += left
+        bucket.spread += left * plan.ratio
         bucket.latest += latest
         share.count += 1
-        share.work += work
-        share.spread += work * plan.ratio
+        share.work += left
+        share.spread += left * plan.ratio
 
     def expect(self, plan: Plan, work: float) -> None:
         """It is known only now what a graph that was admitted before will bring."""

@@ -138,6 +138,56 @@ def test_descendants_are_expected_and_never_refused() -> None:
     assert not engine.outcome("child")
 
 
+def test_a_lone_graph_is_counted_from_the_moment_another_one_comes() -> None:
+    engine = trained(0.01)
+    admission = engine.core.admission
+    engine.submit("lone", admission=True)
+    lone = admission.lone
+    assert lone is not None
+    assert not admission.backlog.shares
+    engine.advance(0.004)
+    engine.submit("late", deadline=0.012, admission=True)
+    assert admission.lone is None
+    assert details(engine, "late")["predicted"] == pytest.approx(0.016, abs=0.001), "6 ms of the other, then its own 10"
+    engine.submit("loose", deadline=0.1, admission=True)
+    assert sum(admission.live.values()) == 2
+    engine.advance(0.006)
+    engine.finish("lone", run=0.01)
+    engine.advance(0.01)
+    engine.finish("loose", run=0.01)
+    assert not admission.live
+    assert not admission.backlog.shares
+
+
+def test_of_several_graphs_none_is_lone() -> None:
+    engine = trained(0.01)
+    engine.submit("a", "b", "c", admission=True)
+    assert engine.core.admission.lone is None
+    engine.submit("late", deadline=0.015, admission=True)
+    assert details(engine, "late")["predicted"] == pytest.approx(0.02, abs=0.001), "urgent, but one of them has begun"
+    engine.cancel("a", "b", "c")
+    assert not engine.core.admission.live
+
+
+def test_lone_graphs_teach_as_much_as_others() -> None:
+    engine = Engine()
+    forecast = None
+    for number in range(100):
+        engine.submit(f"a{number}", admission=True)
+        assert engine.core.admission.lone is not None
+        engine.advance(0.02 if number % 2 else 0.01)
+        engine.finish(f"a{number}", run=0.01)
+        forecast = engine.core.tables.functions[engine.functions["f"].id].forecast
+        assert forecast.work is not None, "the first one is learned from at once"
+    engine.submit("b", deadline=1.0, admission=True)
+    assert forecast is not None
+    assert len(forecast.own) == 100
+    assert forecast.own.at(0.25) == pytest.approx(0.01)
+    assert forecast.own.at(0.75) == pytest.approx(0.02)
+    engine.submit("c", deadline=0.001, admission=True)
+    assert engine.outcome("c") == "error Overloaded"
+
+
 def test_a_tenant_has_a_quota_even_without_deadlines() -> None:
     engine = Engine(limits=Limits(tenant_graphs_max=2))
     engine.submit("a", "b", tenant="acme", admission=True)

@@ -173,8 +173,8 @@ def plans(core: Core) -> Iterable[object]:
     admission = core.admission
     known = [task.graph.plan for task in live(core) if task.graph.plan is not None]
     plans = {id(plan): plan for plan in known if plan.ending is None}
-    if sum(admission.live.values()) != len(plans):
-        yield "live", admission.live, "plans", len(plans)
+    if sum(admission.live.values()) + (admission.lone is not None) != len(plans):
+        yield "live", admission.live, "and", admission.lone, "plans", len(plans)
     for share in admission.backlog.shares.values():
         own = [plan for plan in plans.values() if plan.share is share]
         left = sum(plan.left for plan in own)
