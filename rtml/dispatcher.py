@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rtml.exchange import Announcer
+from rtml.announcer import Announcer
 from rtml.graph.calls import Calls
 from rtml.graph.core import Core
 from rtml.graph.policy import DEFAULT, POLICIES, TURNS_MAX, Scheduling

@@ -8,6 +8,7 @@ bytes, which are never copied into messages.
            -> Open        <- Opened                      is it there, and from whom should it be read
            -> Read        <- Chunk + bytes, Chunk + ...  a part of it, as the bytes become available; several ahead
            -> Done                                       the caller reads it no more, and has a copy or not
+           -> Await       <- Awaited                     which object got this name, when somebody makes it there
            -> Put + bytes <- Stored      -> Hold, Drop   a client's own objects, kept while it is there
                           <- Elsewhere                   they were given to another endpoint
            -> Take        <- Taken                       an object of a node that leaves, to be kept here
@@ -49,8 +50,9 @@ CONNECT_TIMEOUT: Final = 3.0
 IDLE_TIMEOUT: Final = 15.0
 #: Seconds for which a node's endpoint may be away: its supervisor starts it again.
 _AWAY: Final = 5.0
-#: Bytes from which on a transfer says more about bandwidth than about latency.
-_TELLING: Final = 256 * 1024
+#: Bytes from which on a transfer says something about bandwidth, and seconds of each that say nothing about it.
+_TELLING: Final = 64 * 1024
+_OVERHEAD: Final = 1e-3
 
 #: A label is a resource of which there is enough for everybody.
 LABEL_AMOUNT: Final = 1e9
@@ -165,6 +167,8 @@ class Fetched(msgspec.Struct, array_like=True, tag=13):
     #: Bytes that were moved for it, and the seconds that took; 0 if it was here already.
     moved: int = 0
     seconds: float = 0.0
+    #: What a name that was followed stands for.
+    ref: ObjectRef | None = None
 
 
 class Prefetch(msgspec.Struct, array_like=True, tag=14):
@@ -174,15 +178,24 @@ class Prefetch(msgspec.Struct, array_like=True, tag=14):
 
 
 class Follow(msgspec.Struct, array_like=True, tag=16):
-    """Bring this object here, and say how far it is: answered by `Fetched` at once, then by `Grown` to its end."""
+    """Bring this object here, and say how far it is: answered by `Fetched` at once, then by `Grown` to its end.
+
+    With `name`, `ref` says only where it will be made, and it is waited for so many seconds.
+    """
 
     ref: ObjectRef
+    name: int = 0
+    seconds: float = 0.0
 
 
 class Grow(msgspec.Struct, array_like=True, tag=17):
-    """The sender makes this object here: others may read what is there. Answered by `Fetched`; `Grown` follows."""
+    """The sender makes this object here: others may read what is there. Answered by `Fetched`; `Grown` follows.
+
+    `name` is what those call it who were told of it before anybody knew its reference.
+    """
 
     ref: ObjectRef
+    name: int = 0
 
 
 class Grown(msgspec.Struct, array_like=True, tag=18):
@@ -224,6 +237,18 @@ class Taken(msgspec.Struct, array_like=True, tag=23):
     error: str = ""
 
 
+class Await(msgspec.Struct, array_like=True, tag=25):
+    """Which object is this? Asked before it is made, and again while there is no answer."""
+
+    name: int
+
+
+class Awaited(msgspec.Struct, array_like=True, tag=26):
+    """This one; or nobody makes it yet."""
+
+    ref: ObjectRef | None = None
+
+
 class Elsewhere(msgspec.Struct, array_like=True, tag=24):
     """Objects that the connection's client has put lie at another endpoint now."""
 
@@ -233,7 +258,8 @@ class Elsewhere(msgspec.Struct, array_like=True, tag=24):
 
 Word = (
     Challenge | Proof | Accepted | Open | Opened | Read | Chunk | Done | Put | Stored | Drop | Hold
-    | Fetch | Fetched | Prefetch | Follow | Grow | Grown | Give | Given | Take | Taken | Elsewhere
+    | Fetch | Fetched | Prefetch | Follow | Grow | Grown | Give | Given | Take | Taken | Elsewhere | Await
+    | Awaited
 )  # fmt: skip
 _W = TypeVar("_W", bound=msgspec.Struct)
 _encode = msgspec.msgpack.Encoder().encode
@@ -246,8 +272,13 @@ def send(sock: socket.socket, message: Word) -> None:
     Raises:
         OSError: the connection is lost.
     """
+    sock.sendall(framed(message))
+
+
+def framed(message: Word) -> bytes:
+    """A message as it is sent."""
     body = _encode(message)
-    sock.sendall(_LENGTH.pack(len(body)) + body)
+    return _LENGTH.pack(len(body)) + body
 
 
 def send_chunk(sock: socket.socket, data: memoryview) -> None:
@@ -427,7 +458,8 @@ class Asker:
 
     def observe(self, moved: int, seconds: float) -> None:
         """So much came in this time."""
-        if moved >= _TELLING and seconds > 0:
+        seconds = max(seconds - _OVERHEAD, seconds / 2)
+        if seconds > 0 and moved >= (_TELLING if seconds >= _OVERHEAD else _TELLING * 4):
             seen = moved / seconds
             self.bandwidth = (self.bandwidth + seen) / 2 if self.bandwidth else seen
 
@@ -518,45 +550,6 @@ class Places:
         """The reference, to where the object is now."""
         at = self._moved.get(ref.id)
         return ref if at is None else ObjectRef(ref.id, ref.size, ref.segment, at)
-
-
-class Announcer:
-    """Tells the node's data endpoint what will be wanted soon; never waits, and forgets what cannot be said.
-
-    Args:
-        path: of its Unix socket.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._sock: socket.socket | None = None
-
-    def announce(self, refs: list[ObjectRef]) -> None:
-        """These objects will be wanted soon."""
-        self._say(Prefetch(refs))
-
-    def let_go(self, objects: list[int]) -> None:
-        """What was taken over from a node that left is needed no more."""
-        self._say(Drop([(object_id, "") for object_id in objects]))
-
-    def _say(self, message: Word) -> None:
-        body = _encode(message)
-        frame = _LENGTH.pack(len(body)) + body
-        try:
-            if self._sock is None:
-                self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._sock.setblocking(False)
-                self._sock.connect(self._path)
-            if self._sock.send(frame) == len(frame):
-                return
-        except OSError:
-            pass  # full, or being started again: whoever wants the objects will ask for them
-        self.close()
-
-    def close(self) -> None:
-        """End the connection."""
-        _close(self._sock)
-        self._sock = None
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -27,6 +27,10 @@ class UnlikeError(Exception):
     """These cannot be folded as blocks of arrays: one is no array, or their shapes differ."""
 
 
+class MisguessedError(UnlikeError):
+    """They can, but what was begun before all of them were seen does not fit."""
+
+
 class Operation(msgspec.Struct, frozen=True):
     """How two values become one."""
 

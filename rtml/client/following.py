@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 from rtml.client.folding import UnlikeError
@@ -37,6 +38,9 @@ class Following:
         store: of this process.
         ref: the array, on another node or being made on this one.
         keep: others on this node may want the copy.
+        name: what is meant is what will be made under this name at `ref.node`; the rest of `ref` says nothing.
+        seconds: how long to wait for that to begin.
+        began: is given this before it waits, to be able to `stop` it.
 
     Raises:
         ObjectLost: it cannot be had.
@@ -44,21 +48,33 @@ class Following:
         UnlikeError: it is no array.
     """
 
-    def __init__(self, store: Store, ref: ObjectRef, keep: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ref: ObjectRef,
+        keep: bool = True,
+        name: int = 0,
+        seconds: float = 0.0,
+        began: Callable[[Following], object] | None = None,
+    ) -> None:
         self._asker = store.asker
         self._sock: socket.socket | None = _connected(store)
-        self._size = ref.size
-        self._left = [] if keep else [(ref.id, "")]
+        sock = self._sock
         self._upto = HEADER_OFFSET
         #: When the first bytes were there, and how far they went.
         self._since, self._from = 0.0, 0
+        if began is not None:
+            began(self)
         try:
-            ref = store.places.where(ref)
-            send(self._sock, Follow(ref))
-            self._sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
-            segment = _checked(expect(self._sock, Fetched))
+            send(sock, Follow(store.places.where(ref), name, seconds))
+            sock.settimeout(None)  # as long as it takes: the endpoint notices what is silent
+            answer = expect(sock, Fetched)
+            segment = _checked(answer)
+            ref = answer.ref or ref
+            self._size = ref.size
+            self._left = [] if keep else [(ref.id, "")]
             while self._upto < min(ref.size, HEADER_OFFSET + _HEAD):
-                self._hear(self._sock)
+                self._hear(sock)
             # The views pin the segment; what has not arrived yet is written there by the endpoint.
             head, *parts = _mapped(store, ObjectRef(ref.id, ref.size, segment, store.place.data))
             if bytes(head[:1]) != TENSOR or len(parts) != 1:
@@ -109,7 +125,9 @@ class Following:
             self._asker.observe(news.upto - self._from, time.monotonic() - self._since)
 
     def close(self) -> None:
-        """All of it was read."""
+        """No more of it is read; if all of it was, others may use the connection."""
+        if self._sock is not None and self._upto < self._size:
+            self.stop()
         sock, self._sock = self._sock, None
         if sock is not None:
             try:
@@ -135,9 +153,10 @@ class Growing:
         store: of this process.
         incoming: the object, with its header.
         head: bytes of it that are there.
+        name: others may have been told that it will be made under this name.
     """
 
-    def __init__(self, store: Store, incoming: Incoming, head: int) -> None:
+    def __init__(self, store: Store, incoming: Incoming, head: int, name: int = 0) -> None:
         piece = incoming.claim(incoming.size)
         assert piece is not None, "it has a header"
         self._incoming = incoming
@@ -148,7 +167,7 @@ class Growing:
             return
         try:
             self._sock = store.asker.connection()
-            send(self._sock, Grow(self.ref))
+            send(self._sock, Grow(self.ref, name))
             _checked(expect(self._sock, Fetched))
         except (OSError, ObjectLost):
             self.stop()  # others read it when it is there

@@ -15,24 +15,31 @@ from typing import Any, Final
 import msgspec
 
 from rtml.client.context import current_client
-from rtml.client.folding import Feed, Operation, UnlikeError, Whole, alike, fold_into
+from rtml.client.folding import Feed, MisguessedError, Operation, UnlikeError, Whole, alike, fold_into
 from rtml.client.following import Following, Growing
 from rtml.client.functions import task
 from rtml.codec.arrays import grow_tensor
 from rtml.errors import ObjectLost, RtmlError
 from rtml.messages import INLINE_MAX, ObjectRef
 from rtml.store import Store
+from rtml.transfer.pulling import portion
 
 #: Bytes of small arrays that are folded without a thread.
 _QUICK: Final = 512 * 1024
-#: Bytes of a result after which others are told of more.
-_TOLD: Final = 64 * 1024
 
 
 class Made(msgspec.Struct, frozen=True):
-    """A source that another step makes: it may not be complete."""
+    """A source that another step makes under a name: it may not be complete, or not even begun.
 
-    ref: ObjectRef
+    Args:
+        node: the data endpoint of the node where it is made.
+        name: what it is called there.
+        seconds: within which it must have begun.
+    """
+
+    node: str
+    name: int
+    seconds: float
 
 
 class UnreadableError(RtmlError):
@@ -55,9 +62,13 @@ class Merge:
         operation: elementwise.
         sources: arrays, payloads of arrays, or what other steps make.
         divide: by what to divide the result; 0: by nothing.
+        name: what others call the result, who wait for it already; 0: nobody does.
+        eager: begin the result before the sources are seen that come from elsewhere, as if they were like those here.
     """
 
-    def __init__(self, operation: Operation, sources: Sequence[Any], divide: int = 0) -> None:
+    def __init__(
+        self, operation: Operation, sources: Sequence[Any], divide: int = 0, name: int = 0, eager: bool = True
+    ) -> None:
         client = current_client()
         assert client is not None, "this runs in an executor"
         self._client = client
@@ -65,6 +76,8 @@ class Merge:
         self._operation = operation
         self._sources = sources
         self._divide = divide
+        self._name = name
+        self._eager = eager
         self._following: list[Following] = []
         #: The array that is made; and what the store has of it, if it is large.
         self.array: Any = None
@@ -111,66 +124,79 @@ class Merge:
         return small and self._operation.function is None
 
     def _merge(self) -> None:
-        feeds: list[Feed] = []
+        feeds = [self._here(place) for place in range(len(self._sources))]
+        growth = None
         try:
-            for place, source in enumerate(self._sources):
-                try:
-                    feeds.append(self._feed(source))
-                except ObjectLost as error:
-                    raise UnreadableError(place, str(error)) from None
-            arrays = [feed.array for feed in feeds]
+            guessed = self._guess(feeds) if self._eager else None
+            if guessed is not None and guessed.nbytes > INLINE_MAX:
+                growth = self._begin(guessed)
+            there = [feed or self._follow(place) for place, feed in enumerate(feeds)]
+            arrays = [feed.array for feed in there]
             alike(arrays)
             like = _Like(self._operation.partial([array.dtype for array in arrays]), arrays[0].shape)
+            if guessed is not None and (like.dtype, like.shape) != (guessed.dtype, guessed.shape):
+                raise MisguessedError
             if like.nbytes <= INLINE_MAX:
                 self.array = like.empty()
-                self._fold(feeds, None)
+                self._fold(there, None)
             else:
-                self._grow(feeds, like)
+                growth = growth or self._begin(like)
+                self._fold(there, growth.progress)
+                growth.end()
+                self.ref = growth.ref
+        except BaseException:
+            self.ref = None
+            if growth is not None:
+                growth.abandon()
+            raise
         finally:
             for following in self._following:
                 following.close()
             self._following.clear()
 
-    def _feed(self, source: Any) -> Feed:
+    def _here(self, place: int) -> Feed | None:
+        """The source, if it is on this node and complete."""
+        source = self._sources[place]
         if isinstance(source, Made) or self._store.is_far(source):
-            following = Following(self._store, source.ref if isinstance(source, Made) else source, keep=False)
-            self._following.append(following)
+            return None
+        try:
+            return Whole(self._client.decode(source) if isinstance(source, bytes | ObjectRef) else source)
+        except ObjectLost as error:
+            raise UnreadableError(place, str(error)) from None
+
+    def _guess(self, feeds: Sequence[Feed | None]) -> _Like | None:
+        """The result, if the sources that were not seen yet are like those that are here."""
+        arrays = [feed.array for feed in feeds if feed is not None]
+        if not arrays:
+            return None
+        alike(arrays)
+        dtypes = [array.dtype for array in arrays]
+        folded = self._operation.partial([dtypes[0], dtypes[0]])
+        for feed, source in zip(feeds, self._sources):
+            if feed is None:
+                dtypes.append(folded if isinstance(source, Made) else dtypes[0])
+        return _Like(self._operation.partial(dtypes), arrays[0].shape)
+
+    def _follow(self, place: int) -> Feed:
+        source = self._sources[place]
+        name, seconds, ref = 0, 0.0, source
+        if isinstance(source, Made):
+            name, seconds, ref = source.name, source.seconds, ObjectRef(0, 0, "", source.node)
+        try:
             if self._unwanted:
                 raise ObjectLost("nobody wants it any more")
-            return following
-        if isinstance(source, bytes | ObjectRef):
-            source = self._client.decode(source)
-        return Whole(source)
+            return Following(self._store, ref, False, name, seconds, began=self._following.append)
+        except ObjectLost as error:
+            raise UnreadableError(place, str(error)) from None
 
-    def _grow(self, feeds: list[Feed], like: _Like) -> None:
-        incoming, self.array, start = grow_tensor(like, self._store)
-        growing = None
-        try:
-            growing = Growing(self._store, incoming, start)
-            if growing.shown:
-                self.ref = growing.ref
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-                    self._loop.call_soon_threadsafe(self.shown.set)
-            itemsize, size, told = self.array.itemsize, incoming.size, start
-
-            def progress(done: int) -> None:
-                nonlocal told
-                upto = start + done * itemsize
-                if upto - told >= _TOLD and upto < size:
-                    told = upto
-                    growing.grown(upto)
-
-            self._fold(feeds, progress)
-            growing.grown(size)
-        except BaseException:
-            self.ref = None
-            if growing is not None:
-                growing.stop()
-            self._store.abandon(incoming)
-            raise
-        growing.stop()
-        self._store.publish(incoming)
-        self.ref = growing.ref
+    def _begin(self, like: _Like) -> _Growth:
+        growth = _Growth(self._store, like, self._name)
+        self.array = growth.array
+        if growth.shown:
+            self.ref = growth.ref
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                self._loop.call_soon_threadsafe(self.shown.set)
+        return growth
 
     def _fold(self, feeds: list[Feed], progress: Callable[[int], None] | None) -> None:
         try:
@@ -183,6 +209,43 @@ class Merge:
         """Nobody needs what was made."""
         if self.ref is not None:
             self._store.free(self.ref.id)
+
+
+class _Growth:
+    """The result, in the store, while it is made."""
+
+    def __init__(self, store: Store, like: _Like, name: int) -> None:
+        self._store = store
+        self._incoming, self.array, self._start = grow_tensor(like, store)
+        try:
+            self._growing = Growing(store, self._incoming, self._start, name)
+        except BaseException:
+            store.abandon(self._incoming)
+            raise
+        self.ref = self._growing.ref
+        #: Others can read it.
+        self.shown = self._growing.shown
+        self._told = self._start
+        #: Bytes after which others are told of more: each portion of a source is one of the result.
+        self._least = portion(self._incoming.size) // 2
+
+    def progress(self, done: int) -> None:
+        """So many elements are there."""
+        upto = self._start + done * int(self.array.itemsize)
+        if upto - self._told >= self._least and upto < self._incoming.size:
+            self._told = upto
+            self._growing.grown(upto)
+
+    def end(self) -> None:
+        """All of it is."""
+        self._growing.grown(self._incoming.size)
+        self._growing.stop()
+        self._store.publish(self._incoming)
+
+    def abandon(self) -> None:
+        """It will not be."""
+        self._growing.stop()
+        self._store.abandon(self._incoming)
 
 
 class _Like:
@@ -229,27 +292,35 @@ async def in_thread(body: Callable[[], None]) -> None:
 
 
 @task(name="rtml.merge", retries=0)
-async def merge_here(operation: Operation, sources: list[Any]) -> AsyncIterator[ObjectRef | None]:
-    """A step on another node than the reduction's.
+async def merge_here(operation: Operation, sources: list[Any], name: int, eager: bool) -> AsyncIterator[None]:
+    """A step on another node than the reduction's, of what lies there: yields when it is complete.
 
-    It yields where its array lies, as soon as that can be read, and None when it is complete; it keeps that until the
-    stream is closed.
+    It keeps that until the stream is closed.
     """
-    merge = Merge(operation, sources)
-    running = asyncio.create_task(merge.run())
+    merge = Merge(operation, sources, name=name, eager=eager)
     try:
-        await merge.shown.wait()
-        if merge.ref is None:
-            await running
-            raise UnlikeError  # so small that it is with the reduction already
-        yield merge.ref
-        await running
-        yield None
+        await _kept(merge)
+        yield
         await asyncio.Event().wait()
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
         merge.free()
+
+
+@task(name="rtml.merge", retries=0)
+async def merge_on(operation: Operation, sources: list[Any], name: int, eager: bool) -> None:
+    """The same for a step that is part of a plan between nodes: nobody waits for its end, only for its errors."""
+    merge = Merge(operation, sources, name=name, eager=eager)
+    try:
+        await _kept(merge)
+        await asyncio.Event().wait()
+    finally:
+        merge.free()
+
+
+async def _kept(merge: Merge) -> None:
+    await merge.run()
+    if merge.ref is None:
+        raise UnlikeError  # so small that it is with the reduction already
 
 
 @task(name="rtml.merge", retries=0)
@@ -266,8 +337,8 @@ async def hold_here(source: Made) -> bool:
     followings: list[Following] = []
 
     def follow() -> None:
-        following = Following(client.store, source.ref)
-        followings.append(following)
+        ref = ObjectRef(0, 0, "", source.node)
+        following = Following(client.store, ref, True, source.name, source.seconds, began=followings.append)
         following.wait(following.flat.size - 1)
         following.close()
 

@@ -17,11 +17,11 @@ import msgspec
 
 from rtml.client.context import current_client
 from rtml.client.driver import Waiter
-from rtml.client.folding import Operation, UnlikeError
+from rtml.client.folding import MisguessedError, Operation, UnlikeError
 from rtml.client.following import EndpointGoneError
 from rtml.client.functions import task
 from rtml.client.future import Future, error_of
-from rtml.client.merging import Made, Merge, UnreadableError, hold_here, merge_here, merge_values
+from rtml.client.merging import Made, Merge, UnreadableError, hold_here, merge_here, merge_on, merge_values
 from rtml.codec import EncodedValue, encode_value
 from rtml.codec.arrays import array_facts
 from rtml.errors import ObjectLost, RtmlError, Unschedulable
@@ -101,6 +101,8 @@ class _Reduction:
         self._payloads: dict[int, bytes | ObjectRef] = {}
         #: Blocks of arrays are folded, not whole values.
         self._blocks = operation.elementwise
+        #: Results are begun as if all arrays were of one dtype and shape.
+        self._eager = True
         #: What runs for each step, and what can be read of it.
         self._running: dict[int, asyncio.Task[None]] = {}
         self._made: dict[int, asyncio.Future[Any]] = {}
@@ -201,6 +203,10 @@ class _Reduction:
         except EndpointGoneError as error:
             self._reason = error
             self._plan.broken(step.number)
+        except MisguessedError:
+            if self._eager:
+                self._eager = False
+                self._plan.restart()
         except UnlikeError:
             if self._blocks:
                 self._blocks = False
@@ -228,8 +234,9 @@ class _Reduction:
         count = len(step.covers)
         if self._blocks:
             mean = self._operation.name == "mean" and self._operation.function is None
-            merge = Merge(self._operation, sources, count if mean and step.final else 0)
-            await (self._run_everywhere(merge) if step.final and self._everywhere else merge.run())
+            name = self._client.store.new_id() if step.final and self._everywhere else 0
+            merge = Merge(self._operation, sources, count if mean and step.final else 0, name, self._eager)
+            await (self._run_everywhere(merge, name) if name else merge.run())
             self._made[step.number].set_result(merge if step.final else merge.array)
             self._plan.finished(step.number)
             if not step.final:
@@ -242,21 +249,19 @@ class _Reduction:
             self._made[step.number].set_result(_Value(value))
             self._plan.finished(step.number)
 
-    async def _run_everywhere(self, merge: Merge) -> None:
+    async def _run_everywhere(self, merge: Merge, name: int) -> None:
         """Run the last step, while the nodes that gave inputs fetch what it makes."""
-        running = asyncio.create_task(merge.run())
         copies: list[Future[bool]] = []
         try:
-            await merge.shown.wait()
-            if merge.ref is not None and self._home:
+            if self._home:
                 nodes = {payload.node for payload in self._payloads.values() if isinstance(payload, ObjectRef)}
                 for node in nodes - {"", self._home}:
                     there = hold_here.options(resources={node_label(node): 1.0})
-                    copies.append(there.submit_to(self._client, (Made(merge.ref),), {}))
-            await running
-            await asyncio.gather(*map(_ended, copies), return_exceptions=True)  # who is gone needs no copy
+                    copies.append(there.submit_to(self._client, (Made(self._home, name, _BEGINS),), {}))
+            await merge.run()
+            if merge.ref is not None:
+                await asyncio.gather(*map(_ended, copies), return_exceptions=True)  # who is gone needs no copy
         finally:
-            running.cancel()
             for copy in copies:
                 copy.cancel()
 
@@ -286,11 +291,19 @@ class _Reduction:
                 future.cancel()
             self._plan.finished(step.number)
             return
-        stream = merge_here.options(**bound).stream_to(self._client, (self._operation, sources), {})
+        doubtful = self._plan.is_doubtful(step.node)
+        made = Made(step.node, self._client.store.new_id(), _BEGINS_AGAIN if doubtful else _BEGINS)
+        given = (self._operation, sources, made.name, self._eager)
+        self._made[step.number].set_result(made)
+        if step.between:
+            future = merge_on.options(**bound).submit_to(self._client, given, {})
+            try:
+                await _ended(future)
+            finally:
+                future.cancel()
+            return
+        stream = merge_here.options(**bound).stream_to(self._client, given, {})
         try:
-            doubtful = self._plan.is_doubtful(step.node)
-            ref = await asyncio.wait_for(stream.__anext__(), _BEGINS_AGAIN if doubtful else _BEGINS)
-            self._made[step.number].set_result(Made(ref))
             await stream.__anext__()
             self._plan.finished(step.number)
             self._news.set()

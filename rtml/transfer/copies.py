@@ -20,6 +20,8 @@ from rtml.transfer.pulling import Caller, pull
 PULLS_MAX: Final = 4
 #: Those that nobody waits for yet; others are fetched when somebody does.
 _AHEAD_MAX: Final = 256
+#: Names of objects that were made here, and are remembered.
+_NAMES_MAX: Final = 4096
 
 
 class Copy:
@@ -69,6 +71,8 @@ class Copies:
         self._copies: OrderedDict[int, Copy] = OrderedDict()
         #: Objects that a process of this node makes now.
         self._growing: dict[int, Copy] = {}
+        #: What was made here lately under a name.
+        self._named: OrderedDict[int, ObjectRef] = OrderedDict()
         self._bytes = 0
         self._urgent: deque[Copy] = deque()
         self._ahead: deque[Copy] = deque()
@@ -184,7 +188,7 @@ class Copies:
 
     # --- objects that are made here
 
-    def grow(self, ref: ObjectRef, memory: memoryview) -> tuple[Copy, Piece]:
+    def grow(self, ref: ObjectRef, memory: memoryview, name: int = 0) -> tuple[Copy, Piece]:
         """A process of this node begins to make an object in a segment of its own; others may read it from here."""
         copy = Copy(ref)
         copy.started = copy.growing = True
@@ -194,7 +198,18 @@ class Copies:
             raise ObjectLost(f"{ref.size} bytes are no object")
         with self.changed:
             self._growing[ref.id] = copy
+            if name:
+                self._named[name] = ref
+                if len(self._named) > _NAMES_MAX:
+                    self._named.popitem(last=False)
+                self.changed.notify_all()
         return copy, piece
+
+    def named(self, name: int, seconds: float) -> ObjectRef | None:
+        """The object that is made here under this name, as soon as it is begun; None after so many seconds."""
+        with self.changed:
+            self.changed.wait_for(lambda: name in self._named, seconds)
+            return self._named.get(name)
 
     def grown(self, copy: Copy, piece: Piece, upto: int) -> None:
         """Everything before this offset is there."""

@@ -18,6 +18,8 @@ from typing import Final
 from rtml.errors import LimitExceeded, ObjectLost, ProtocolError, RtmlError
 from rtml.exchange import (
     NO_ROOM,
+    Await,
+    Awaited,
     Chunk,
     Done,
     Drop,
@@ -47,6 +49,7 @@ from rtml.transfer.copies import Copies, Copy
 from rtml.transfer.counts import Counts
 from rtml.transfer.giving import Giver, take
 from rtml.transfer.holders import HOME, PASSED_ON_MIN, Holders, Lease
+from rtml.transfer.naming import STILL_HERE, found_name
 from rtml.transfer.pulling import STALLED, Caller, set_keepalive, set_timeouts
 from rtml.transfer.uploads import Uploads
 
@@ -57,8 +60,6 @@ _FILES: Final = 2 * CONNECTIONS_MAX
 #: Seconds for the handshake; and for which a proven connection may be idle.
 _HANDSHAKE: Final = 5.0
 _IDLE: Final = 600.0
-#: Seconds after which one that waits for bytes hears that there are none yet.
-_STILL_HERE: Final = STALLED / 3
 #: Seconds of rest before memory is tidied up.
 _TIDY_AFTER: Final = 1.0
 
@@ -171,9 +172,9 @@ class Endpoint:
                 elif isinstance(message, Prefetch):
                     self.copies.prefetch(message.refs)
                 elif isinstance(message, Follow):
-                    self._tell_growth(sock, message.ref)
+                    self._tell_growth(sock, message)
                 elif isinstance(message, Grow):
-                    self._hear_growth(sock, message.ref)
+                    self._hear_growth(sock, message)
                 elif isinstance(message, Drop):
                     for object_id, _ in message.objects:
                         self.copies.let_go(object_id)
@@ -193,12 +194,13 @@ class Endpoint:
         moved, copy.moved = copy.moved, 0
         return Fetched(copy.incoming.segment, "", moved, copy.seconds), copy
 
-    def _tell_growth(self, sock: socket.socket, ref: ObjectRef) -> None:
+    def _tell_growth(self, sock: socket.socket, message: Follow) -> None:
         """A process reads an object while it arrives."""
         try:
+            ref = found_name(self.caller, self.copies, message, sock) if message.name else message.ref
             if ref.node == self._settings.address and not self.copies.is_growing(ref.id):
                 self.store.whole(ref)
-                send(sock, Fetched(ref.segment))
+                send(sock, Fetched(ref.segment, ref=ref))
                 send(sock, Grown(ref.size))
                 receive(sock)
                 return
@@ -208,27 +210,28 @@ class Endpoint:
             return
         try:
             incoming = copy.incoming
-            send(sock, Fetched("" if incoming is None else incoming.segment, copy.error))
+            send(sock, Fetched("" if incoming is None else incoming.segment, copy.error, ref=ref))
             at = HEADER_OFFSET
             while at < ref.size:
-                upto = self.copies.more(copy, at, _STILL_HERE)
+                upto = self.copies.more(copy, at, STILL_HERE)
                 if not upto:
                     send(sock, Grown(0, copy.error or "the copy is gone"))
                     return
                 if upto > at:
                     at = upto
                     send(sock, Grown(at))
-            message = receive(sock)  # it has all that it wants
-            if isinstance(message, Drop) and message.objects:
+            end = receive(sock)  # it has all that it wants
+            if isinstance(end, Drop) and end.objects:
                 self.copies.forget(copy)
         finally:
             self.copies.granted(copy)
 
-    def _hear_growth(self, sock: socket.socket, ref: ObjectRef) -> None:
+    def _hear_growth(self, sock: socket.socket, asked: Grow) -> None:
         """A process makes an object."""
+        ref = asked.ref
         torso = ObjectRef(unfinished(ref.id), ref.size, ref.segment, ref.node)
         try:
-            copy, piece = self.copies.grow(ref, self.store.whole(torso))
+            copy, piece = self.copies.grow(ref, self.store.whole(torso), asked.name)
         except ObjectLost as error:
             send(sock, Fetched("", str(error)))
             return
@@ -264,6 +267,8 @@ class Endpoint:
                     if opened is not None:
                         self._done(opened, message.complete)
                     opened = None
+                elif isinstance(message, Await):
+                    send(sock, Awaited(self.copies.named(message.name, STILL_HERE)))
                 elif isinstance(message, Hold) and not session:
                     session = message.session
                     self.uploads.joined(session, message.objects, sock)
@@ -322,7 +327,7 @@ class Endpoint:
             self.counts.left(end - offset)
             return
         while offset < end:
-            upto = self.copies.more(opened.copy, offset, _STILL_HERE)
+            upto = self.copies.more(opened.copy, offset, STILL_HERE)
             incoming = opened.copy.incoming
             if not upto or incoming is None:
                 send(sock, Chunk(0, opened.copy.error or "the copy is gone"))

@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from typing import Final
 
 #: Objects of at least this many bytes are passed on from node to node; smaller ones cost less than asking around.
-PASSED_ON_MIN: Final = 256 * 1024
+PASSED_ON_MIN: Final = 64 * 1024
 #: Objects of at least this many bytes are read from several holders at once; and from how many.
 PARALLEL_MIN: Final = 8 * 1024 * 1024
 SOURCES_MAX: Final = 3

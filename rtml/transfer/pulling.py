@@ -15,10 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from rtml.errors import ObjectLost, ProtocolError
-from rtml.exchange import Chunk, Done, Open, Opened, Read, call, expect, send
+from rtml.exchange import Chunk, Done, Open, Opened, Read, Word, call, expect, send
 from rtml.incoming import Incoming, Piece
 from rtml.messages import ObjectRef
 from rtml.transfer.counts import Counts
@@ -40,14 +42,24 @@ _PIECE_MIN: Final = 1024 * 1024
 _PIECE_MAX: Final = 8 * 1024 * 1024
 _PIECES: Final = 16
 _AHEAD: Final = 2
-#: Bytes that are received at least before others hear of them.
-_LEAST: Final = 64 * 1024
+#: Bytes that are received at least before others hear of them: of a small object less, as it is passed on in pieces,
+#: of which each waits for its first hop, and each takes time to be told of.
+_LEAST_MIN: Final = 12 * 1024
+_LEAST_MAX: Final = 64 * 1024
+_PORTIONS: Final = 24
 #: Idle connections kept for each endpoint.
 _IDLE_MAX: Final = 2
+
+_W = TypeVar("_W", bound=msgspec.Struct)
 
 
 class Missing(Exception):
     """An endpoint does not have the object."""
+
+
+def portion(size: int) -> int:
+    """Bytes of an object of this size that are worth to be passed on by themselves."""
+    return min(_LEAST_MAX, max(_LEAST_MIN, size // _PORTIONS))
 
 
 class _Stopped(ConnectionError):
@@ -110,7 +122,11 @@ class Caller:
         sock.close()
 
     def open(self, address: str, message: Open) -> tuple[socket.socket, Opened]:
-        """A connection at which the object is opened.
+        """A connection at which the object is opened; raises as `ask`."""
+        return self.ask(address, message, Opened)
+
+    def ask(self, address: str, message: Word, kind: type[_W]) -> tuple[socket.socket, _W]:
+        """A connection, and the endpoint's answer there.
 
         Raises:
             OSError: the endpoint cannot be reached.
@@ -120,7 +136,7 @@ class Caller:
             sock, used = self.connect(address)
             try:
                 send(sock, message)
-                return sock, expect(sock, Opened)
+                return sock, expect(sock, kind)
             except OSError:
                 sock.close()
                 if not used:
@@ -185,6 +201,7 @@ class Pull:
         self._caller = caller
         self._counts = counts
         self._arrived = arrived
+        self._least = portion(ref.size)
         #: The conversation with the home, as long as it lasts: it stands for what was assigned.
         self._home: socket.socket | None = None
         #: Sources that failed, and why the last one did.
@@ -319,8 +336,8 @@ class Pull:
             while left:
                 target = incoming.target(piece)[:left]
                 count = sock.recv_into(target)
-                if 0 < count < min(_LEAST, len(target)):  # it is slower than we are: larger portions cost less
-                    count += sock.recv_into(target[count:_LEAST], 0, socket.MSG_WAITALL)
+                if 0 < count < min(self._least, len(target)):  # it is slower than we are: larger portions cost less
+                    count += sock.recv_into(target[count : self._least], 0, socket.MSG_WAITALL)
                 if not count:
                     raise ConnectionResetError("the connection has ended")
                 incoming.arrived(piece, count)

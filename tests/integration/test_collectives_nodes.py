@@ -25,6 +25,11 @@ def make(seed: int, seconds: float = 0.0) -> Any:
 
 
 @rtml.task
+def kinds(seed: int, more: int = 0) -> Any:
+    return np.full(LARGE // 4 + more, seed, [np.int32, np.float32, np.int64][seed % 3])
+
+
+@rtml.task
 def same(array: Any, seeds: list[int]) -> bool:
     return bool((array == expected(seeds)).all())
 
@@ -67,6 +72,20 @@ def test_inputs_on_three_nodes_become_one(nodes: Cluster) -> None:
     assert total.contributors == seeds
     largest = rtml.reduce(spread(seeds), lambda left, right: left if left[0] > right[0] else right)
     assert largest.result(60)[0] == max(expected([seed])[0] for seed in seeds)
+
+
+def test_arrays_that_are_not_alike_in_all(nodes: Cluster) -> None:
+    # Steps begin as if all arrays were like their own: these are not, and are folded all the same.
+    mixed = [kinds.options(resources=at(f"n{seed % 3}")).submit(seed) for seed in range(6)]
+    total = rtml.reduce(mixed).result(60)
+    assert total.dtype == np.float64
+    assert bool((total == sum(range(6))).all())
+    both = rtml.reduce(mixed, "logical_and").result(60)
+    assert both.dtype == np.bool_
+    assert not both.any()
+    shapes = [kinds.options(resources=at(f"n{seed}")).submit(seed, seed + 1) for seed in range(3)]
+    with pytest.raises(ValueError, match="broadcast"):
+        rtml.reduce(shapes).result(60)
 
 
 def test_all_who_gave_have_the_result(nodes: Cluster) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rtml.client.folding import Feed, UnlikeError, Whole, fold_into, operation
 from rtml.client.following import Following, Growing
 from rtml.codec.arrays import encode_tensor, grow_tensor
-from rtml.errors import ObjectLost
+from rtml.errors import ObjectLost, RtmlError
 from rtml.messages import ObjectRef
 from rtml.store import Store
 from tests.unit.test_transfer import Host, eventually, hosts
@@ -26,10 +26,10 @@ Make = Callable[..., Host]
 class Maker:
     """An array of ones that is made by hand."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, name: int = 0) -> None:
         self.store = store
         self.incoming, self.array, self.start = grow_tensor(np.empty(SIZE, np.float32), store)
-        self.growing = Growing(store, self.incoming, self.start)
+        self.growing = Growing(store, self.incoming, self.start, name)
         assert self.growing.shown
         self.go_on(1000)
 
@@ -63,6 +63,53 @@ def test_what_there_is_can_be_read_on_other_nodes_which_pass_it_on(hosts: Make) 
     assert late.wait(SIZE - 1) == SIZE
     late.close()
     del followers, follower, late
+
+
+def test_what_is_not_begun_yet_is_awaited_by_its_name(hosts: Make) -> None:
+    home, other = hosts("a"), hosts("b")
+    found: list[Following] = []
+
+    def follow(store: Store) -> None:
+        found.append(Following(store, ObjectRef(0, 0, "", home.address), name=7, seconds=60.0))
+
+    threads = [threading.Thread(target=follow, args=(host.store(2),)) for host in (home, other)]
+    for thread in threads:
+        thread.start()
+    maker = Maker(home.store(1), name=7)
+    for thread in threads:
+        thread.join(60)
+    maker.end()
+    late = Following(other.store(3), ObjectRef(0, 0, "", home.address), name=7, seconds=60.0)
+    for follower in (*found, late):
+        assert follower.wait(SIZE - 1) == SIZE
+        assert bool((follower.array == 1).all())
+        follower.close()
+    found.clear()
+    del follower, late
+
+
+def test_a_name_that_nobody_uses_is_not_waited_for_for_ever(hosts: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtml.transfer.naming.STILL_HERE", 0.02)
+    monkeypatch.setattr("rtml.transfer.endpoint.STILL_HERE", 0.02)
+    home, other = hosts("a"), hosts("b")
+    for store in (home.store(2), other.store(3)):
+        with pytest.raises(ObjectLost, match="nobody has begun it"):
+            Following(store, ObjectRef(0, 0, "", home.address), name=8, seconds=0.1)
+    with pytest.raises(ObjectLost, match=r"cannot be had from 127\.0\.0\.1:1: ConnectionRefused"):
+        Following(other.store(4), ObjectRef(0, 0, "", "127.0.0.1:1"), name=8, seconds=60.0)
+    began: list[Following] = []
+    store = other.store(5)
+
+    def follow() -> None:
+        with pytest.raises((ObjectLost, RtmlError)):
+            Following(store, ObjectRef(0, 0, "", home.address), name=8, seconds=600.0, began=began.append)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    eventually(lambda: began)
+    began[0].stop()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_maker_that_gives_up_is_noticed_and_its_torso_is_no_object(hosts: Make) -> None:

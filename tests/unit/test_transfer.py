@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from rtml.announcer import Announcer
 from rtml.errors import LimitExceeded, ObjectLost, ProtocolError
-from rtml.exchange import Announcer, Chunk, Give, Given, Open, Opened, Place, Read, call, expect, receive, send
+from rtml.exchange import Chunk, Give, Given, Open, Opened, Place, Read, call, expect, receive, send
 from rtml.messages import ObjectRef
 from rtml.segment import HEADER_OFFSET
 from rtml.store import Store
@@ -326,7 +327,7 @@ def test_large_objects_are_read_from_several_holders_at_once(hosts: Callable[...
 
 def test_a_source_that_gives_nothing_is_given_up(hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "STUCK", 0.2)
-    monkeypatch.setattr("rtml.transfer.endpoint._STILL_HERE", 0.05)
+    monkeypatch.setattr("rtml.transfer.endpoint.STILL_HERE", 0.05)
     here, first, second = (hosts(name) for name in ("here", "first", "second"))
     ref = here.store(1).put([content(2 * MIB)])
     gate = Gate(here.endpoint, MIB)
