@@ -57,6 +57,10 @@ class InvalidInput(RtmlError, ValueError):
     http_status = 400
 
 
+class RowsDepend(RtmlError):
+    """What a model makes of a row depends on the rows beside it: calls cannot share a run. The message says where."""
+
+
 class LimitExceeded(SubmitError):
     """A graph grew over a limit (live tasks, depth, payload size); the message names the limit and how to raise it."""
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rtml.client.functions import RETRY_ON, RemoteFunction, task
-from rtml.errors import InvalidInput
+from rtml.errors import InvalidInput, RowsDepend
 from rtml.onnxfile import ModelInfo, TensorInfo, describe
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Settings(NamedTuple):
     threads: int = 1
     providers: tuple[str, ...] | None = None
     after: Callable[[Any], Any] | None = None
+    #: Refuse a model whose rows cannot be joined.
+    check_rows: bool = False
 
 
 class Model:
@@ -118,6 +120,7 @@ class Model:
 
         Raises:
             RuntimeError: onnxruntime is missing, or refuses the model or the warm-up shape that was asked for.
+            RowsDepend: that was to be checked.
         """
         if self._session is not None:
             return
@@ -127,6 +130,8 @@ class Model:
         self._outputs = [output.name for output in self._info.outputs]
         self._only = _only(self._info)
         self._warm_up()
+        if self._settings.check_rows:
+            self._check_rows()
 
     def metadata(self) -> ModelInfo:
         """The model's inputs, outputs and properties, read from the file without loading the model.
@@ -199,6 +204,14 @@ class Model:
                 raise RuntimeError(f"{self!r} does not run on its warm-up shape: {result}")
             # Without a given shape, ones stand for what the file leaves open, and not every model takes such an input.
             _log.debug("%r does not warm up on %s: %s", self, {k: v.shape for k, v in feed.items()}, result)
+
+    def _check_rows(self) -> None:
+        from rtml import rows
+
+        reason = rows.dependence(self.metadata().inputs, self.run_feed)
+        if reason:
+            self._session = None
+            raise RowsDepend(f"calls of model {self._settings.name!r} cannot share a run: {reason}")
 
     def _named(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
         names = [tensor.name for tensor in self.metadata().inputs]
@@ -368,6 +381,7 @@ def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
     threads: int = 1,
     providers: Sequence[str] | None = None,
     after: Callable[[Any], Any] | None = None,
+    check_rows: bool = False,
     **options: Any,
 ) -> ModelFunction:
     """An ONNX model as a remote function: ``m.submit(array)`` or ``m.submit(ids=a, mask=b)``.
@@ -385,6 +399,8 @@ def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
             the CPU.
         after: Applied in the executor to the outputs of a whole run (one array, or a dict of arrays by name), so that
             less has to travel. It returns arrays with the same first dimension, or a list with one entry per row.
+        check_rows: When an executor opens the model, see on made-up rows whether an output's row depends on the rows
+            beside it, so that calls could not share a run; then every call fails with `RowsDepend`.
         **options: As in `rtml.task`: cpu, gpu, memory, resources, retries, timeout, priority, ...
 
     Raises:
@@ -403,6 +419,7 @@ def model(  # noqa: PLR0913  # all but the first by keyword, all with defaults
         threads,
         None if providers is None else tuple(providers),
         after,
+        check_rows,
     )
     if batch:
         options |= {"batch": batch, "batch_delay": batch_delay}

@@ -96,7 +96,7 @@ class Parameter(msgspec.Struct):
     string_value: str = ""
 
 
-class WarmupInput(msgspec.Struct):
+class WarmupInput(msgspec.Struct, omit_defaults=True):  # Triton takes no more than one of the last three
     """What one input of a warm-up run gets; `dims` without the batch dimension."""
 
     data_type: str = ""
@@ -265,7 +265,14 @@ class Plan(NamedTuple):
     layout: Layout | None = None
 
 
-def plan(name: str, config: ModelConfig | None, info: ModelInfo, initial: Mapping[str, bytes] | None = None) -> Plan:
+def plan(
+    name: str,
+    config: ModelConfig | None,
+    info: ModelInfo,
+    initial: Mapping[str, bytes] | None = None,
+    *,
+    joins: bool = True,
+) -> Plan:
     """How to serve a file under a configuration, or under none.
 
     Args:
@@ -273,6 +280,7 @@ def plan(name: str, config: ModelConfig | None, info: ModelInfo, initial: Mappin
         config: None: all is taken from the file.
         info: What the file says of itself.
         initial: Contents of the files that states begin with, by name.
+        joins: Without a configuration: an open first dimension is a batch.
 
     Raises:
         ConfigError: they contradict each other, or the file has no plain tensors.
@@ -294,7 +302,7 @@ def plan(name: str, config: ModelConfig | None, info: ModelInfo, initial: Mappin
     batch_max = given.max_batch_size
     if batch_max is None:
         # A configuration without it means 0, as in Triton; without a configuration the file decides.
-        batches = config is None and open_first and all(_is_open(tensor) for tensor in info.outputs)
+        batches = config is None and joins and open_first and all(_is_open(tensor) for tensor in info.outputs)
         batch_max = BATCH_MAX_DEFAULT if batches else 0
     elif batch_max and not open_first:
         fixed = next((tensor.name for tensor in info.inputs if not _is_open(tensor)), "")
@@ -304,17 +312,11 @@ def plan(name: str, config: ModelConfig | None, info: ModelInfo, initial: Mappin
         missing = sorted(known_in.keys() - {spec.name for spec in inputs})
         raise ConfigError(f"the file also has the inputs {', '.join(missing)}; list all of them, or none")
     outputs = _matched("output", given.output, known_out, batch_max)
-    batching = given.dynamic_batching or (DynamicBatching() if config is None else None)
     policy = given.dynamic_batching.default_queue_policy if given.dynamic_batching else QueuePolicy()
     deadline = _number(given, "deadline_ms", 1e3)
     if deadline is None and policy.timeout_action == "REJECT" and policy.default_timeout_microseconds:
         deadline = policy.default_timeout_microseconds / _MILLION
-    arguments: dict[str, Any] = {"name": name, **_resources(given.instance_group)}
-    if batch_max and batching is not None:
-        arguments["batch"] = max([n for n in batching.preferred_batch_size if 0 < n <= batch_max], default=batch_max)
-        arguments["batch_delay"] = batching.max_queue_delay_microseconds / _MILLION
-    if given.dynamic_batching and given.dynamic_batching.default_priority_level:
-        arguments["priority"] = oip.priority_of({"priority": given.dynamic_batching.default_priority_level})
+    arguments: dict[str, Any] = {"name": name, **_resources(given.instance_group), **_batching(config, batch_max)}
     if given.output and layout is None:
         arguments["outputs"] = [spec.name for spec in outputs]
     threads = _number(given, "threads") or _number(given, "intra_op_thread_count")
@@ -345,6 +347,22 @@ def _layout(name: str, given: ModelConfig, info: ModelInfo, initial: Mapping[str
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _batching(config: ModelConfig | None, batch_max: int) -> dict[str, Any]:
+    """How requests are put together, and in which order."""
+    batching = DynamicBatching() if config is None else config.dynamic_batching
+    if batching is None:
+        return {}
+    arguments: dict[str, Any] = {}
+    if batch_max:
+        arguments["batch"] = max([n for n in batching.preferred_batch_size if 0 < n <= batch_max], default=batch_max)
+        arguments["batch_delay"] = batching.max_queue_delay_microseconds / _MILLION
+        if config is None:
+            arguments["check_rows"] = True  # the first dimension may be something else
+    if batching.default_priority_level:
+        arguments["priority"] = oip.priority_of({"priority": batching.default_priority_level})
+    return arguments
 
 
 def _is_open(tensor: TensorInfo) -> bool:

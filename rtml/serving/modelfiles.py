@@ -18,11 +18,12 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import BinaryIO, Final, Literal, NamedTuple
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -97,8 +98,8 @@ def _stamp(directory: Path) -> Stamp:
     return tuple(sorted(found))
 
 
-def _file_stamp(name: str, stat: os.stat_result) -> tuple[str, int, int, int]:
-    return name, stat.st_size, stat.st_mtime_ns, stat.st_ino
+def _file_stamp(name: str, found: os.stat_result) -> tuple[str, int, int, int]:
+    return name, found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def config_text(path: Path) -> tuple[str, Literal["pbtxt", "json"]] | None:
@@ -140,7 +141,8 @@ def labels(directory: Path, name: str) -> list[str]:
     """
     if "/" in name or name.startswith("."):
         raise ValueError(f"label_filename {name!r} is a file's name, not a path")
-    return (directory / name).read_text("utf-8").splitlines()
+    with _opened(directory / name) as file:
+        return file.read().decode().splitlines()
 
 
 class Copy(NamedTuple):
@@ -249,8 +251,17 @@ def _copy(source: Path, target: Path, digest: hashlib.blake2b) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     relative = target.name.encode()
     digest.update(len(relative).to_bytes(8, "little") + relative)
-    with open(source, "rb") as read, open(target, "wb") as write:
+    with _opened(source) as read, open(target, "wb") as write:
         while block := read.read(_BLOCK):
             digest.update(block)
             write.write(block)
         digest.update(write.tell().to_bytes(8, "little"))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file to be read. Nobody may ever write into a pipe, and reading a device may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(f"{path.name} is no regular file")

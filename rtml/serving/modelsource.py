@@ -35,6 +35,8 @@ class Source(NamedTuple):
     config: ModelConfig | None
     #: Of a load request: changes what the files say.
     overridden: bool = False
+    #: Without a configuration: an open first dimension is a batch.
+    joins: bool = True
 
 
 def override(parameters: Mapping[str, Any]) -> ModelConfig | None:
@@ -102,14 +104,14 @@ def prepare(name: str, copy: Copy, source: Source) -> tuple[modelconfig.Plan, An
     if batching is not None:
         for place in sequenceconfig.initial_files(batching):
             initial[place] = modelfiles.inside(source.found.path / "initial_state", place).read_bytes()
-    plan = modelconfig.plan(name, source.config, info, initial)
+    plan = modelconfig.plan(name, source.config, info, initial, joins=source.joins)
     labels = {output: modelfiles.labels(source.found.path, place) for output, place in plan.label_files.items()}
     return plan, rtml.model(file, **plan.arguments), labels
 
 
 def reason_of(error: Exception) -> str:
     """What the index says of a version that could not be loaded."""
-    text = str(error) or type(error).__name__
+    text = str(error).strip() or type(error).__name__
     if isinstance(error, msgspec.MsgspecError):
         text = f"wrong configuration: {text}"
     return text[:_REASON_MAX]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from rtml.errors import RtmlError
+from rtml.errors import RowsDepend, RtmlError
 from rtml.metrics import Target
 from rtml.serving import modelconfig, modelfiles, modelsource
 from rtml.serving.engine import Engine, Prepared
@@ -381,22 +381,29 @@ class ModelRepository:
         self._marked.setdefault(name, set()).add(version)
         copy = await self._take(found.path / version)
         try:
-            plan, function, labels = await asyncio.to_thread(modelsource.prepare, name, copy, source)
-            prepared = self._engine.prepare(function)
-            model = self._version(name, version, plan, function, prepared, labels)
-            if plan.layout is None:
-                executors = await self._engine.keep(prepared)
-            else:
-                family = self._families.setdefault(name, Family())
-                await make(self._engine, model, plan.layout, family).open()
-                executors = plan.layout.holders
+            model, executors = await self._open(name, version, source, copy)
         except BaseException as error:
             await asyncio.shield(asyncio.to_thread(self._copies.give_back, copy))
             if isinstance(error, RtmlError):  # executors name the file; clients, who are told the reason, need no path
-                raise ValueError(str(error).replace(f"{copy.path}/", "")) from None
+                raise ValueError(str(error).replace(f"{copy.path}/", "").replace(str(copy.path), ".")) from None
             raise
         _logger.info("model %s, version %s, is ready in %d executors", name, version, executors)
         return _Live(model, (found.stamp, found.versions[version]), copy)
+
+    async def _open(self, name: str, version: str, source: modelsource.Source, copy: Copy) -> tuple[ModelVersion, int]:
+        """A version, and how many executors have it ready."""
+        plan, function, labels = await asyncio.to_thread(modelsource.prepare, name, copy, source)
+        prepared = self._engine.prepare(function)
+        model = self._version(name, version, plan, function, prepared, labels)
+        if plan.layout is not None:
+            family = self._families.setdefault(name, Family())
+            await make(self._engine, model, plan.layout, family).open()
+            return model, plan.layout.holders
+        try:
+            return model, await self._engine.keep(prepared)
+        except RowsDepend as error:
+            _logger.info("model %s, version %s: each request runs alone: %s", name, version, error)
+        return await self._open(name, version, source._replace(joins=False), copy)
 
     def _version(
         self,

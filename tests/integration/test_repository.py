@@ -170,6 +170,22 @@ async def test_what_is_there_at_the_start_is_served_with_a_configuration_from_th
         assert (await served.get("/readyz"))[0] == 200
 
 
+def running_sum() -> bytes:
+    """y = the sum of x so far, of shape [N]: looks like a batch, and is none."""
+    tensors = [tiny_onnx.tensor(name, tiny_onnx.INT64, ("N",)) for name in "xy"]
+    axis = tiny_onnx.weight("axis", [0])
+    return tiny_onnx.model([tiny_onnx.node("CumSum", ["x", "axis"], ["y"])], tensors[:1], tensors[1:], [axis])
+
+
+@pytest.mark.asyncio
+async def test_requests_share_runs_only_if_rows_do_not_depend_on_each_other(repository: Repository) -> None:
+    repository.put("sum", "1", running_sum())
+    async with serving(repository.path) as served:
+        assert (await served.get("/v2/models/sum/config"))[1]["max_batch_size"] == 0
+        answers = await asyncio.gather(*[served.infer("sum", (number, 1)) for number in range(100)])
+        assert answers == [("1", [number, number + 1]) for number in range(100)]
+
+
 @pytest.mark.asyncio
 async def test_polling_notices_what_is_new_what_changed_and_what_is_gone(repository: Repository) -> None:
     repository.put("add", "1", tiny_onnx.adder(10))

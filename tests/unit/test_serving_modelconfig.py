@@ -23,7 +23,10 @@ def of(**fields: Any) -> ModelConfig:
 def test_without_a_configuration_the_file_decides() -> None:
     found = plan("m", None, OPEN)
     assert found.inputs == (TensorSpec("x", "FP32", (-1, 3)),)
-    assert (found.batch_max, found.arguments) == (32, {"name": "m", "batch": 32, "batch_delay": 0.0})
+    assert found.batch_max == 32
+    assert found.arguments == {"name": "m", "batch": 32, "batch_delay": 0.0, "check_rows": True}
+    assert plan("m", None, OPEN, joins=False).arguments == {"name": "m"}
+    assert "check_rows" not in plan("m", of(max_batch_size=4, dynamic_batching={}), OPEN).arguments
     assert found.config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}]
     assert found.config["dynamic_batching"] == {}
     fixed = plan("m", None, FIXED)
@@ -155,3 +158,20 @@ def test_what_is_asked_for_reaches_the_model() -> None:
     }
     assert found.config["output"][0]["label_filename"] == "names.txt"
     json.dumps(found.config)
+
+
+def test_what_is_described_is_a_configuration_of_tritons() -> None:
+    """gRPC answers with it."""
+    json_format = pytest.importorskip("google.protobuf.json_format")
+    from rtml.serving.grpc_messages import message
+
+    inputs = {"x": {"data_type": "TYPE_FP32", "dims": [3], "zero_data": True}}
+    given = of(
+        max_batch_size=4,
+        dynamic_batching={"preferred_batch_size": [2]},
+        instance_group=[{"count": 2, "kind": "KIND_CPU"}],
+        parameters={"threads": {"string_value": "1"}},
+        model_warmup=[{"name": "zeros", "batch_size": 4, "inputs": inputs}],
+    )
+    parsed = json_format.ParseDict(plan("m", given, OPEN).config, message("inference.ModelConfig")())
+    assert parsed.model_warmup[0].inputs["x"].zero_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,13 @@ def test_labels_are_lines_of_a_file_beside(tmp_path: Path) -> None:
         modelfiles.labels(tmp_path, "../names.txt")
     with pytest.raises(OSError, match="none"):
         modelfiles.labels(tmp_path, "none.txt")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "a" / "1" / "model.onnx")
+    with pytest.raises(OSError, match=r"model\.onnx is no regular file"):
+        Copies(tmp_path / "cache", 1000).take(tmp_path / "a" / "1")
+    os.mkfifo(tmp_path / "a" / "names.txt")
+    with pytest.raises(OSError, match=r"names\.txt is no regular file"):
+        modelfiles.labels(tmp_path / "a", "names.txt")
