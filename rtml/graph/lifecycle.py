@@ -312,7 +312,8 @@ class Lifecycle:
             session.results.append(result)
             tables.dirty[session.id] = session
         else:
-            self.keeping.safe(task)  # nobody waits for it
+            self._announce(task, now)  # while its value is kept
+            self.keeping.safe(task)  # its submitter does not wait for it
         if task.dependents is not None or task.watchers is not None:
             self._announce(task, now)
         task.inputs = None

@@ -4,9 +4,10 @@ A result in another node's memory has a *lineage*: the task's call, and the line
 a result cannot be had, because its node is gone, a task with the same call is run (the *rebuild*), and whoever needs
 the lost object takes what that makes. Nothing is rebuilt before somebody needs it, nor while another node has a copy.
 
-Bounded: lineages reach `DEPTH_MAX` tasks back, cost at most `COST_MAX` seconds of run time in all, and keep at most
-`BYTES_MAX` of inline arguments; a result is rebuilt at most `REBUILDS_MAX` times. Tasks that may not be run again
-(`retries=0`), actors' calls and streams have none, nor has what was `put`: if these are lost the error says so.
+Bounded: lineages reach `DEPTH_MAX` tasks back and keep at most `BYTES_MAX` in all; what has to run again for one result
+takes at most `COST_MAX` seconds, and a result is rebuilt at most `REBUILDS_MAX` times. Tasks that may not be run again
+(`retries=0`), actors' calls and streams have none, nor has what was `put`: if these are lost the error says so. What is
+rebuilt on the way to what somebody needs is let go like any task's arguments: a long chain does not stay in memory.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from rtml.graph.state import FunctionState, Profile, Session, StoredObject, Task
 from rtml.graph.tables import Tables
 from rtml.messages import DISPATCHER, OK, SESSION_MAX, ErrorInfo, ObjectRef, Task, TaskResult, task_id
 
-DEPTH_MAX: Final = 16
+DEPTH_MAX: Final = 10_000
 COST_MAX: Final = 600.0
 BYTES_MAX: Final = 256 * 1024 * 1024
+#: What a lineage takes beside its inline arguments, roughly.
+RECORD_BYTES: Final = 2048
 REBUILDS_MAX: Final = 3
 #: Nodes that were given up and are remembered.
 GONE_MAX: Final = 1024
@@ -36,7 +39,7 @@ Accept = Callable[[Session, Task, FunctionState, Profile, float], TaskState | No
 
 #: An answer of `Lineages.ask`: it is not lost, as far as can be told.
 STILL_THERE: Final = "the node where it lies is there, but does not give it"
-_PUT: Final = "it was put, not made by a task that could be run again (or is not known any more)"
+_PUT: Final = "it was put, or made by a task that cannot be run again (or is not known any more)"
 
 
 class Lineage(msgspec.Struct, eq=False):
@@ -49,6 +52,8 @@ class Lineage(msgspec.Struct, eq=False):
     #: Lineages of the large arguments that have one, by object id.
     parents: dict[int, Lineage]
     depth: int
+    #: seconds that its task ran, and those of the longest way to it
+    run: float
     cost: float
     size: int
     #: the object's record, and lineages that have it among their parents
@@ -56,6 +61,8 @@ class Lineage(msgspec.Struct, eq=False):
     rebuilds: int = 0
     #: the task that makes it again, and what came of an earlier one
     rebuild: TaskState | None = None
+    #: somebody needs the rebuild's result for itself, not as an argument of the next rebuild: its record is kept
+    held: bool = False
 
 
 class Lineages:
@@ -88,16 +95,16 @@ class Lineages:
             if stored is not None and stored.lineage is not None:
                 parents[ref.id] = stored.lineage
         depth = 1 + max((parent.depth for parent in parents.values()), default=0)
-        cost = result.run + sum(parent.cost for parent in parents.values())
+        cost = result.run + max((parent.cost for parent in parents.values()), default=0.0)
         args = len(spec.args) if isinstance(spec.args, bytes) else 0
-        size = args + inline_bytes(task.inputs or ())
+        size = RECORD_BYTES + args + inline_bytes(task.inputs or ())
         if depth > DEPTH_MAX or cost > COST_MAX or self._bytes + size > BYTES_MAX:
             return None
         self._bytes += size
         for parent in parents.values():
             parent.users += 1
         inputs = None if task.inputs is None else list(task.inputs)
-        return Lineage(spec, task.function, profile, inputs, parents, depth, cost, size)
+        return Lineage(spec, task.function, profile, inputs, parents, depth, result.run, cost, size)
 
     def forget(self, stored: StoredObject) -> None:
         """Nobody needs the object any more."""
@@ -112,11 +119,12 @@ class Lineages:
 
     def _release(self, lineage: Lineage) -> None:
         rebuild, lineage.rebuild = lineage.rebuild, None
-        if rebuild is not None:
+        if rebuild is not None and lineage.held:
             self.keeping.unhold(rebuild.id)
+        lineage.held = False
 
     def rebuilds(self) -> list[TaskState]:
-        """The tasks that make something again, and those that have."""
+        """The tasks that make something again which somebody needs, and those that have."""
         found: dict[int, Lineage] = {}
         new = [stored.lineage for stored in self.tables.objects.values() if stored.lineage is not None]
         while new:
@@ -124,7 +132,7 @@ class Lineages:
             if id(lineage) not in found:
                 found[id(lineage)] = lineage
                 new += lineage.parents.values()
-        return [lineage.rebuild for lineage in found.values() if lineage.rebuild is not None]
+        return [lineage.rebuild for lineage in found.values() if lineage.rebuild is not None and lineage.held]
 
     # --- making again
 
@@ -246,29 +254,58 @@ class Lineages:
         if lineage is None:
             return None
         rebuild = lineage.rebuild
-        if rebuild is not None and not self._useless(rebuild):
-            return rebuild
-        if lineage.rebuilds >= REBUILDS_MAX:
-            return None
+        if rebuild is None or rebuild.id not in self.tables.tasks or self._useless(rebuild):
+            missing = self._missing(lineage)
+            if missing is None or not all(self._start(one, now) for one in missing):
+                return None
+        rebuild = lineage.rebuild
+        if rebuild is not None and not lineage.held:
+            rebuild.holds += 1
+            lineage.held = True
+        return rebuild
+
+    def _missing(self, lineage: Lineage) -> list[Lineage] | None:
+        """What has to be made again for this one, arguments first; None if that is too much."""
+        order: list[Lineage] = []
+        known: set[int] = set()
+        cost = 0.0
+        stack = [(lineage, False)]
+        while stack:
+            one, arguments_done = stack.pop()
+            if arguments_done:
+                order.append(one)
+            elif id(one) not in known:
+                known.add(id(one))
+                cost += one.run
+                if one.rebuilds >= REBUILDS_MAX or cost > COST_MAX:
+                    return None
+                stack.append((one, True))
+                for number, parent in one.parents.items():
+                    if self._unreachable(number) and (parent.rebuild is None or self._useless(parent.rebuild)):
+                        stack.append((parent, False))
+        return order
+
+    def _start(self, lineage: Lineage, now: float) -> bool:
+        """Run its task once more. What it needs is there, or on its way."""
         self._release(lineage)
         lineage.rebuilds += 1
         deps: list[tuple[int, bytes | ObjectRef | None]] = []
         for payload in lineage.inputs or ():
             deps.append((0, payload))
-            if isinstance(payload, ObjectRef) and payload.id in lineage.parents:
-                stored = self.tables.objects.get(payload.id)
-                if stored is None or _is_lost(stored.worker):
-                    parent = self._rebuild(lineage.parents[payload.id], now)
-                    if parent is None:
-                        return None
-                    deps[-1] = (parent.id, None)
+            if isinstance(payload, ObjectRef) and payload.id in lineage.parents and self._unreachable(payload.id):
+                argument = lineage.parents[payload.id].rebuild
+                if argument is None:
+                    return False
+                deps[-1] = (argument.id, None) if argument.result is None else (0, argument.result.payload)
         self._rebuilt += 1
         spec = replace(lineage.spec, id=self._new_id(), deps=deps or None, parent=0, options=None)
-        rebuild = self._accept(self.tables.detached, spec, lineage.function, lineage.profile, now)
-        if rebuild is not None:
-            rebuild.holds += 1
-            lineage.rebuild = rebuild
-        return rebuild
+        lineage.rebuild = self._accept(self.tables.detached, spec, lineage.function, lineage.profile, now)
+        return lineage.rebuild is not None
+
+    def _unreachable(self, object_id: int) -> bool:
+        """Whether this object is gone, or its node is."""
+        stored = self.tables.objects.get(object_id)
+        return stored is None or _is_lost(stored.worker)
 
     def _useless(self, rebuild: TaskState) -> bool:
         """Whether what was made again is lost, too."""
@@ -277,10 +314,7 @@ class Lineages:
             return False
         if result.outcome != OK:
             return True
-        if not isinstance(result.payload, ObjectRef):
-            return False
-        stored = self.tables.objects.get(result.payload.id)
-        return stored is None or _is_lost(stored.worker)
+        return isinstance(result.payload, ObjectRef) and self._unreachable(result.payload.id)
 
     def _new_id(self) -> int:
         return task_id((self.tables.epoch >> 16) & SESSION_MAX or 1, self._rebuilt)

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from rtml.graph.lineage import DEPTH_MAX, REBUILDS_MAX
+from rtml.graph import lineage
+from rtml.graph.lineage import REBUILDS_MAX
 from rtml.graph.locality import observe
 from rtml.graph.policy import Scheduling
 from rtml.graph.state import NodeState
@@ -263,7 +264,7 @@ def test_what_cannot_be_made_again_says_so() -> None:
     assert "it was put" in tree.root.error("b").message
 
 
-def test_it_is_tried_only_so_often_and_so_deep() -> None:
+def test_it_is_tried_only_so_often_and_so_deep(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree(nodes=1)
     ref = made(tree, "a", "n1")
     for number in range(2, 2 + REBUILDS_MAX + 1):
@@ -280,11 +281,71 @@ def test_it_is_tried_only_so_often_and_so_deep() -> None:
         tree.root.ids[task] = int(answer.split()[1])
         tree.node(name).finish(task, value=large(name))
         tree.settle()
+    monkeypatch.setattr(lineage, "DEPTH_MAX", 5)
     deep = Tree(nodes=1)
     last = made(deep, "t0", "n1")
-    for number in range(1, DEPTH_MAX + 1):
+    for number in range(1, 6):
         last = made(deep, f"t{number}", "n1", deps=[(f"t{number - 1}", last)])
     assert deep.root.core.tables.objects[last.id].lineage is None
+
+
+def iterated(tree: Tree, rounds: int, width: int = 1) -> list[ObjectRef]:
+    """A computation in rounds: each round's tasks take all results of the one before, which are let go then."""
+    last: dict[str, ObjectRef] = {}
+    for number in range(rounds):
+        deps = list(last.items())
+        new = {f"r{number}.{lane}": made(tree, f"r{number}.{lane}", "n1", deps=deps) for lane in range(width)}
+        tree.root.post("ann", Release([ref.id for ref in last.values()]))
+        tree.settle()
+        last = new
+    return list(last.values())
+
+
+def finish_rebuilds(tree: Tree, node: str) -> int:
+    """Run what is made again, one after the other; how many large results were kept at a time."""
+    known, most = set(tree.root.ids.values()), 0
+    tasks = tree.root.core.tables.tasks
+    while new := [task for task in tasks.values() if task.id not in known and task.result is None]:
+        task = next(task for task in new if not task.waiting)
+        name = f"rebuilt{next(_numbers)}"
+        tree.root.ids[name] = task.id
+        tree.node(node).finish(name, value=large(node), run=0.01)
+        tree.settle()
+        most = max(most, len(tree.root.core.tables.objects))
+    return most
+
+
+@pytest.mark.parametrize(("rounds", "width"), [(100, 1), (25, 3)])
+def test_a_long_iteration_is_made_again_and_keeps_no_more_than_its_last_rounds(rounds: int, width: int) -> None:
+    tree = Tree(nodes=1)
+    last = iterated(tree, rounds, width)
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    for ref in last:
+        assert ask(tree, ref).startswith("task ")
+    tree.settle()
+    assert finish_rebuilds(tree, "n2") <= 3 * width  # what was lost, what is made of what
+    for ref in last:
+        number = int(ask(tree, ref).split()[1])
+        assert tree.root.core.tables.tasks[number].result.outcome == OK  # type: ignore[union-attr]
+    tree.root.post("ann", Release([ref.id for ref in last]))
+    tree.settle()
+    assert not tree.root.core.tables.objects
+    assert tree.root.core.lifecycle.lineages._bytes == 0
+
+
+@pytest.mark.parametrize(("limit", "possible"), [(0.255, True), (0.245, False)])
+def test_what_would_take_too_long_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, limit: float, possible: bool
+) -> None:
+    monkeypatch.setattr(lineage, "COST_MAX", limit)
+    tree = Tree(nodes=1)
+    last = iterated(tree, 13, width=2)  # one of the last round and two of each before: 25 runs of 0.01 s
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    assert ask(tree, last[0]).startswith("task ") == possible
 
 
 def ask(tree: Tree, ref: ObjectRef) -> str:
