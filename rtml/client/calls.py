@@ -17,6 +17,7 @@ from rtml.client.functions import RETRY_ON, RemoteFunction, task
 from rtml.client.future import Future, remaining
 from rtml.client.gathered import Gathered
 from rtml.codec import function_name, is_async
+from rtml.codec.byvalue import CACHED
 from rtml.errors import SubmitError
 from rtml.messages import Options
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rtml.client.client import Client
 
 #: Callables that are what they are: their definition does not change after the first submission, so it is sent once.
-_CONSTANT = (types.FunctionType, types.BuiltinFunctionType, type)
+_CONSTANT = (types.FunctionType, types.BuiltinFunctionType, type, CACHED)
 
 
 def has_identity(fn: Any) -> bool:

@@ -17,6 +17,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from rtml.codec.byvalue import reduction, with_slots
 from rtml.errors import SerializationError
 
 PROTOCOL: Final = 5
@@ -102,7 +103,9 @@ def pickler_type() -> Any:
                     return ended
                 marker = self._pickled.handle(value)
                 return ended or (same, (marker,))
-            return super().reducer_override(value)
+            if isinstance(value, type):
+                return with_slots(value, super().reducer_override(value))
+            return reduction(value) or super().reducer_override(value)
 
     return Pickler
 

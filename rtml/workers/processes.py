@@ -8,12 +8,32 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 #: Of a process's name, what the kernel keeps.
 _NAME_BYTES: Final = 15
+
+
+@dataclass
+class Child:
+    """One executor process."""
+
+    worker: int
+    role: str
+    pid: int
+    pidfd: int
+    #: Its slot in the running page.
+    slot: int
+    #: Why we killed it; "" while we did not.
+    killed: str = ""
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
 
 
 def fork(body: Callable[[], int], name: str, close: Callable[[], None]) -> int:

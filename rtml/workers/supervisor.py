@@ -27,7 +27,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
@@ -57,7 +56,7 @@ from rtml.messages import (
 from rtml.workers import janitor
 from rtml.workers.data import DataEndpoint
 from rtml.workers.page import DATA_SLOT, PID, SLOTS_MAX, RunningPage
-from rtml.workers.processes import die_with_parent, fork, killed, prefer_for_oom, reason_of, show_devices
+from rtml.workers.processes import Child, die_with_parent, fork, killed, prefer_for_oom, reason_of, show_devices
 from rtml.workers.settings import Settings, parse
 
 #: Threads of numerical libraries per executor: several executors must not fight for the same cores.
@@ -80,20 +79,8 @@ _DISPATCHER_FAILURES_MAX: Final = 5
 _RECONNECT_S: Final = 0.02
 #: Seconds for which a node that leaves gives its objects to others, though its tasks took all the time there was.
 _HAND_OVER_S: Final = 2.0
-
-
-@dataclass
-class Child:
-    """One executor process."""
-
-    worker: int
-    role: str
-    pid: int
-    pidfd: int
-    #: Its slot in the running page.
-    slot: int
-    #: Why we killed it; "" while we did not.
-    killed: str = ""
+#: Seconds after which executors are told again to leave; doubled each time.
+_SIGNAL_AGAIN_S: Final = 0.05
 
 
 class Supervisor:
@@ -300,7 +287,7 @@ class Supervisor:
         if again:
             # Executors in the middle of a task are to notice that their link broke, and to say what they hold.
             for child in self._children.values():
-                self._signal(child, signal.SIGUSR1)
+                child.send_signal(signal.SIGUSR1)
 
     def _introduction(self) -> list[Message]:
         hello = Hello(
@@ -362,7 +349,7 @@ class Supervisor:
                     janitor.kill_group(child.pid)
             case Interrupt():
                 for child in self._find(message.worker):
-                    self._signal(child, signal.SIGUSR1)
+                    child.send_signal(signal.SIGUSR1)
             case Welcome():
                 self._epoch = message.epoch
             case Rehello():
@@ -373,11 +360,6 @@ class Supervisor:
                 self._stops = 2
             case _:
                 pass  # nothing else is for a supervisor
-
-    @staticmethod
-    def _signal(child: Child, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(child.pidfd, number)
 
     def _find(self, worker: int) -> list[Child]:
         return [child for child in self._children.values() if child.worker == worker]
@@ -501,7 +483,7 @@ class Supervisor:
             # Before the executors end: what they have not begun may still go to other nodes.
             self._send(self._introduction()[1:])
             for child in self._children.values():
-                self._signal(child, signal.SIGTERM)
+                child.send_signal(signal.SIGTERM)
             until = time.monotonic() + drain
             self._await_children(until)
             self._hand_over(max(until, time.monotonic() + _HAND_OVER_S))
@@ -535,16 +517,26 @@ class Supervisor:
             _say(problem)
 
     def _await_children(self, until: float | None) -> None:
-        """Waits until no executor is left, or `until` on the monotonic clock, or a second signal to stop."""
+        """Waits until no executor is left, or `until` on the monotonic clock, or a second signal to stop.
+
+        With `until` they are told again to leave, more and more rarely: one that was just about to wait for messages
+        when the signal came would notice it only with the next message.
+        """
         if not self._children:
             return
         waiting = select.poll()
         waiting.register(self._wake_read, select.POLLIN)
         for fd in self._children:
             waiting.register(fd, select.POLLIN)
+        pause = _SIGNAL_AGAIN_S
         while self._children:
-            timeout = None if until is None else max(0.0, until - time.monotonic()) * 1000
-            for fd, _ in waiting.poll(timeout):
+            left = None if until is None else max(0.0, min(until - time.monotonic(), pause)) * 1000
+            ended = waiting.poll(left)
+            if not ended:
+                pause *= 2
+                for child in self._children.values():
+                    child.send_signal(signal.SIGTERM)
+            for fd, _ in ended:
                 if fd == self._wake_read:
                     self._read_wake()
                 else:

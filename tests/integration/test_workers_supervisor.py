@@ -59,6 +59,20 @@ def test_an_orderly_end_leaves_nothing_and_is_quick() -> None:
     assert not any(place.exists() for place in places)
 
 
+def miss_the_next_sigterm() -> None:
+    own = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, own) and None)
+
+
+def test_an_executor_that_did_not_notice_the_signal_is_told_again() -> None:
+    """As it happens to one that the signal finds between its last look for signals and its wait for messages."""
+    client = rtml.connect(workers=1, drain=60.0)
+    client.submit(miss_the_next_sigterm).result(20)
+    start = time.monotonic()
+    client.shutdown()
+    assert time.monotonic() - start < 9.0
+
+
 @pytest.mark.parametrize("victims", ["supervisor", "supervisor and janitor", "janitor"])
 def test_killed_parts_leave_nothing(victims: str) -> None:
     client = rtml.connect(workers=2, reconnect_timeout=0.5)
