@@ -67,7 +67,17 @@ class Connection(RequestHandler):
         **settings: for aiohttp's.
     """
 
-    __slots__ = ("_ahead", "_answering", "_heads", "_ids", "_partial", "_patience", "_read_timeout", "_server")
+    __slots__ = (
+        "_ahead",
+        "_answering",
+        "_fresh",
+        "_heads",
+        "_ids",
+        "_partial",
+        "_patience",
+        "_read_timeout",
+        "_server",
+    )
 
     def __init__(self, server: Server, **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -81,6 +91,8 @@ class Connection(RequestHandler):
         #: Answers the request that came in one piece; and what the client has sent since.
         self._answering: asyncio.Task[None] | None = None
         self._ahead = bytearray()
+        #: The parser holds no part of a request: what comes now is the beginning of one.
+        self._fresh = True
         #: What was parsed lately, with the size of the body, by the head's bytes.
         self._heads: dict[bytes, tuple[RawRequestMessage, int]] = {}
 
@@ -113,13 +125,16 @@ class Connection(RequestHandler):
             return
         waiter = self._waiter
         if waiter is None or waiter.done() or self._partial or self._upgraded:
+            self._fresh = False
             super().data_received(data)
         else:
             head = data[: data.find(_END) + len(_END)]
-            known = self._heads.get(head)
-            if known is not None and len(data) == len(head) + known[1]:
-                self._begin(known[0], data[len(head) :])
-                return
+            if self._fresh:
+                known = self._heads.get(head)
+                if known is not None and len(data) == len(head) + known[1]:
+                    self._begin(known[0], data[len(head) :])
+                    return
+                self._fresh = False
             self._waiter = None  # so that `start` is not told
             super().data_received(data)
             self._waiter = waiter
@@ -138,7 +153,7 @@ class Connection(RequestHandler):
     # --- whole requests -----------------------------------------------------------------------------------------------
 
     def _take(self, data: bytes, head: bytes) -> bool:
-        """Begin to answer what was parsed, if it is one whole request. It is remembered if it is `head` and a body."""
+        """Begin to answer what was parsed, if it is one whole request. It is remembered if `data` is all of it."""
         if len(self._messages) != 1 or self._parser is None:
             return False
         message, payload = self._messages[0]
@@ -149,7 +164,8 @@ class Connection(RequestHandler):
         self._messages.clear()
         self._parser.message_consumed()
         body = payload.read_nowait()
-        if head.endswith(_END) and len(head) <= _HEAD_MAX and len(head) + len(body) == len(data):
+        if len(head) + len(body) == len(data) and len(head) <= _HEAD_MAX and _is_head(head, message):
+            self._fresh = True
             if len(self._heads) >= _HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
             self._heads[head] = message, len(body)
@@ -255,6 +271,12 @@ class Connection(RequestHandler):
         response.headers[http.REQUEST_ID] = self._ids.new()
         response.force_close()
         return response
+
+
+def _is_head(head: bytes, message: RawRequestMessage) -> bool:
+    """Whether `head` is what was parsed, and not the end of it whose beginning came before."""
+    line = f"{message.method} {message.path} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
+    return head.startswith(line) and head.endswith(_END) and head.count(b"\r\n") == len(message.raw_headers) + 2
 
 
 def _plain(message: RawRequestMessage, response: web.StreamResponse) -> tuple[bytes, ...] | None:
