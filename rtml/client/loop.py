@@ -173,7 +173,7 @@ class AsyncDriver:
         if link is None:
             return
         try:
-            frames = link.recv(0)
+            frames = link.recv_ready()
         except LinkClosed:
             self._lose(link)
             return

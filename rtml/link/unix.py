@@ -89,6 +89,7 @@ class UnixLink(ReceivingLink):
         poller.register(self._wake_fd, select.POLLIN)
         self._poll = poller.poll
         self._send = sock.send
+        self._receive = sock.recv
         #: A slow `send` is on the stack; frames of a signal handler go to `_later`.
         self._sending = False
         self._later: deque[bytes] = deque()
@@ -117,6 +118,33 @@ class UnixLink(ReceivingLink):
         except OSError as error:
             self._end(str(error))
         return True
+
+    def recv_ready(self) -> list[bytes]:
+        """See `Link.recv_ready`."""
+        held = self._input
+        if self._inbox or self._over is not None or not held.acquire(False):
+            return self.recv(0)
+        try:
+            if self._receiving:
+                return self.recv(0)
+            self._receiving = True
+            try:
+                packet = self._receive(_BUFFER, _DONTWAIT)
+                if packet:
+                    more = self._poll(0)
+                    if not more and packet[0] != ESCAPE and len(packet) <= PACKET_MAX and not self._joiner.started:
+                        return [packet]
+                    self._inbox.append(packet)
+                    if more:
+                        self._fill(0)
+                    return self._take()
+            except OSError:
+                pass  # nothing: it was woken; or the end, which `recv` will find, too
+            finally:
+                self._receiving = False
+        finally:
+            held.release()
+        return self.recv(0)
 
     # --- sending --------------------------------------------------------------------------------------------------
 

@@ -13,13 +13,14 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict
 
 from rtml.errors import ConnectionLost, InvalidInput, Overloaded, RtmlError, SubmitError
 from rtml.messages import Timing
@@ -70,6 +71,21 @@ class HttpError(Exception):
         self.status = status
         self.kind = kind or "HttpError"
         self.headers = headers
+
+
+class PlainResponse(web.Response):
+    """As `web.Response`, for status 200 and a body of bytes: made without a look at what no route gives."""
+
+    def __init__(self, body: bytes, headers: Mapping[str, str]) -> None:
+        # Nothing of `web.Response.__init__` but what it keeps.
+        self._state = {}
+        self._headers = CIMultiDict(headers)
+        self._status = 200
+        self._reason = "OK"
+        self._body = body
+        self._compressed_body = None
+        self._zlib_executor_size = 1024
+        self._zlib_executor = None
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -21,12 +21,15 @@ from rtml.serving.bodies import COMPRESS_MIN, Buffer
 from rtml.serving.ensembles import Ensembles, configure_function, describe_function
 from rtml.serving.inference import Inference, Progress
 from rtml.serving.registry import ModelVersion, Registry
+from rtml.serving.repeats import Forms
 from rtml.serving.replies import respond
 from rtml.serving.routes import GraphRoute, Reading
 
 PREFIX: Final = "/v2/models/"
 #: Paths to remember: every verb of many models. Whoever asks for others only costs time.
 _PATHS_MAX: Final = 10_000
+_JSON: Final = {"Content-Type": "application/json"}
+_BINARY: Final = {"Content-Type": "application/octet-stream"}
 _EVENTS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -94,17 +97,30 @@ class InferRoute(VersionRoute):
     def __init__(self, *version: Any, regions: oip.Regions | None) -> None:
         super().__init__(*version)
         self._regions = regions
+        self._forms = Forms()
 
     async def answer(self, request: web.BaseRequest, body: Buffer, progress: Progress) -> web.Response:
         """The model's outputs, in the form that the request asks for."""
         header_length = oip.parse_header_length(request.headers.get(oip.HEADER_LENGTH))
+        model = self.current()
+        form = self._forms.find(body, header_length, model) if header_length else None
+        if form is not None:
+            inference = form.request(body)  # type: ignore[arg-type]  # only bytes have a form
+            reply = await self._inference.run(model, inference, progress)
+            whole = form.answer(reply)
+            if whole is not None and len(whole[0]) < COMPRESS_MIN:
+                return http.PlainResponse(whole[0], {oip.HEADER_LENGTH: whole[1], **_BINARY})
+            return await self._encoded(request, reply, inference)
         if len(body) >= READ_ASIDE and (header_length is None or header_length >= READ_ASIDE):
             reading = self._read_aside("infer", body, header_length, self._read)
             model, inference = await self._in_time(reading, progress)
         else:
-            model = self.current()
             inference = oip.decode_request(body, header_length, model.inputs, self._regions)
-        reply = await self._inference.run(model, inference, progress)
+            if header_length:
+                self._forms.learn(body, header_length, model, inference)
+        return await self._encoded(request, await self._inference.run(model, inference, progress), inference)
+
+    async def _encoded(self, request: web.BaseRequest, reply: oip.Reply, inference: oip.Request) -> web.Response:
         head: Buffer
         data: list[Buffer]
         if worth_writing(reply, inference):
@@ -116,12 +132,11 @@ class InferRoute(VersionRoute):
             head, data = oip.encode_reply(reply, inference, self._regions)
         if not data:
             if len(head) < COMPRESS_MIN:
-                return web.Response(body=head, content_type="application/json")
+                return http.PlainResponse(bytes(head), _JSON)
             return await respond(request, (head,), "application/json")
         headers = {oip.HEADER_LENGTH: str(len(head))}
         if len(head) + sum(map(len, data)) < COMPRESS_MIN:
-            headers["Content-Type"] = "application/octet-stream"
-            return web.Response(body=b"".join((head, *data)), headers=headers)
+            return http.PlainResponse(b"".join((head, *data)), {**headers, **_BINARY})
         return await respond(request, (head, *data), "application/octet-stream", headers)
 
     def _read(self, body: Buffer, header_length: int | None, model: ModelVersion) -> oip.Request:

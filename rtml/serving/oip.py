@@ -79,7 +79,9 @@ class RequestOutput(msgspec.Struct):
     parameters: Parameters | None = None
 
 
-class _RequestHead(msgspec.Struct):
+class RequestHead(msgspec.Struct):
+    """The JSON of a request."""
+
     inputs: list[RequestInput]
     id: str | None = None
     parameters: Parameters | None = None
@@ -135,7 +137,7 @@ class Reply(msgspec.Struct):
     labels: Mapping[str, abc.Sequence[str]] = {}
 
 
-_decode_head = msgspec.json.Decoder(_RequestHead).decode
+_decode_head = msgspec.json.Decoder(RequestHead).decode
 _encode_json = msgspec.json.Encoder().encode
 
 

@@ -46,6 +46,8 @@ _HEADS_MAX: Final = 16
 _HEAD_MAX: Final = 2048
 #: Bytes that may wait until a request has been answered before the client is told to pause.
 _AHEAD_MAX: Final = 256 * 1024
+#: Answers that are what they say.
+_PLAIN: Final = (web.Response, http.PlainResponse)
 #: Larger answers are not copied behind their heads.
 _JOIN_MAX: Final = 64 * 1024
 _TOO_SLOW: Final = b'{"error":"the request did not arrive in time","type":"RequestTimeout"}'
@@ -284,7 +286,7 @@ def _plain(message: RawRequestMessage, response: web.StreamResponse) -> tuple[by
 
     Of what a `web.Response` can do beside (cookies, ranges, its own compression) no route makes use.
     """
-    if response.__class__ is not web.Response or message.method == "HEAD":
+    if response.__class__ not in _PLAIN or message.method == "HEAD":
         return None
     body, status = response._body, response._status
     if body.__class__ is not bytes or status < 200 or status in (204, 304):

@@ -172,7 +172,7 @@ class LoopDriver:
         if link is None:
             return False
         try:
-            frames = link.recv(0)
+            frames = link.recv_ready()
         except (LinkClosed, OSError):
             self._lose()
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -40,6 +41,28 @@ async def test_the_requests_of_each_model_are_counted() -> None:
         everything = {entry["name"]: entry for entry in await statistics(server, "/v2/models/stats")}
         assert everything["double"] == found
         assert everything["join"]["inference_count"] == 0
+
+
+async def test_requests_that_repeat_their_json_are_answered_each_for_its_own_data() -> None:
+    size = {"binary_data_size": 8}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": size}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    length = {"Inference_Header_Content_Length": str(len(head))}
+    async with serving() as server:
+        seen = []
+        for number in range(5):
+            data = struct.pack("<2f", number, 0.5)
+            status, body, headers = await server.post("/v2/models/double/infer", head + data, **length)
+            end = int(headers["Inference-Header-Content-Length"])
+            assert (status, struct.unpack("<2f", body[end:])) == (200, (2 * number, 1.0))
+            assert headers["Content-Type"] == "application/octet-stream"
+            seen.append(json.loads(body[:end]))
+        output = {"name": "y", "datatype": "FP32", "shape": [1, 2], "parameters": size}
+        assert seen == [{"model_name": "double", "model_version": "1", "outputs": [output]}] * 5
+        for wrong in (head + b"1234567", head + b"123456789"):
+            assert (await server.post("/v2/models/double/infer", wrong, **length))[0] == 400
+        (found,) = await statistics(server, "/v2/models/double/stats")
+        assert found["inference_count"] == 5
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,36 @@ def test_wake_ends_a_recv_of_another_thread(address: str, server: Hub, links: Ca
         assert link.recv(None) == []
 
 
+def test_recv_ready_takes_what_is_there(address: str, server: Hub, links: Callable[[str], Link]) -> None:
+    where = server.listen(address)
+    link = links(where)
+    assert link.recv_ready() == []
+    link.send(b"hello")
+    ((peer, _),) = collect(server, 1)
+    sent = [b"a", b"b" * 200_000, b"\xc1c", *[b"%d" % number for number in range(500)]]
+    for burst in (sent[:1], sent[1:2], sent[2:3], sent[3:]):
+        for frame in burst:
+            assert server.send(peer, frame)
+        found: list[bytes] = []
+        with select.epoll() as poll:
+            poll.register(link.fileno(), select.EPOLLIN)
+            while len(found) < len(burst):
+                assert poll.poll(LIMIT) or server.poll(0) == []
+                found += link.recv_ready()
+                server.poll(0)  # it may still have to send the rest of what is long
+        assert found == burst
+    link.wake()
+    assert link.recv_ready() == []
+    assert link.recv(0.01) == []
+    server.close_peer(peer)
+    with pytest.raises(LinkClosed):
+        while True:
+            with select.epoll() as poll:
+                poll.register(link.fileno(), select.EPOLLIN)
+                assert poll.poll(LIMIT)
+            link.recv_ready()
+
+
 def test_wake_before_a_recv_is_not_lost(address: str, server: Hub, links: Callable[[str], Link]) -> None:
     link = links(server.listen(address))
     link.wake()
