@@ -386,6 +386,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] | None =
     scheduling = Scheduling(POLICIES[options.policy], dict(options.tenant_weight), options.blind)
     core = Core(epoch, limits, name, scheduling)
     core.tables.data = options.data
+    core.membership.is_guest = hub.is_guest
     dispatcher = Dispatcher(hub, core, metrics, options.shm_dir, uplink)
     dispatcher.announcer = Announcer(options.data_socket)
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from rtml.graph.lifecycle import Lifecycle
@@ -55,6 +56,8 @@ class Membership:
         self.lifecycle = lifecycle
         self.recovery = recovery
         self.remote = remote
+        #: Whether a peer has shown that it may only submit; set by whoever has the links.
+        self.is_guest: Callable[[int], bool] = lambda peer: False
         #: executors whose end was reported: their last messages may come after that. Ids are never used again.
         self._dead: set[int] = set()
 
@@ -63,7 +66,7 @@ class Membership:
     def hello(self, peer: int, hello: Hello, now: float) -> Session | None:
         """A peer introduces itself; None if it is refused."""
         tables = self.tables
-        reason = self._refusal(hello)
+        reason = self._refusal(peer, hello)
         if reason:
             tables.effects.append(Send(peer, [Refused(reason)]))
             tables.effects.append(Close(peer))
@@ -128,7 +131,12 @@ class Membership:
         self.workforce.joined(session.worker, now)
         self.remote.introduce(session, now)
 
-    def _refusal(self, hello: Hello) -> str:
+    def _refusal(self, peer: int, hello: Hello) -> str:
+        if hello.role != CLIENT and self.is_guest(peer):
+            return (
+                f"the key that was shown is a client's, which may not join as {hello.role}; nodes show the secret of"
+                " a node.public or node-NAME.public in the dispatcher's directory of keys"
+            )
         if hello.wire[0] != WIRE_VERSION[0]:
             return (
                 f"wire version {hello.wire[0]}.{hello.wire[1]} does not match the dispatcher's "

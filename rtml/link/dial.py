@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ UPLINK: Final = 0
 #: Seconds for one attempt to connect, and between two of them.
 _ATTEMPT: Final = 2.0
 _PAUSE: Final = 0.1
+#: A connection that was lost so soon was refused: the next one comes as much later.
+_SHORT: Final = 1.0
 #: Seconds between two attempts to send what waits.
 RESEND: Final = 0.01
 
@@ -60,6 +63,7 @@ class Dialler:
         self._handing = threading.Lock()
         self._wanted = threading.Event()
         self._closed = False
+        self._ended = threading.Event()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._dial, name="rtml-uplink", daemon=True)
 
@@ -142,6 +146,7 @@ class Dialler:
     def close(self) -> None:
         """End the connection, after what was sent has left."""
         self._closed = True
+        self._ended.set()
         if self._link is not None:
             self._lose()
         self._wanted.set()
@@ -155,8 +160,11 @@ class Dialler:
         from rtml.link.zeromq import connect_zeromq
 
         said = ""
+        made = -_SHORT
         while True:
             self._wanted.wait()
+            if time.monotonic() < made + _SHORT:
+                self._ended.wait(_SHORT)
             while self._old:
                 self._old.popleft().close()
             if self._closed:
@@ -174,6 +182,7 @@ class Dialler:
                 threading.Event().wait(_PAUSE)
                 continue
             said = ""
+            made = time.monotonic()
             self._ring(link)
 
     def _ring(self, link: ZmqLink | None = None, trouble: str = "") -> None:

@@ -30,6 +30,8 @@ class Peer(Protocol):
     number: int
     known: bool
     violation: str
+    #: Its key is a client's.
+    guest: bool
 
     def send(self, frame: bytes) -> bool:
         """Send or queue; False if the peer is gone or, with `violation` set, must be cut off."""
@@ -188,6 +190,11 @@ class Hub:
         """(process id, user id) of a Unix peer, as the kernel knows them; None for other and unknown peers."""
         target = self._peers.get(peer)
         return None if target is None else target.credentials()
+
+    def is_guest(self, peer: int) -> bool:
+        """Whether a peer has shown the key of a client, and so may only submit."""
+        target = self._peers.get(peer)
+        return target is not None and target.guest
 
     def close_peer(self, peer: int) -> None:
         """End a connection; what was sent and not queued is still delivered. The next `poll` reports it gone."""

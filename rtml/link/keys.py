@@ -3,7 +3,8 @@
 dispatcher.secret   the dispatcher's; it lets in whoever has the secret of a NAME.public beside it
 client.secret       of all that submit: programs, gateways, commands
 node.secret         of worker nodes
-NAME.public         the other half of NAME.secret
+NAME.public         the other half of NAME.secret; at a dispatcher node.public and node-*.public are of nodes, and all
+                    others may only submit
 data.secret         of all that read and write large objects at nodes' data endpoints; it has no other half
 
 So a dispatcher needs its secret and the public keys of its peers; a peer needs its secret and `dispatcher.public`. Both
@@ -29,6 +30,8 @@ DATA: Final = "data"
 
 #: 32 bytes in Z85.
 _KEY: Final = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+#: Names of nodes' keys at a dispatcher; all others are of clients.
+_OF_NODE: Final = re.compile(rf"{NODE}(-.*)?\.public")
 _MADE_BY: Final = "`rtml keys make DIR` makes keys"
 
 
@@ -40,8 +43,9 @@ class CurveKeys:
     secret: str = field(repr=False)
     #: At a peer: the hub's public key.
     server: str = ""
-    #: At a hub: the public keys of the peers that may connect.
+    #: At a hub: the public keys of the peers that may connect, and of those among them that may join as nodes.
     allowed: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
 
 
 def make_keys(directory: str) -> list[str]:
@@ -94,11 +98,12 @@ def hub_keys(directory: str) -> CurveKeys:
 
     secret = _read(Path(directory), f"{DISPATCHER}.secret")
     public = public_of(secret)
-    names = [path.name for path in sorted(Path(directory).glob("*.public"))]
-    allowed = frozenset(_read(Path(directory), name) for name in names) - {public}
+    keys = {path.name: _read(Path(directory), path.name) for path in sorted(Path(directory).glob("*.public"))}
+    allowed = frozenset(keys.values()) - {public}
+    nodes = frozenset(key for name, key in keys.items() if _OF_NODE.fullmatch(name)) - {public}
     if not allowed:
         raise AddressError(f"{directory} has no public key of a peer, like {CLIENT}.public: nobody could connect")
-    return CurveKeys(public, secret, allowed=allowed)
+    return CurveKeys(public, secret, allowed=allowed, nodes=nodes)
 
 
 def peer_keys(directory: str, role: str = CLIENT) -> CurveKeys:

@@ -22,9 +22,11 @@ def escaped(frame: bytes) -> bytes:
 class RouterPeer:
     """One DEALER that has spoken to a router."""
 
-    def __init__(self, number: int, identity: bytes, router: Router) -> None:
+    def __init__(self, number: int, identity: bytes, router: Router, guest: bool = False) -> None:
         self.number = number
         self.identity = identity
+        #: The key that it has shown is a client's.
+        self.guest = guest
         #: The peer has sent a frame, so the hub's owner knows its number.
         self.known = False
         #: What the peer did wrong, if that ends it.

@@ -306,6 +306,8 @@ class UnixPeer:
         self.known = False
         #: What the peer did wrong, if that ends it.
         self.violation = ""
+        #: Whoever can open the socket's directory may be anything.
+        self.guest = False
         self.socket = sock
         self._epoll = epoll
         self._recv = sock.recv

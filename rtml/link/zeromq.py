@@ -64,6 +64,8 @@ _RETRY: Final = 0.01
 _PROBES: Final = (0.001, 0.02, 0.2)
 #: Seconds between probes without a reason.
 _PROBE_EVERY: Final = 5.0
+#: What ZeroMQ calls peers that have shown the key of a node.
+_NODE: Final = "node"
 #: Seconds between two attempts to send what waits: ROUTER does not say which peer reads again.
 _RESEND: Final = 0.01
 
@@ -338,6 +340,7 @@ class Router:
         self._monitor: Socket | None = None
         self._access: Socket | None = None
         self._allowed: frozenset[bytes] = frozenset()
+        self._nodes: frozenset[bytes] = frozenset()
         self._file = ""
         self._identities: dict[bytes, RouterPeer] = {}
         #: Peers with a non-empty outbox.
@@ -383,6 +386,7 @@ class Router:
         self._socket.zap_domain = b"rtml"
         self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self._allowed = frozenset(key.encode() for key in keys.allowed)
+        self._nodes = frozenset(key.encode() for key in keys.nodes)
         self._access = self._context.socket(zmq.ROUTER)
         self._access.bind("inproc://zeromq.zap.01")
 
@@ -416,7 +420,14 @@ class Router:
             more = _readable(self._socket)
             if not more:
                 break
-            self._receive(self._socket.recv_multipart(zmq.NOBLOCK), out, gone)
+            guest = False
+            if self._access is None:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            else:
+                sender = self._socket.recv(zmq.NOBLOCK, copy=False)
+                parts = [sender.bytes, *self._socket.recv_multipart()]
+                guest = parts[0] not in self._identities and sender.get("User-Id") != _NODE
+            self._receive(parts, guest, out, gone)
         for peer in [peer for peer in self.waiting if peer.flush()]:
             self.waiting.discard(peer)
         # Not while there is more: what it says comes before its sender's end.
@@ -424,10 +435,10 @@ class Router:
             self._probe(gone)
         return gone
 
-    def _receive(self, parts: list[bytes], out: list[tuple[int, bytes | None]], gone: list[int]) -> None:
+    def _receive(self, parts: list[bytes], guest: bool, out: list[tuple[int, bytes | None]], gone: list[int]) -> None:
         peer = self._identities.get(parts[0])
         if peer is None:
-            peer = RouterPeer(next(self._numbers), parts[0], self)
+            peer = RouterPeer(next(self._numbers), parts[0], self, guest)
             self._identities[parts[0]] = peer
             self._peers[peer.number] = peer
             self._next_probe = time.monotonic() + _PROBE_EVERY
@@ -452,9 +463,10 @@ class Router:
         """Answer ZeroMQ's questions whether a key may connect (RFC 27)."""
         while _readable(access):
             route, _, version, request, _, _, _, mechanism, *credentials = access.recv_multipart()
-            good = mechanism == b"CURVE" and credentials[:1] and z85.encode(credentials[0]) in self._allowed
-            status = (b"200", b"OK") if good else (b"400", b"key not allowed")
-            access.send_multipart([route, b"", version, request, *status, b"", b""])
+            key = z85.encode(credentials[0]) if mechanism == b"CURVE" and credentials else b""
+            status = (b"200", b"OK") if key in self._allowed else (b"400", b"key not allowed")
+            user = _NODE.encode() if key in self._nodes else b"client"
+            access.send_multipart([route, b"", version, request, *status, user, b""])
 
     def _probe(self, gone: list[int]) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from rtml.errors import ConnectionLost
 from rtml.link import AddressError
 from rtml.link.keys import NODE, hub_keys, make_keys, peer_keys
 from rtml.serving.engine import ClientEngine
+from tests.integration.engine import eventually
 
 FILES = ["data.secret"]
 FILES += [f"{name}.{half}" for name in ("client", "dispatcher", "node") for half in ("public", "secret")]
@@ -136,6 +138,40 @@ def test_a_peer_is_added_by_its_public_key(keys: Path, tmp_path: Path) -> None:
     address = free_address()
     with rtml.connect(workers=1, listen=address, keys=keys), rtml.connect(address, keys=other) as alice:
         assert alice.submit(pow, 2, 3).result(20) == 8
+
+
+def test_a_clients_key_is_none_of_a_node(keys: Path, tmp_path: Path) -> None:
+    address = free_address()
+    wrong = tmp_path / "wrong"
+    shutil.copytree(keys, wrong)
+    shutil.copy2(keys / "client.secret", wrong / "node.secret")
+    own = tmp_path / "own"
+    make_keys(str(own))
+    shutil.copy2(own / "node.public", keys / "node-7.public")
+    for file in ("dispatcher.public", "client.secret", "data.secret"):
+        shutil.copy2(keys / file, own)
+    log = tmp_path / "log"
+    node = ("worker", "--dispatcher", address, "--cpu", "1", "--name", "n", "--keys")
+    started: list[subprocess.Popen[bytes]] = []
+    with log.open("w") as said:
+
+        def start(*arguments: str) -> None:
+            full = [sys.executable, "-m", "rtml", *map(str, arguments)]
+            started.append(subprocess.Popen(full, stdin=subprocess.DEVNULL, stderr=said))
+
+        try:
+            start("dispatcher", "--listen", address, "--keys", str(keys))
+            start(*node, str(wrong))
+            text = "the key that was shown is a client's, which may not join as dispatcher"
+            assert eventually(lambda: text in log.read_text(), 60)
+            with rtml.connect(address, keys=keys) as client:  # as a client it is welcome
+                assert not any(one["cpu"] for one in json.loads(client.query("status"))["dispatchers"])
+                start(*node, str(own))
+                assert client.submit(pow, 2, 10).result(60) == 1024
+        finally:
+            for process in reversed(started):
+                process.terminate()
+                process.wait(60)
 
 
 @pytest.fixture

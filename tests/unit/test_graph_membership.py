@@ -8,7 +8,9 @@ import pytest
 
 from rtml.graph.tables import Close, Limits, Send, Sweep, Unlink
 from rtml.messages import (
+    DISPATCHER,
     EXECUTOR,
+    SUPERVISOR,
     ExecutorDied,
     Finished,
     Free,
@@ -53,6 +55,19 @@ def test_a_session_id_that_is_taken(role: str, name: str) -> None:
     assert engine.heard("twin", Refused)
     engine.submit("a")
     assert engine.assigned("w1") == ["a"]
+
+
+@pytest.mark.parametrize("role", [DISPATCHER, EXECUTOR, SUPERVISOR])
+def test_a_guest_may_only_submit(role: str) -> None:
+    engine = Engine()
+    engine.core.membership.is_guest = lambda peer: True
+    engine.join("guest", role=role)
+    (refused,) = engine.heard("guest", Refused)
+    assert isinstance(refused, Refused)
+    assert f"may not join as {role}" in refused.reason
+    assert engine.peers["guest"].link is None
+    engine.join("bob")
+    assert engine.heard("bob", Welcome)
 
 
 def test_messages_before_hello_are_dropped() -> None:

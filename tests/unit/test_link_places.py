@@ -17,6 +17,7 @@ import zmq
 
 from rtml.link import AddressError, Hub, Link, LinkClosed, connect, hub, zeromq
 from rtml.link.keys import CurveKeys
+from rtml.link.zeromq import new_pair
 from tests.unit import links as shared
 from tests.unit.links import (
     LIMIT,
@@ -167,6 +168,24 @@ def test_curve_keys(server: Hub) -> None:
         assert receive(link, 1) == [b"still"]
         link.close()
     assert my_secret not in repr(CurveKeys(mine, my_secret))
+
+
+def test_a_key_says_who_may_only_submit(server: Hub) -> None:
+    hub_public, hub_secret = new_pair()
+    pairs = {name: new_pair() for name in ("client", "node")}
+    allowed = frozenset(public for public, _ in pairs.values())
+    where = server.listen(
+        "tcp://127.0.0.1:0", CurveKeys(hub_public, hub_secret, allowed=allowed, nodes=frozenset([pairs["node"][0]]))
+    )
+    with Serving(server):
+        for number, (name, (public, secret)) in enumerate(pairs.items(), 1):
+            link = connect(where, LIMIT, CurveKeys(public, secret, server=hub_public))
+            link.send(b"who am I")
+            assert receive(link, 1) == [b"who am I"]
+            guests = [server.is_guest(peer) for peer in server._peers]
+            assert guests.count(name == "client") == 1, number
+            link.close()
+    assert not server.is_guest(10**6)
 
 
 # --- processes and descriptors ----------------------------------------------------------------------------------------
