@@ -86,12 +86,12 @@ class Dispatcher:
         self.shm_dir = shm_dir
         self.history: deque[Ended] = deque(maxlen=TRACE_TASKS_MAX)
         self._uncounted: list[Ended] = []
-        #: seconds of wake-ups, not yet counted
+        #: not yet counted: seconds of wake-ups, bytes of frames
         self._turns: list[float] = []
+        self._arrived: list[int] = []
+        self._sent: list[int] = []
         self._calls = Calls()
         self._garbage: Counter[str] = Counter()
-        self._arrived = metrics.frames.labels("in"), metrics.bytes.labels("in")
-        self._sent = metrics.frames.labels("out"), metrics.bytes.labels("out")
         self._stopping = False
         #: tells the node's data endpoint what tasks will need
         self.announcer = Announcer("")
@@ -104,7 +104,8 @@ class Dispatcher:
         """Serve until `stop`."""
         core, hub, uplink = self.core, self.hub, self.uplink
         clock = time.monotonic
-        arrived_frames, arrived_bytes = self._arrived
+        notices, ended, shed = core.notices, core.tables.ended, core.tables.shed
+        turns, arrived = self._turns, self._arrived
         while not self._stopping:
             wakeup = core.next_wakeup()
             timeout = None if wakeup is None else max(0.0, wakeup - clock())
@@ -115,12 +116,11 @@ class Dispatcher:
             if uplink is not None:
                 frames += self._above(uplink, now)
             arrivals: list[tuple[int, list[Message] | None]] = []
-            size = 0
             for peer, frame in frames:
                 if frame is None:
                     arrivals.append((peer, None))
                     continue
-                size += len(frame)
+                arrived.append(len(frame))
                 try:
                     arrivals.append((peer, decode(frame)))
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -130,14 +130,12 @@ class Dispatcher:
             late = core.settle()
             if late:
                 self._execute(late)
-            arrived_frames.value += len(frames)
-            arrived_bytes.value += size
-            while core.notices:
-                log.warning("%s", core.notices.pop(0))
-            if len(core.tables.ended) + len(core.tables.shed) >= _REMEMBER_AT:
+            while notices:
+                log.warning("%s", notices.pop(0))
+            if len(ended) >= _REMEMBER_AT or len(shed) >= _REMEMBER_AT:
                 self._remember()
-            self._turns.append(clock() - now)
-            if len(self._turns) >= _COUNT_AT:
+            turns.append(clock() - now)
+            if len(turns) >= _COUNT_AT:
                 self._count()
 
     def _above(self, uplink: Dialler, now: float) -> list[tuple[int, bytes | None]]:
@@ -172,7 +170,6 @@ class Dispatcher:
 
     def _execute(self, effects: list[Effect]) -> None:
         hub = self.hub
-        sent_frames, sent_bytes = self._sent
         for effect in effects:
             if effect.__class__ is Send:
                 frame = encode(effect.messages)
@@ -180,8 +177,7 @@ class Dispatcher:
                     hub.send(effect.peer, frame)
                 elif self.uplink is not None:
                     self.uplink.send(frame)
-                sent_frames.value += 1
-                sent_bytes.value += len(frame)
+                self._sent.append(len(frame))
             elif isinstance(effect, Answer):
                 hub.send(effect.peer, encode([Reply(effect.query.id, self._answer(effect.query))]))
             elif isinstance(effect, Close):
@@ -224,9 +220,13 @@ class Dispatcher:
             self._count()
 
     def _count(self) -> None:
-        """Move ended tasks and wake-ups into the metrics."""
+        """Move ended tasks, wake-ups and frames into the metrics."""
         self.metrics.turn.labels().observe_all(self._turns)
-        self._turns = []
+        self._turns.clear()
+        for way, sizes in (("in", self._arrived), ("out", self._sent)):
+            self.metrics.frames.labels(way).value += len(sizes)
+            self.metrics.bytes.labels(way).value += sum(sizes)
+            sizes.clear()
         self._calls.count(self._uncounted)
         by_function: dict[str, list[Ended]] = {}
         for end in self._uncounted:

@@ -324,7 +324,8 @@ class Client(Collectives, concurrent.futures.Executor):
         """What to send now, in this order. The caller sends it before it calls again."""
         now = time.monotonic()
         with self.lock:
-            self._drain_dropped()
+            if self._dropped:
+                self._drain_dropped()
             if self.core.returning:
                 references.refresh(self.core, self._kept, self.store.places)
             return self.core.flush(now)

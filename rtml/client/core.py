@@ -123,8 +123,11 @@ class ClientCore:
         self._unacked_results = 0
         #: The newest task that was sent (ids of a session grow).
         self._sent = 0
-        #: A `Rehello` asks for everything again; answered by the next flush.
-        self._returning = False
+        #: A `Rehello` asks for everything again; answered by the next flush, which is a `resume`: look up the
+        #: dependencies of `unresolved_tasks` again before it.
+        self.returning = False
+        #: Something but submissions and acknowledgements may have to be sent: whoever leaves it here says so.
+        self._others = False
         self._hello: Hello | None = None
         self.epoch = 0
 
@@ -135,9 +138,11 @@ class ClientCore:
         if function.id not in self._functions:
             self._functions[function.id] = function
             self._define.append(function)
+            self._others = True
 
     def keep_ready(self, functions: Iterable[int], dropped: Iterable[int] = ()) -> None:
         """Have these functions ready in executors as well, and those dropped no more; they are defined before."""
+        self._others = True
         for number in functions:
             self._kept.add(number)
             self._dropped.discard(number)
@@ -189,12 +194,14 @@ class ClientCore:
             self._deadlines.pop(task, None)
         self._cancelled.update(known)
         self._cancel.extend(known)
+        self._others = True
         self.lasting.difference_update(known)
         return known
 
     def end(self, task: int) -> None:
         """Have anybody's task end as cancelled; if it is one of ours, its result is still waited for."""
         self._cancel.append(task)
+        self._others = True
         while len(self._ends) >= _ENDS_MAX:
             del self._ends[next(iter(self._ends))]
         self._ends[task] = None
@@ -205,6 +212,7 @@ class ClientCore:
             self._watched.add(task)
             self._awaited.add(task)
             self._watch.append(task)
+            self._others = True
             # Unwatched and watched again before anything was sent: the order of the messages would end it.
             self._unwatch.pop(task, None)
 
@@ -228,11 +236,13 @@ class ClientCore:
             self._watched.discard(task)
             self._awaited.discard(task)
             self._unwatch[task] = None
+            self._others = True
 
     def release(self, objects: Iterable[int]) -> None:
         """These results in shared memory are not needed by this submitter any more."""
         objects = list(objects)
         self._release += objects
+        self._others = True
         self.objects.difference_update(objects)
 
     def taken(self, task: int, count: int) -> None:
@@ -240,6 +250,7 @@ class ClientCore:
         self._taken[task] = count
         if count:
             self._taken_due.add(task)
+            self._others = True
 
     def forget_stream(self, task: int) -> None:
         """It has ended."""
@@ -253,6 +264,7 @@ class ClientCore:
     def query(self, number: int, what: str, argument: str = "") -> None:
         """Ask the dispatcher; not repeated after a lost connection."""
         self._queries.append(Query(number, what, argument))
+        self._others = True
 
     # --- what the caller of `flush` wants to know ---------------------------------------------------------------------
 
@@ -274,29 +286,26 @@ class ClientCore:
     @property
     def urgent(self) -> bool:
         """A flush would send something that somebody may be waiting for."""
-        return bool(
-            self._buffer
-            or self._cancel
+        if self._buffer or self._unacked_results >= ACK_EVERY:
+            return True
+        if self._others and (
+            self._cancel
             or self._watch
             or self._queries
             or self._taken_due
             or self._news
             or self._keep_all
-            or self._returning
-            or self._unacked_results >= ACK_EVERY
-            or (self._queue and self._room() > 0)
-        )
+            or self.returning
+        ):
+            return True
+        return bool(self._queue) and self._room() > 0
 
     @property
     def pending_output(self) -> bool:
         """A flush would send anything at all."""
-        acknowledges = self._applied > self._acked and self._ackable() > self._acked
-        return acknowledges or bool(self._unwatch or self._release) or self.urgent
-
-    @property
-    def returning(self) -> bool:
-        """The next `flush` is a `resume`: look up the dependencies of `unresolved_tasks` again before it."""
-        return self._returning
+        if self._buffer or (self._applied > self._acked and self._ackable() > self._acked):
+            return True
+        return (self._others and bool(self._unwatch or self._release)) or self.urgent
 
     def unresolved_tasks(self) -> list[Task]:
         """The specs kept here, in the order of submission; only `deps` may be changed."""
@@ -320,16 +329,19 @@ class ClientCore:
         if isinstance(message, WatchResults):
             # The watch goes on until the handle is dropped here: a value that contains it may still be sent on.
             new = [result for result in message.results if self._awaited_once(result.id)]
-            self._take(new, message.results)
+            self.objects.update([result.payload.id for result in new if result.payload.__class__ is ObjectRef])
+            if len(new) < len(message.results):
+                self._drop(new, message.results)
             return new
         if isinstance(message, Welcome):
             self._welcome(message.epoch)
         elif isinstance(message, Rehello):
             self._welcome(message.epoch)
-            self._returning = True
+            self.returning = self._others = True
         elif isinstance(message, Forgot):
             again = [number for number in message.functions if number in self._kept]
             if again:  # kept once more while it was being forgotten
+                self._others = True
                 self._define += [self._functions[number] for number in again]
                 self._news.update(again)
             self.forget([number for number in message.functions if number not in self._kept])
@@ -341,21 +353,16 @@ class ClientCore:
 
     def flush(self, now: float) -> list[Message]:
         """What to send now, in order; to be sent as one frame, or one frame per message if it would be too long."""
-        if self._returning:
-            self._returning = False
-            return ([self._hello] if self._hello is not None else []) + self.resume(now)
-        out: list[Message] = []
-        if self._define:
-            out.append(Define(self._define))
-            self._define = []
-        # Before any acknowledgement: a handle inside an acknowledged result is only kept alive by our watch.
-        if self._watch:
-            out.append(Watch(self._watch))
-            self._watch = []
+        others = self._others
+        if others:
+            if self.returning:
+                self.returning = False
+                return ([self._hello] if self._hello is not None else []) + self.resume(now)
+            before = self._before()
         submits = self._submits(now)
-        out += submits
         # The last `Submit` carries the acknowledgement: what was sent before it may have named acknowledged results.
         ack = self._ackable() if self._holds else self._applied
+        out: list[Message] = [*submits]
         if ack > self._acked:
             self._acked = ack
             self._unacked_results = 0
@@ -363,6 +370,24 @@ class ClientCore:
                 submits[-1].ack = ack
             else:
                 out.append(Ack(ack))
+        return [*before, *out, *self._after()] if others else out
+
+    def _before(self) -> list[Message]:
+        """What comes before the submissions of this flush, and before any acknowledgement."""
+        out: list[Message] = []
+        if self._define:
+            out.append(Define(self._define))
+            self._define = []
+        # A handle inside an acknowledged result is only kept alive by our watch.
+        if self._watch:
+            out.append(Watch(self._watch))
+            self._watch = []
+        return out
+
+    def _after(self) -> list[Message]:
+        """What comes after them; of this, what is kept is told when all submissions are on their way."""
+        out: list[Message] = []
+        self._others = bool((self._news or self._keep_all) and self._queue)
         if (self._news or self._keep_all) and not self._queue:
             # After the calls of what is dropped, which keep it for as long as they need it.
             told = self._kept | self._dropped if self._keep_all else self._news
@@ -396,6 +421,7 @@ class ClientCore:
         First put the payloads of dependencies that were resolved meanwhile into the `deps` of `unresolved_tasks`: a new
         dispatcher never heard of them.
         """
+        self._others = True
         self._define = list(self._functions.values())
         self._keep_all = bool(self._kept or self._dropped)
         self._watch = sorted(self._awaited)
@@ -423,20 +449,27 @@ class ClientCore:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _apply(self, message: Results) -> list[TaskResult]:
+        results, pop = message.results, self._tasks.pop
         self._applied = max(self._applied, message.serial)
-        self._unacked_results += len(message.results)
-        pop = self._tasks.pop
-        new = [result for result in message.results if pop(result.id, None) is not None]
-        for result in message.results if self._ends else ():
-            self._ends.pop(result.id, None)
+        self._unacked_results += len(results)
+        new: list[TaskResult] = []
+        for result in results:
+            if pop(result.id, None) is not None:
+                new.append(result)
+                if result.payload.__class__ is ObjectRef:
+                    self.objects.add(result.payload.id)
+        if self._ends:
+            for result in results:
+                self._ends.pop(result.id, None)
         if self.lasting:
             self.lasting.difference_update([result.id for result in new])
         if self._deadlines:
             for result in new:
                 self._deadlines.pop(result.id, None)
         if self._cancelled:
-            self._cancelled.difference_update([result.id for result in message.results])
-        self._take(new, message.results)
+            self._cancelled.difference_update([result.id for result in results])
+        if len(new) < len(results):
+            self._drop(new, results)
         return new
 
     def _awaited_once(self, task: int) -> bool:
@@ -444,13 +477,9 @@ class ClientCore:
         self._awaited.discard(task)
         return awaited
 
-    def _take(self, new: list[TaskResult], results: list[TaskResult]) -> None:
-        """Keep account of what lies in shared memory; let go of what came again, or when nobody wanted it any more."""
-        objects = [result.payload.id for result in new if result.payload.__class__ is ObjectRef]
-        if objects:
-            self.objects.update(objects)
-        if len(new) == len(results):
-            return
+    def _drop(self, new: list[TaskResult], results: list[TaskResult]) -> None:
+        """Let go of what came again, or when nobody wanted it any more."""
+        self._others = True
         wanted = {result.id for result in new}
         for result in results:
             if result.id not in wanted:
@@ -478,15 +507,16 @@ class ClientCore:
         return min(self._applied, self._holds[0][1]) if self._holds else self._applied
 
     def _submits(self, now: float) -> list[Submit]:
-        if not self._buffer and not self._queue:
+        tasks = self._buffer
+        if not tasks and not self._queue:
             return []
         # As `_room` says, for the usual case in fewer words.
-        if not self._queue and len(self._tasks) <= self.window and len(self._buffer) <= self.window:
-            tasks, self._buffer = self._buffer, []
+        if not self._queue and len(self._tasks) <= self.window and len(tasks) <= self.window:
+            self._buffer = []
             if self._holds:
                 self._holds.clear()
         else:
-            self._queue.extend(self._buffer)
+            self._queue.extend(tasks)
             self._buffer = []
             tasks = list(islice(self._queue, max(0, self._room())))
             for _ in tasks:

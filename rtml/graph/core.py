@@ -92,6 +92,10 @@ from rtml.messages import (
 Arrivals = Sequence[tuple[int, list[Message] | None]]
 
 
+#: Messages of plain results that are forgotten together: acknowledgements that come with submissions are looked at when
+#: there are so many.
+ACKS_LATE: Final = 8
+
 #: Seconds in which the last messages of a process may come that has left in order, after its supervisor's report.
 LAST_WORDS: Final = 0.5
 
@@ -139,8 +143,8 @@ class Core:
         self.notices: list[str] = []
         #: messages that were dropped: unknown peer, or not for this role
         self.dropped = 0
-        #: results that are safe with their submitters: (session, serial), not yet dealt with
-        self._acks: list[tuple[Session, int]] = []
+        #: sessions with results that are safe with their submitters, which is not yet dealt with
+        self._acks: list[Session] = []
         #: reported deaths that are not dealt with, and until when what the dead said last is waited for
         self._deaths: list[tuple[ExecutorDied, float]] = []
         self._handlers: dict[type, Callable[[Session, Any, float], None]] = {
@@ -198,11 +202,13 @@ class Core:
                     self._deaths.append((death, due))
                 else:
                     self.membership.died(death, now)
-        tables.run_timers(now)
-        if not self.recovery.waiting:
+        if tables.timers:
+            tables.run_timers(now)
+        if not self.recovery.expected:
             self.placement.schedule(now)
             self.actors.schedule(now)
-            self.lifecycle.drain(now)
+            if self.lifecycle.ending:
+                self.lifecycle.drain(now)
             while self.pools.doomed or tables.withdrawn:
                 doomed, self.pools.doomed = self.pools.doomed, []
                 for task, error in doomed:
@@ -220,7 +226,7 @@ class Core:
                 self.placement.spreading.changed(now)
         if tables.interrupts:
             self.interrupts.send(now)
-        return flush(self.tables, self.remote)
+        return flush(tables, self.remote)
 
     def settle(self) -> list[Effect]:
         """What can wait until the effects of `handle` are carried out: forgets what is safe with its submitter.
@@ -235,12 +241,13 @@ class Core:
 
     def _forget_acknowledged(self) -> None:
         acks, self._acks = self._acks, []
-        for session, serial in acks:
-            self.keeping.acknowledged(session, serial)
+        for session in acks:
+            self.keeping.acknowledged(session, session.acknowledged)
 
     def next_wakeup(self) -> float | None:
         """When `handle` is to be called again, with no arrivals if need be; None: only when something arrives."""
-        return self.tables.next_timer()
+        timers = self.tables.timers
+        return timers[0][0] if timers else None
 
     def take_ended(self) -> list[Ended]:
         """The records of tasks that ended since the last call."""
@@ -252,22 +259,23 @@ class Core:
         session = self.tables.peers.get(peer)
         rejoined = None
         for message in messages:
-            if session is None or message.__class__ is Hello:
-                if isinstance(message, Hello):
-                    session = self.remote.greeted(peer) or self.membership.hello(peer, message, now)
-                    if session is None:
-                        return
-                    if self.remote.comparable(session):
-                        rejoined = message
+            if session is not None:
+                handler = self._handlers.get(message.__class__)
+                if handler is not None:
+                    handler(session, message, now)
                     continue
+            if isinstance(message, Hello):
+                session = self.remote.greeted(peer) or self.membership.hello(peer, message, now)
+                if session is None:
+                    return
+                if self.remote.comparable(session):
+                    rejoined = message
+            elif session is not None:
+                self.dropped += 1
+            else:
                 self.dropped += len(messages)
                 self.tables.effects.append(Send(peer, [Rehello(self.tables.epoch)]))
                 return
-            handler = self._handlers.get(message.__class__)
-            if handler is None:
-                self.dropped += 1
-            else:
-                handler(session, message, now)
         if rejoined is not None and session is not None and session.worker is not None:
             self.membership.reconcile(session.worker, rejoined, now)
 
@@ -277,10 +285,13 @@ class Core:
         else:
             self.lifecycle.submission.submit(session, message.tasks, now)
         if message.ack:
-            self._acks.append((session, message.ack))
+            session.acknowledged = message.ack
+            if session.referring or len(session.unacked) >= ACKS_LATE:
+                self._acks.append(session)
 
     def _ack(self, session: Session, message: Ack, now: float) -> None:
-        self._acks.append((session, message.serial))
+        session.acknowledged = message.serial
+        self._acks.append(session)
 
     def _define(self, session: Session, message: Define, now: float) -> None:
         for function in message.functions:
@@ -347,8 +358,9 @@ class Core:
         return session.worker
 
     def _finished(self, session: Session, message: Finished, now: float) -> None:
-        worker = self._worker_of(session)
+        worker = session.worker
         if worker is None or message.serial <= worker.serial:
+            self.dropped += worker is None
             return  # sent again after a reconnect, and already known
         worker.serial = message.serial
         if worker.role == DISPATCHER:

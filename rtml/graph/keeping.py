@@ -14,7 +14,7 @@ from typing import Any
 
 from rtml.graph.state import Receipt, Session, StoredObject, TaskState, WorkerState, failure
 from rtml.graph.tables import Sweep, Tables, Unlink
-from rtml.messages import ERROR, Free, Item, ObjectRef, Results, TaskResult, Unwatch
+from rtml.messages import ERROR, Free, Item, ObjectRef, TaskResult, Unwatch
 
 
 class Keeping:
@@ -32,12 +32,16 @@ class Keeping:
     def acknowledged(self, session: Session, serial: int) -> None:
         """All results up to `serial` are safe with their submitter."""
         unacked = session.unacked
+        results: list[TaskResult] = []
         while unacked and unacked[0].serial <= serial:
-            self._safe_all(unacked.popleft())
+            results += unacked.popleft().results
+        self._safe_all(results)
+        if not (unacked or session.results):
+            session.referring = False
 
-    def _safe_all(self, sent: Results) -> None:
+    def _safe_all(self, results: list[TaskResult]) -> None:
         tasks = self.tables.tasks
-        for result in sent.results:
+        for result in results:
             task = tasks.get(result.id)
             if task is not None and task.result is not None:  # one may come after it was cancelled as unknown
                 self.safe(task)
@@ -47,7 +51,9 @@ class Keeping:
         receipt = task.receipt
         if receipt is not None:
             task.receipt = None
-            self.settle(receipt)
+            receipt.remaining -= 1
+            if not receipt.remaining:
+                self.advance(receipt.worker)
         task.acknowledged = True
         if not task.holds:
             result = task.result
@@ -99,6 +105,7 @@ class Keeping:
     def keep(self, task: TaskState, result: TaskResult, lineage: Any = None) -> None:
         """The record of a task that ends keeps what its value refers to; so does who gets the value."""
         session = task.session
+        session.referring = True
         known = session.id in self.tables.sessions
         if result.handles:
             task.inner = [handle for handle in result.handles if handle in self.tables.tasks]
@@ -269,8 +276,8 @@ class Keeping:
     def forget_session(self, session: Session) -> None:
         """The submitter is gone for good: nothing is kept for it any more."""
         for sent in session.unacked:
-            self._safe_all(sent)
-        self._safe_all(Results(0, session.results))
+            self._safe_all(sent.results)
+        self._safe_all(session.results)
         session.unacked.clear()
         session.results = []
         self.unwatch(session, sorted(session.held))

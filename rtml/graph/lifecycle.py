@@ -117,12 +117,13 @@ class Lifecycle:
             run = function.cost.predict(1) if task.profile.batch else function.estimate
             task.due = min(task.due, self.policy.due(task.deadline, run or 0.0))
         error = self.dependencies.too_large(task) if task.inputs else None
-        if error is None and task.actor is None and task.hosted is None:
-            error = self.placement.push(task, now)
-        elif error is None:
-            if self.tables.data:
-                fetch_ahead(self.tables, task)
-            error = self.actors.ready(task)
+        if error is None:
+            if task.actor is None and task.hosted is None:
+                error = self.placement.push(task, now)
+            else:
+                if self.tables.data:
+                    fetch_ahead(self.tables, task)
+                error = self.actors.ready(task)
         if error is not None:
             self.fail(task, error)
 
@@ -130,19 +131,19 @@ class Lifecycle:
 
     def finished(self, worker: WorkerState, message: Finished, now: float, kept: int = 0) -> Receipt:
         """Take an executor's results; `kept` more of the message stay with the caller, who says `settle` for each."""
-        results = message.results
+        results, reported = message.results, self.workforce.reported
         receipt = Receipt(worker, message.serial, len(results) + kept)
         worker.receipts.append(receipt)
         for result in results:
             if result.moved:
                 observe(worker.node, result.moved, result.moving)
-            task = self.workforce.reported(worker, result, now)
-            if task is None or task.state is State.DONE:
+            task = reported(worker, result, now)
+            if task is not None and task.state is not State.DONE:
+                self.conclude(task, receipt, result, now)
+            else:
                 self.tables.wasted += result.run / (1 if task is None else task.batch_size)
                 receipt.remaining -= 1
                 self.keeping.discard(worker, result)
-            else:
-                self.conclude(task, receipt, result, now)
         if worker.actor is not None:
             self.actors.touch(worker)
         if self.ending:
@@ -161,16 +162,15 @@ class Lifecycle:
                 self.keeping.discard(receipt.worker, result)
                 return
             task = winner
-        if result.outcome == ERROR and result.retryable and task.failures < task.profile.retries:
-            self.keeping.settle(receipt)
-            task.failures += 1
-            self.again(task, now)
-        elif result.outcome == ERROR and self.lineages.recover(task, result.error, now):
-            self.keeping.settle(receipt)
-            self.again(task, now)
-        else:
-            task.receipt = receipt
-            self.end(task, result, now)
+        if result.outcome == ERROR:
+            repeated = result.retryable and task.failures < task.profile.retries
+            if repeated or self.lineages.recover(task, result.error, now):
+                self.keeping.settle(receipt)
+                task.failures += repeated
+                self.again(task, now)
+                return
+        task.receipt = receipt
+        self.end(task, result, now)
 
     def again(self, task: TaskState, now: float) -> None:
         """Put a task whose attempt ended without a result back among the ready ones."""
@@ -278,11 +278,10 @@ class Lifecycle:
         children = task.owner.children
         if children is not None:
             children.pop(task.id, None)
-        graph = task.graph
+        graph, function, spec = task.graph, task.function, task.spec
         graph.live -= 1
-        if not graph.live and graph.context is not None:
+        if graph.context is not None and not graph.live:
             self.readiness.unpin(graph.context)
-        function = task.function
         function.users -= 1
         if function.managed and not function.users:
             self.readiness.forget_unused(function)
@@ -292,11 +291,11 @@ class Lifecycle:
             self.freshness.ended(task)
         if task.children:
             self._leave_children(task, result)
-        spec = task.spec
-        lineage = self.lineages.of(task, result) if result.payload.__class__ is ObjectRef else None
+        inline = result.payload.__class__ is not ObjectRef
+        lineage = None if inline else self.lineages.of(task, result)
         if spec.deps or spec.handles:
             self.dependencies.let_go(task)
-        if result.handles or result.payload.__class__ is ObjectRef:
+        if result.handles or not inline:
             self.keeping.keep(task, result, lineage)
         if result.tail and task.worker is not None:
             self.keeping.give_items(task, task.worker, result.tail)

@@ -162,7 +162,8 @@ class Membership:
                 node = tables.nodes[""] = NodeState("", 0.0, {})
             self.pools.seen(hello.worker)
             worker = WorkerState(hello.worker, hello.role, node)
-            tables.workers[worker.id] = node.workers[worker.id] = worker
+            tables.workers[worker.id] = worker
+            node.add(worker)
         fresh = worker.session is not session
         worker.session = session
         session.worker = worker
@@ -228,7 +229,7 @@ class Membership:
                 self.pools.seen(worker_id)
                 worker = WorkerState(worker_id, role, node)
                 tables.workers[worker_id] = worker
-            node.workers[worker_id] = worker
+            node.add(worker)
             worker.node = node
             if worker.dying and session.peer is not None:
                 self.tables.tell(session, KillExecutor(worker_id, "the last order to end it may be lost"))

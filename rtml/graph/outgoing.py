@@ -27,9 +27,10 @@ def flush(tables: Tables, remote: Remote) -> list[Effect]:
         peer = session.peer
         if peer is None:
             continue
-        if session.role == DISPATCHER and session.results:
+        if session.results and session.role == DISPATCHER:
             remote.answers(session)
-        messages, session.outbox = session.outbox, []
+        messages = session.outbox
+        session.outbox = []
         worker = session.worker
         if worker is not None:
             attempts = worker.outgoing
@@ -42,11 +43,11 @@ def flush(tables: Tables, remote: Remote) -> list[Effect]:
                         messages = []
                 messages.append(Assign(attempts))
             lag = worker.safe - worker.safe_sent
-            if lag >= SAFE_LAG_MAX or (lag and messages and worker.role == DISPATCHER):
+            if lag and (lag >= SAFE_LAG_MAX or (messages and worker.role == DISPATCHER)):
                 messages.append(Safe(worker.safe))
                 worker.safe_sent = worker.safe
-        results = session.results
-        if results:
+        if session.results:
+            results = session.results
             session.results = []
             while len(results) > RESULTS_MAX:
                 effects.append(Send(peer, [*messages, _numbered(session, results[:RESULTS_MAX])]))

@@ -91,24 +91,23 @@ class Placement:
 
     def push(self, task: TaskState, now: float) -> ErrorInfo | None:
         """Queue a ready task; an error if no worker can ever run it."""
-        profile = task.profile
+        profile, tables = task.profile, self.tables
         if profile.base is not None:
             task.profile = profile = profile.base  # it is tried again: all its alternatives are open
-        shape = profile.shape
-        if shape.extra or shape.cpu > self.pools.widest or profile.alternatives:
+        key: Any = profile.lane
+        if not profile.simple or profile.shape.cpu > self.pools.widest:
             error = self.pools.infeasible(task)
             if error is not None:
                 return error
-        key: Any = profile.lane
-        if profile.batch:
-            key = (profile.lane, task.function.definition.id, task.batch_key, profile.batch)
+            if profile.batch:
+                key = (key, task.function.definition.id, task.batch_key, profile.batch)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(profile, self.scheduling.weights)
         if not lane.count:
             self._active[key] = lane
-        lane.push(task, self.tables.next_sequence())
-        if (self.tables.data or self.tables.remotes) and has_large(task):
+        lane.push(task, tables.next_sequence())
+        if (tables.data or tables.remotes) and has_large(task):
             self._large.append(task)
         return None
 
@@ -133,16 +132,16 @@ class Placement:
 
     def schedule(self, now: float) -> None:
         """Hand out what can be handed out."""
-        if self._reserved:
-            self._reserved.clear()
-        if self._large:
-            self._follow_data(now)
-        if self._active:
-            if self.workforce.stacked:
-                for worker in list(self.workforce.stacked.values()):
+        workforce, active = self.workforce, self._active
+        if active:
+            if self._reserved:
+                self._reserved.clear()
+            if self._large:
+                self._follow_data(now)
+            if workforce.stacked:
+                for worker in list(workforce.stacked.values()):
                     if not worker.queue and worker.ready and worker.inline:
                         self._feed(worker, now)
-            active = self._active
             if len(active) == 1:
                 key, lane = next(iter(active.items()))
                 if lane.count:
@@ -151,9 +150,9 @@ class Placement:
                     self._retire(key)
             else:
                 self._fill_all(now)
-            if self._active and self.tables.remotes:
+            if active and self.tables.remotes:
                 self._spread(now)
-        if self.workforce.crowded:
+        if workforce.crowded:
             self._check_recall(now)
 
     def _follow_data(self, now: float) -> None:
@@ -219,17 +218,19 @@ class Placement:
                 return
 
     def _fill(self, lane: Lane, now: float) -> None:
-        while lane.count and self._place_one(lane, now):
-            pass
+        while self._place_one(lane, now):
+            if not lane.count:
+                return
         if lane.count and lane.profile.role == EXECUTOR and not (lane.batch or lane.profile.alternatives):
             self._prefetch(lane, now)
 
     def _place_one(self, lane: Lane, now: float) -> bool:
         """Give the lane's next task or batch to an idle executor (any executor, for async functions)."""
-        if lane.profile.role == ASYNC_EXECUTOR:
-            return self._place_async(lane, now)
-        if lane.profile.alternatives:
-            return self._place_best(lane, now)
+        if not lane.profile.simple:
+            if lane.profile.role == ASYNC_EXECUTOR:
+                return self._place_async(lane, now)
+            if lane.profile.alternatives:
+                return self._place_best(lane, now)
         idle = self.workforce.idle[EXECUTOR]
         if not idle:
             self.pools.grow(lane, now)
@@ -310,19 +311,19 @@ class Placement:
     def pick_idle(self, task: TaskState, shape: Shape | None = None) -> WorkerState | None:
         """The executor that became idle last among those that know the function, else the one that became idle last."""
         shape = shape or task.profile.shape
-        function = task.function.definition.id
+        function = task.spec.function
+        reserved = self._reserved
         if shape.extra and gpus(shape):
             fitting = [one for one in self.workforce.idle[EXECUTOR].values() if one.ready and one.node.fits(shape)]
-            bound = [
-                one for one in fitting if one.devices and suits(one, shape) and one.node.name not in self._reserved
-            ]
+            bound = [one for one in fitting if one.devices and suits(one, shape) and one.node.name not in reserved]
             if bound:
                 return tightest(bound)
         cold = None
         for worker in reversed(self.workforce.idle[EXECUTOR].values()):
-            if not worker.ready or not worker.node.fits(shape) or worker.node.name in self._reserved:
+            node = worker.node
+            if not worker.ready or not node.fits(shape) or (reserved and node.name in reserved):
                 continue
-            if worker.node.binds and not suits(worker, shape):
+            if node.binds and not suits(worker, shape):
                 continue
             if function in worker.functions:
                 return worker
@@ -483,6 +484,7 @@ class Placement:
     def assign(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
         """Hand these tasks, which are interchangeable for placement or one batch, to this executor."""
         workforce = self.workforce
+        hand_over, known = workforce.hand_over, worker.functions
         first = tasks[0]
         batch = 0
         workforce.occupy(worker, tasks, now)
@@ -495,22 +497,20 @@ class Placement:
         assert session is not None
         under = worker.stack[-1][0].id if worker.stack else 0
         for task in tasks:
-            function = task.function
-            definition = function.definition
-            if definition.id not in worker.functions:
-                worker.functions.add(definition.id)
-                session.outbox.append(Define([definition]))
-            context = task.graph.context
-            if context is not None and context.definition.id not in worker.functions:
-                worker.functions.add(context.definition.id)
+            spec, function, graph = task.spec, task.function, task.graph
+            if spec.function not in known:
+                known.add(spec.function)
+                session.outbox.append(Define([function.definition]))
+            context = graph.context
+            if context is not None and context.definition.id not in known:
+                known.add(context.definition.id)
                 session.outbox.append(Define([context.definition]))
             if batch:
                 task.batch_size = len(tasks)
                 cost = (function.cost.predict(first.batch_items) or UNKNOWN_COST) if task is first else 0.0
             else:
                 cost = function.estimate or UNKNOWN_COST
-            workforce.hand_over(worker, task, task.attempt + 1, cost, now)
-            spec = task.spec
+            hand_over(worker, task, task.attempt + 1, cost, now)
             if task.profile.hedge and not batch and not spec.stream and worker.role == EXECUTOR:
                 self.on_hedgeable(task, now)
             worker.outgoing.append(
@@ -522,7 +522,7 @@ class Placement:
                     task.inputs,  # type: ignore[arg-type]  # all are resolved now
                     None if task.deadline is None else task.deadline - now,
                     batch,
-                    task.graph.id,
+                    graph.id,
                     task.chain()[:-1] if spec.parent else None,
                     under,
                     task.session.data_only or task.data_only,

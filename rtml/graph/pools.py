@@ -41,7 +41,7 @@ class Pools:
 
     def surplus(self, node: NodeState) -> bool:
         """Whether the node has more sync executors than it is to keep."""
-        return len(node.workers) > node.warm and len(self.sync_workers(node)) > node.warm
+        return node.sync > node.warm and len(self.sync_workers(node)) > node.warm
 
     def infeasible(self, task: TaskState) -> ErrorInfo | None:
         """Why no worker can ever run the task; None if one can, now or when its pool grows."""
@@ -191,7 +191,8 @@ class Pools:
         worker = WorkerState(self._last_worker_id, role, node)
         if devices:
             worker.devices, worker.meant = devices, meant
-        self.tables.workers[worker.id] = node.workers[worker.id] = worker
+        self.tables.workers[worker.id] = worker
+        node.add(worker)
         self.starting[worker.id] = role
         assert node.supervisor is not None
         self.tables.tell(node.supervisor, StartExecutor(role, worker.id, list(devices)))

@@ -70,7 +70,9 @@ class ReadyQueue:
 class Lane:
     """Ready tasks of one kind of place."""
 
-    __slots__ = ("_classes", "_priorities", "_turns", "_weights", "batch", "count", "items", "profile", "wakes_at")
+    __slots__ = (
+        "_classes", "_lone", "_priorities", "_turns", "_weights", "batch", "count", "items", "profile", "wakes_at",
+    )  # fmt: skip
 
     def __init__(self, profile: Profile, weights: Mapping[str, int] = _EQUAL) -> None:
         #: shape, role and batching of everything in here
@@ -82,6 +84,8 @@ class Lane:
         self.items = 0
         #: the moment that a timer is set for, while a batch waits for more
         self.wakes_at = 0.0
+        #: the only task; it is put into a queue when another one comes
+        self._lone: TaskState | None = None
         self._classes: dict[int, dict[Any, ReadyQueue]] = {}
         #: turns in a row of tenants
         self._weights = weights
@@ -94,8 +98,19 @@ class Lane:
         """Add a ready task; `sequence` is unique and ascending."""
         task.entry = sequence
         task.lane = self
-        self.count += 1
         self.items += task.spec.items
+        if not self.count:
+            self.count = 1
+            self._lone = task
+            return
+        self.count += 1
+        lone = self._lone
+        if lone is not None:
+            self._lone = None
+            self._queue(lone, lone.entry)
+        self._queue(task, sequence)
+
+    def _queue(self, task: TaskState, sequence: int) -> None:
         priority = task.profile.priority
         shares = self._classes.get(priority)
         if shares is None:
@@ -114,10 +129,17 @@ class Lane:
         self.count -= 1
         self.items -= task.spec.items
         if not self.count:
+            self._lone = None
             self._clear()
 
     def pop(self) -> TaskState:
         """Take the next task; only if `count`."""
+        lone = self._lone
+        if lone is not None:
+            self._lone = lone.lane = None
+            self.count = 0
+            self.items -= lone.spec.items
+            return lone
         while True:
             priority = self._priorities[0]
             shares = self._classes[priority]
@@ -154,6 +176,8 @@ class Lane:
     def unpop(self, task: TaskState) -> None:
         """Put back what `pop` has just given: it is the next one again, and the turn its share's."""
         self.push(task, task.entry)
+        if self._lone is not None:
+            return
         shares = self._classes[task.profile.priority]
         share = task.graph.share
         if share in self._turns:
@@ -166,6 +190,8 @@ class Lane:
 
     def head(self) -> TaskState:
         """The next task, left in place; only if `count`."""
+        if self._lone is not None:
+            return self._lone
         while True:
             priority = self._priorities[0]
             shares = self._classes[priority]

@@ -31,9 +31,11 @@ class Recovery:
         self.workforce = workforce
         self.lifecycle = lifecycle
         #: executors that existed before this dispatcher and have not spoken yet
-        self._expected: set[int] = set()
+        self.expected: set[int] = set()
         #: until when things are kept; None: nothing is
         self._until: float | None = None
+        #: whether something may come, or has come, before what it belongs to
+        self.active = False
         #: attempts held by executors: task id -> (worker, attempt)
         self._held: dict[int, tuple[WorkerState, int]] = {}
         #: those of them that are blocked
@@ -61,12 +63,7 @@ class Recovery:
     @property
     def waiting(self) -> bool:
         """Whether scheduling waits for peers to report what they hold."""
-        return bool(self._expected)
-
-    @property
-    def active(self) -> bool:
-        """Whether something may come, or has come, before what it belongs to."""
-        return self._until is not None
+        return bool(self.expected)
 
     # --- executors
 
@@ -77,15 +74,16 @@ class Recovery:
             self.tables.at(until, self._end, None)
             self.workforce.pools.patient = True
         self._until = until
+        self.active = True
 
     def expect(self, worker_id: int, now: float) -> None:
         """This executor lives and will say Hello."""
         self.begin(now)
-        self._expected.add(worker_id)
+        self.expected.add(worker_id)
 
     def spoke(self, worker_id: int) -> None:
         """It did, or it is dead."""
-        self._expected.discard(worker_id)
+        self.expected.discard(worker_id)
 
     def holds(self, worker: WorkerState, holds: list[tuple[int, int]], now: float) -> None:
         """An executor that is new here holds these attempts, running ones first."""
@@ -176,7 +174,7 @@ class Recovery:
 
     def died(self, worker: WorkerState) -> None:
         """The executor is gone; its results are as good as ever."""
-        self._expected.discard(worker.id)
+        self.expected.discard(worker.id)
         for task_id in [task_id for task_id, held in self._held.items() if held[0] is worker]:
             del self._held[task_id]
 
@@ -341,7 +339,8 @@ class Recovery:
             self.tables.at(self._until, self._end, None)
             return
         self._until = None
-        self._expected.clear()
+        self.active = False
+        self.expected.clear()
         self.workforce.pools.patient = False
         self.lifecycle.placement.recheck()
         self.lifecycle.actors.recheck()

@@ -145,7 +145,8 @@ class Remote:
 
     def _worker(self, session: Session, worker_id: int, name: str) -> WorkerState:
         worker = WorkerState(worker_id, DISPATCHER, NodeState(name, 0.0, {}))
-        self.tables.workers[worker_id] = self.tables.remotes[worker_id] = worker.node.workers[worker_id] = worker
+        self.tables.workers[worker_id] = self.tables.remotes[worker_id] = worker
+        worker.node.add(worker)
         worker.session, session.worker = session, worker
         return worker
 

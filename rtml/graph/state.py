@@ -106,7 +106,7 @@ class Profile:
 
     __slots__ = (
         "admission", "alternatives", "base", "batch", "batch_delay", "detached", "hedge", "lane", "latest", "max_age",
-        "name", "priority", "prompt", "retries", "role", "shape", "tenant", "timeout",
+        "name", "priority", "prompt", "retries", "role", "shape", "simple", "tenant", "timeout",
     )  # fmt: skip
 
     def __init__(self, function: Function, options: Options, shape: Shape) -> None:
@@ -131,6 +131,8 @@ class Profile:
         self.max_age = options.max_age
         #: it is handed over only to begin at once
         self.prompt = bool(self.latest) or self.max_age is not None
+        #: a call of it is placed by its cpus alone, by itself, on any sync executor
+        self.simple = self.role == EXECUTOR and not (shape.extra or self.batch or options.alternatives)
 
 
 class FunctionState:
@@ -201,6 +203,9 @@ class Session:
         self.serial = 0
         #: sent and not yet acknowledged, oldest first
         self.unacked: deque[Results] = deque()
+        #: the last of them that it said it has; and whether some of them refer to what is kept for them
+        self.acknowledged = 0
+        self.referring = False
         #: objects delivered to this session and not yet released
         self.objects: set[int] = set()
         #: tasks kept because this session has handles of them
@@ -362,9 +367,21 @@ class NodeState:
         #: the executor that makes a function ready: one at a time, the others go on at full speed
         self.preparing: WorkerState | None = None
         self.workers: dict[int, WorkerState] = {}
+        #: sync executors among them
+        self.sync = 0
         #: executors in a row that died before they said Hello; none is started before `start_after`
         self.start_failures = 0
         self.start_after = 0.0
+
+    def add(self, worker: WorkerState) -> None:
+        """An executor is started here."""
+        self.workers[worker.id] = worker
+        self.sync = sum([one.role == EXECUTOR for one in self.workers.values()])
+
+    def drop(self, worker: WorkerState) -> None:
+        """An executor is gone."""
+        self.workers.pop(worker.id, None)
+        self.sync = sum([one.role == EXECUTOR for one in self.workers.values()])
 
     def fits(self, shape: Shape) -> bool:
         """Whether the shape can be taken now."""

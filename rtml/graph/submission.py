@@ -61,29 +61,32 @@ class Submission:
         self, session: Session, spec: Task, function: FunctionState, profile: Profile, now: float
     ) -> TaskState | None:
         """Take in one task whose function is known; None: it was refused, and is answered."""
-        tables, lifecycle = self.tables, self.lifecycle
+        tables, lifecycle, options = self.tables, self.lifecycle, spec.options
         owner: Session | TaskState = session
-        parent = tables.tasks.get(spec.parent) if spec.parent else None
+        parent = context = None
         if spec.parent:
+            parent = tables.tasks.get(spec.parent)
             if parent is None or parent.state is not State.ASSIGNED:
                 self._refuse(session, spec, failure("TaskCancelled", "the task that submitted it has ended"), CANCELLED)
                 return None
             owner = parent
             graph = parent.graph
-        error = self.actors.refusal(spec) if spec.actor else None
-        if error is not None:
-            self._refuse(session, spec, error)
-            return None
-        if parent is None:
-            context = tables.functions.get(spec.context) if spec.context else None
-            if spec.context and context is None:
-                message = f"the graph's context {spec.context:x} was not defined"
-                self._refuse(session, spec, failure("ProtocolError", message))
+        if spec.actor:
+            error = self.actors.refusal(spec)
+            if error is not None:
+                self._refuse(session, spec, error)
                 return None
+        if parent is None:
+            if spec.context:
+                context = tables.functions.get(spec.context)
+                if context is None:
+                    message = f"the graph's context {spec.context:x} was not defined"
+                    self._refuse(session, spec, failure("ProtocolError", message))
+                    return None
             graph = Graph(spec.id, session, tables.next_sequence(), spec.trace, context, session.id)
             if profile.tenant:
                 graph.share = (session.id, profile.tenant)
-            if profile.admission or (spec.options is not None and spec.options.deadline is not None):
+            if profile.admission or (options is not None and options.deadline is not None):
                 refused = self.admission.admit(graph, spec, function, profile, now)
                 if refused is not None:
                     self._refuse(session, spec, refused)
@@ -94,9 +97,10 @@ class Submission:
             spec.args = lifecycle.moving.place(spec.args)
         task = TaskState(spec.id, spec, function, profile, session, owner, graph, now)
         tables.tasks[spec.id] = task
-        if owner.children is None:
-            owner.children = {}
-        owner.children[spec.id] = task
+        children = owner.children
+        if children is None:
+            children = owner.children = {}
+        children[spec.id] = task
         graph.live += 1
         function.users += 1
         if parent is not None:
@@ -109,8 +113,8 @@ class Submission:
                 return task
         else:
             task.due = now + self.admission.policy.patience
-        if spec.options is not None and spec.options.deadline is not None:
-            lifecycle.due_at(task, now + spec.options.deadline)
+        if options is not None and options.deadline is not None:
+            lifecycle.due_at(task, now + options.deadline)
         if spec.handles:
             # Only what is held now may be let go later.
             spec.handles = [handle for handle in spec.handles if handle in tables.tasks]

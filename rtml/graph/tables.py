@@ -113,7 +113,7 @@ class LetGo(NamedTuple):
 Effect = Send | Close | Unlink | Sweep | Answer | Ahead | LetGo
 
 
-class Ended(NamedTuple):
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """The record of a task that ended, for metrics and traces."""
 
     task: int
@@ -178,30 +178,28 @@ class Tables:
         self._profiles: dict[Any, Profile] = {}
         #: a number greater than all before (never 0)
         self.next_sequence: Callable[[], int] = itertools.count(1).__next__
-        self._timers: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
+        #: a heap: when, in which order, what
+        self.timers: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
 
     # --- timers
 
     def at(self, when: float, action: Callable[[Any, float], None], argument: Any) -> None:
         """Call `action(argument, now)` at the first wake-up not before `when`."""
-        heappush(self._timers, (when, self.next_sequence(), action, argument))
-
-    def next_timer(self) -> float | None:
-        """When the next timer is due."""
-        return self._timers[0][0] if self._timers else None
+        heappush(self.timers, (when, self.next_sequence(), action, argument))
 
     def run_timers(self, now: float) -> None:
         """Fire everything that is due."""
-        timers = self._timers
+        timers = self.timers
         while timers and timers[0][0] <= now:
             _, _, action, argument = heappop(timers)
             action(argument, now)
 
     def take_ended(self) -> list[Ended]:
         """The records of tasks that ended since the last call."""
-        ended, self.ended = self.ended, []
-        shed, self.shed = self.shed, []
-        return [_record(task, result, now) for task, result, now in ended] + shed
+        ended = [_record(task, result, now) for task, result, now in self.ended] + self.shed
+        self.ended.clear()
+        self.shed.clear()
+        return ended
 
     # --- functions and profiles
 
@@ -288,7 +286,8 @@ class Tables:
         """Everything the session has not acknowledged, again."""
         if session.role == DISPATCHER:
             return [Finished(r.serial, r.results) for r in session.unacked]
-        return [Results(r.serial, r.results) for r in session.unacked]
+        # What is known to have come may still be among them (`core.ACKS_LATE`).
+        return [Results(r.serial, r.results) for r in session.unacked if r.serial > session.acknowledged]
 
 
 def _record(task: TaskState, result: TaskResult, now: float) -> Ended:

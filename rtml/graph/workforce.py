@@ -48,7 +48,8 @@ class Workforce:
     def occupy(self, worker: WorkerState, tasks: list[TaskState], now: float) -> None:
         """The worker is about to get these tasks, all of one shape: count what they take."""
         shape = tasks[0].profile.shape
-        if worker.role != EXECUTOR:
+        role = worker.role
+        if role != EXECUTOR:
             worker.secluded = tasks[0].alone
             for _ in tasks:
                 worker.node.take(shape)
@@ -56,7 +57,7 @@ class Workforce:
             worker.shape = shape
             worker.node.take(shape)
         if not worker.queue:
-            self.idle[worker.role].pop(worker.id, None)
+            self.idle[role].pop(worker.id, None)
             worker.head_since = now
 
     def hand_over(self, worker: WorkerState, task: TaskState, attempt: int, cost: float, now: float) -> None:
@@ -67,8 +68,9 @@ class Workforce:
         task.assigned_at = now
         task.cost = cost
         worker.load += cost
-        worker.queue[task.id] = task
-        if len(worker.queue) > 1 and worker.role == EXECUTOR:
+        queue = worker.queue
+        queue[task.id] = task
+        if len(queue) > 1 and worker.role == EXECUTOR:
             self.crowded[worker.id] = worker
         if task.profile.timeout is not None and worker.role != DISPATCHER:  # it counts from its start over there
             self.tables.at(now + task.profile.timeout, self.on_timeout, (task.id, attempt))
@@ -107,16 +109,18 @@ class Workforce:
         for shape, _ in worker.leftover:
             worker.node.give(Shape(0.0, shape.extra))
         worker.shape = None
-        worker.node.workers.pop(worker.id, None)
+        worker.node.drop(worker)
 
     def reported(self, worker: WorkerState, result: TaskResult, now: float) -> TaskState | None:
         """Account for a reported attempt; the task it was of, if this worker had it."""
-        task = worker.queue.get(result.id)
+        queue = worker.queue
+        task = queue.get(result.id)
         if task is None and worker.stack:
             task = self._unwind(worker, result.id, now)
+            queue = worker.queue
         if task is None or task.attempt != result.attempt:
             return None
-        del worker.queue[result.id]
+        del queue[result.id]
         worker.load -= task.cost
         plan = task.graph.plan
         if plan is not None:
@@ -133,10 +137,11 @@ class Workforce:
         worker.head_since = now
         if result.outcome == OK:
             function = task.function
-            if task.batch_size == 1 and not task.profile.batch:
+            profile = task.profile
+            if not profile.batch and task.batch_size == 1:
                 function.estimate = high_estimate(function.estimate, result.run)
-                if task.profile.base is not None:
-                    times, number = function.times or {}, task.profile.shape.number
+                if profile.base is not None:
+                    times, number = function.times or {}, profile.shape.number
                     before = times.get(number, TRIED)
                     times[number] = high_estimate(None if before == TRIED else before, result.run)
                     function.times = times
@@ -160,8 +165,9 @@ class Workforce:
 
     def _freed(self, worker: WorkerState, task: TaskState, now: float) -> None:
         """A task left the worker's queue."""
-        if worker.role != EXECUTOR:
-            worker.node.give(task.profile.shape)
+        role, node = worker.role, worker.node
+        if role != EXECUTOR:
+            node.give(task.profile.shape)
         if worker.leftover:
             self._give_leftover(worker, task.id)
         if worker.queue:
@@ -169,15 +175,16 @@ class Workforce:
         worker.load = 0.0
         worker.secluded = False
         if worker.shape is not None:
-            worker.node.give(worker.shape)
+            node.give(worker.shape)
             worker.shape = None
         if not worker.stack:
             worker.idle_since = now
-            self.idle[worker.role][worker.id] = worker
-            if worker.devices and worker.role == EXECUTOR:
-                self.tables.at(now + BOUND_IDLE, self._dismiss_bound, worker)
-            elif worker.role == EXECUTOR and self.pools.surplus(worker.node):
-                self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
+            self.idle[role][worker.id] = worker
+            if role == EXECUTOR and (worker.devices or node.sync > node.warm):
+                if worker.devices:
+                    self.tables.at(now + BOUND_IDLE, self._dismiss_bound, worker)
+                elif self.pools.surplus(node):
+                    self.tables.at(now + SURPLUS_IDLE, self._dismiss, worker)
 
     def _give_leftover(self, worker: WorkerState, task_id: int) -> None:
         for entry in list(worker.leftover):

@@ -301,7 +301,7 @@ class ReceivingLink:
         inbox = self._inbox
         joiner = self._joiner
         frames: list[bytes] = []
-        while inbox and len(frames) < BATCH_MAX:
+        while inbox:
             packet = inbox.popleft()
             if not packet:
                 if self._ends:
@@ -316,11 +316,13 @@ class ReceivingLink:
                     self._end(str(error))
                     inbox.clear()
                     break
-                if frame is not None:
-                    frames.append(frame)
-            else:
-                frames.append(packet)
-        if inbox and self._watched:
+                if frame is None:
+                    continue
+                packet = frame
+            frames.append(packet)
+            if len(frames) == BATCH_MAX:
+                break
+        if self._watched and inbox:
             self.wake()
         return frames
 

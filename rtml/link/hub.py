@@ -128,13 +128,14 @@ class Hub:
         out: list[tuple[int, bytes | None]] = []
         if self._gone:
             timeout = 0
-        for router in self._routers:
+        routers = self._routers
+        for router in routers:
             timeout = router.wait_limit(timeout)
         events = self._epoll.poll(-1 if timeout is None else min(timeout, WAIT_MAX), _EVENTS_MAX)
         if self._dispatch(events, 1, out) and (self._burst or len(events) > 1):
             self._dispatch(self._epoll.poll(0, _EVENTS_MAX), BATCH_MAX - 1, out)
         self._burst = len(out) > 1
-        for router in self._routers:
+        for router in routers:
             for number in router.service(out):
                 self._drop(self._peers[number])
         if self._gone:

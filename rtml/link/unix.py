@@ -48,7 +48,9 @@ _BACKLOG: Final = 1024
 _ACCEPT_MAX: Final = 64
 #: Seconds between two looks for a listener that is not there yet.
 _RETRY: Final = 0.002
-_ERRORS: Final = select.EPOLLHUP | select.EPOLLERR
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_INPUT: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
 
 def connect_unix(path: str, timeout: float) -> UnixLink:
@@ -88,6 +90,8 @@ class UnixLink(ReceivingLink):
         poller.register(self._fd, select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)
         self._poll = poller.poll
+        #: What it says when nothing but a packet came.
+        self._usual = [(self._fd, select.POLLIN)]
         self._send = sock.send
         self._receive = sock.recv
         #: A slow `send` is on the stack; frames of a signal handler go to `_later`.
@@ -99,12 +103,13 @@ class UnixLink(ReceivingLink):
     def _fill(self, timeout: float | None) -> bool:
         # None first: it is the usual case and needs no arithmetic.
         ready = self._poll(None if timeout is None else timeout * 1000)
-        if not ready:
-            return False
-        if len(ready) > 1 or ready[0][0] != self._fd:
-            self._clear_wake()
-            if len(ready) == 1:
+        if ready != self._usual:
+            if not ready:
                 return False
+            if len(ready) > 1 or ready[0][0] != self._fd:
+                self._clear_wake()
+                if len(ready) == 1:
+                    return False
         inbox = self._inbox
         try:
             inbox.extend(islice(self._packets, 1))
@@ -150,7 +155,7 @@ class UnixLink(ReceivingLink):
 
     def send(self, frame: bytes) -> None:
         """See `Link.send`."""
-        if 0 < len(frame) <= PACKET_MAX and frame[0] != ESCAPE and not self._sending:
+        if frame and frame[0] != ESCAPE and len(frame) <= PACKET_MAX and not self._sending:
             try:
                 self._send(frame, _DONTWAIT)
                 return
@@ -324,13 +329,14 @@ class UnixPeer:
 
     def ready(self, events: int, budget: int, out: list[tuple[int, bytes | None]]) -> bool:
         """Handle what epoll reported: write what waits, read at most `budget` packets. False: the peer is gone."""
-        if events & select.EPOLLOUT:
-            self._flush()
-        if not events & (select.EPOLLIN | _ERRORS):
-            return True
-        number = self.number
+        if events != _IN:
+            if events & _OUT:
+                self._flush()
+            if not events & _INPUT:
+                return True
         try:
-            for _ in range(budget):
+            while budget:
+                budget -= 1
                 packet = self._recv(_BUFFER, _DONTWAIT)
                 if not packet:
                     return False
@@ -340,7 +346,7 @@ class UnixPeer:
                         continue
                     packet = joined
                 self.known = True
-                out.append((number, packet))
+                out.append((self.number, packet))
         except BlockingIOError:
             pass
         except ConnectionResetError:
@@ -355,7 +361,7 @@ class UnixPeer:
 
     def send(self, frame: bytes) -> bool:
         """Send or queue one frame. False: the peer is gone, or (then `violation` says so) reads too slowly."""
-        if 0 < len(frame) <= PACKET_MAX and frame[0] != ESCAPE and not self._outbox:
+        if frame and frame[0] != ESCAPE and len(frame) <= PACKET_MAX and not self._outbox:
             try:
                 self._send(frame, _DONTWAIT)
                 return True

@@ -169,8 +169,10 @@ def test_a_lane_whose_tasks_left_forgets_everything() -> None:
 
 def test_the_only_queue_of_a_lane_stays_for_the_next_task() -> None:
     tasks = Tasks()
-    tasks.push("a", priority=3)
-    tasks.lane.pop()
+    for name in "ab":
+        tasks.push(name, priority=3)
+    for _ in range(2):
+        tasks.lane.pop()
     (queue,) = tasks.lane._classes[3].values()
     assert (tasks.lane.count, list(queue.ordered), queue.heap) == (0, [], [])
     for name, by, priority in (("b", "ann", 1), ("c", "bob", 3), ("d", "ann", 5), ("e", "ann", 3)):

@@ -4,6 +4,7 @@ import gc
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from rtml import messages, metrics
@@ -50,7 +51,7 @@ def ended(**changes: Any) -> Ended:
         task=2, parent=0, graph=2, function="f", outcome=messages.OK, attempts=1, submitted=10.0, ready=10.0,
         assigned=10.0009, finished=10.021, run=0.02, worker=1, batch=1, trace="", slack=None,
     )  # fmt: skip
-    return usual._replace(**changes)
+    return replace(usual, **changes)
 
 
 def test_a_task_is_counted_by_function_and_outcome() -> None:

@@ -32,6 +32,8 @@ def _lanes(core: Core) -> Iterable[Lane]:
 
 
 def _queued(lane: Lane) -> Iterable[TaskState]:
+    if lane._lone is not None:
+        yield lane._lone
     for shares in lane._classes.values():
         for queue in shares.values():
             for entry in (*queue.ordered, *queue.heap):
