@@ -82,6 +82,7 @@ def install() -> None:
     def switch(number: int, frame: FrameType | None) -> None:
         _no_wakeup()
         if not counting.on:
+            Path(os.environ[VARIABLE], f"{os.getpid()}.on").touch()
             counting.start(frame)
             return
         text = json.dumps(counting.stop())
@@ -150,7 +151,7 @@ def _run(directory: str, what: str, calls: int) -> dict[str, dict[str, float]]:
         pids = {"dispatcher": json.loads(client.query("status"))["pid"], "executor": executor}
         for pid in pids.values():
             os.kill(pid, signal.SIGUSR2)
-        once[what]()
+            _wait_for(Path(directory, f"{pid}.on"))
         counting = Counting()
         counting.start(None)
         for _ in range(rounds):
@@ -158,7 +159,6 @@ def _run(directory: str, what: str, calls: int) -> dict[str, dict[str, float]]:
         own = counting.stop()
         for pid in pids.values():
             os.kill(pid, signal.SIGUSR2)
-        once[what]()
         found = {"client": own, **{name: _counted(directory, pid) for name, pid in pids.items()}}
     return {name: {key: count / (rounds * each) for key, count in counts.items()} for name, counts in found.items()}
 
@@ -171,14 +171,17 @@ def chain(task: Any) -> object:
 
 
 def _counted(directory: str, pid: int) -> dict[str, int]:
-    path = Path(directory, f"{pid}.json")
+    counts: dict[str, int] = json.loads(_wait_for(Path(directory, f"{pid}.json")).read_text())
+    return counts
+
+
+def _wait_for(path: Path) -> Path:
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"process {pid} did not say what it counted")
+            raise TimeoutError(f"{path.stem}: the process did not answer")
         time.sleep(0.01)
-    counts: dict[str, int] = json.loads(path.read_text())
-    return counts
+    return path
 
 
 def measure(what: str, calls: int) -> dict[str, dict[str, float]]:

@@ -47,6 +47,7 @@ class _Process:
         self.client: Client | None = None
         #: Those that were installed and not yet removed, newest last.
         self.installed: list[Client] = []
+        #: sync executors: what runs now in this process
         self.task: TaskInfo | None = None
         #: Names of steps that running tasks went on without, by task id.
         self.missed: dict[int, list[str]] = {}
@@ -64,14 +65,15 @@ class _Process:
             lock._at_fork_reinit()
 
 
-_process: Final = _Process()
-os.register_at_fork(after_in_child=_process.forked)
+#: For this module, and for executors, which write `task` around each call.
+process: Final = _Process()
+os.register_at_fork(after_in_child=process.forked)
 _task: Final[ContextVar[TaskInfo | None]] = ContextVar("rtml_task", default=None)
 
 
 def current_client() -> Client | None:
     """The client that module-level functions use, or None before the first one."""
-    return _process.client
+    return process.client
 
 
 def install(client: Client | None, *, inside: bool = False) -> None:
@@ -81,43 +83,37 @@ def install(client: Client | None, *, inside: bool = False) -> None:
         client: current until it is removed, or another one is installed; None uninstalls all.
         inside: this process is an executor.
     """
-    _process.installed = [] if client is None else [*_process.installed, client]
-    _process.client = client
-    _process.inside = inside
+    process.installed = [] if client is None else [*process.installed, client]
+    process.client = client
+    process.inside = inside
 
 
 def remove(client: Client) -> None:
     """`client` has ended: the one that was current before it is so again."""
-    left = [one for one in _process.installed if one is not client]
-    if len(left) < len(_process.installed):
-        _process.installed = left
-        _process.client = left[-1] if left else None
+    left = [one for one in process.installed if one is not client]
+    if len(left) < len(process.installed):
+        process.installed = left
+        process.client = left[-1] if left else None
 
 
 def forks() -> int:
     """Forks since the program began: differs in a forked child, and needs no system call as `os.getpid` does."""
-    return _process.forks
+    return process.forks
 
 
 def free_in_children(lock: threading.Lock) -> None:
     """Forked children find this lock free, whoever holds it here."""
-    _process.locks.add(lock)
+    process.locks.add(lock)
 
 
 def is_executor() -> bool:
     """Whether this process runs tasks."""
-    return _process.inside
+    return process.inside
 
 
 def current_task() -> TaskInfo | None:
     """The task that the calling code runs in, or None in a driver program."""
-    return _task.get() or _process.task
-
-
-def enter_process_task(task: TaskInfo | None) -> TaskInfo | None:
-    """Sync executors: `task` runs now in this process. Returns the one before, to be given back afterwards."""
-    before, _process.task = _process.task, task
-    return before
+    return _task.get() or process.task
 
 
 def enter_context_task(task: TaskInfo | None) -> None:
@@ -129,9 +125,9 @@ def note_missing(names: list[str]) -> None:
     """The running task goes on without these steps."""
     task = current_task()
     if names and task is not None:
-        _process.missed.setdefault(task.id, []).extend(names)
+        process.missed.setdefault(task.id, []).extend(names)
 
 
 def take_missing(task: int) -> list[str] | None:
     """The steps that a task which ends now went on without."""
-    return _process.missed.pop(task, None) if _process.missed else None
+    return process.missed.pop(task, None) if process.missed else None

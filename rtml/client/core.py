@@ -298,14 +298,18 @@ class ClientCore:
             or self.returning
         ):
             return True
-        return bool(self._queue) and self._room() > 0
+        if self._queue:
+            return self._room() > 0
+        return False
 
     @property
     def pending_output(self) -> bool:
         """A flush would send anything at all."""
-        if self._buffer or (self._applied > self._acked and self._ackable() > self._acked):
+        if self._applied > self._acked and self._ackable() > self._acked:
             return True
-        return (self._others and bool(self._unwatch or self._release)) or self.urgent
+        if self._others and (self._unwatch or self._release):
+            return True
+        return self.urgent
 
     def unresolved_tasks(self) -> list[Task]:
         """The specs kept here, in the order of submission; only `deps` may be changed."""

@@ -6,6 +6,7 @@ The first byte says what a payload is:
     \x80   a pickle, protocol 5, of plain Python (every such pickle begins with this byte)
     T      one numeric numpy array: dtype, shape, data; readable in any language
     X      a pickle with items kept out of its stream (`rtml.codec.pickling`): an envelope, the stream, the buffers
+    F      of a call: its one argument is its one dependency
     D      data without a pickle, for those who unpickle nothing (`rtml.codec.data`): msgpack
 
 In the store the first part is as above, and what follows inline (array data, buffers) are parts of their own. Arrays
@@ -37,6 +38,7 @@ from rtml.store import Store
 _NONE: Final = b"N"
 _PICKLE: Final = b"\x80"
 _ENVELOPE: Final = b"X"
+_FUTURE: Final = b"F"
 
 _CONTAINERS: Final = frozenset({list, tuple, dict})
 _LENGTH: Final = struct.Struct("<I")
@@ -106,10 +108,17 @@ def encode_call(
         SerializationError: an argument cannot be pickled; the message names it.
         LimitExceeded: the store is full.
     """
-    if len(args) == 1 and not kwargs and is_tensor(args[0]) and args[0].flags.c_contiguous:
-        batch_key, items = array_facts(args[0])
-        return EncodedCall(encode_tensor(args[0], store), (), (), batch_key, items or 1)
-    if _is_simple(args) and (not kwargs or _is_simple(kwargs.values())):
+    if len(args) == 1 and not kwargs:
+        only = args[0]
+        simple = type(only) in SCALARS or _is_simple(args)
+        if not simple and future_type is not None and isinstance(only, future_type):
+            return EncodedCall(_FUTURE, args, (), "?")
+        if not simple and is_tensor(only) and only.flags.c_contiguous:
+            batch_key, items = array_facts(only)
+            return EncodedCall(encode_tensor(only, store), (), (), batch_key, items or 1)
+    else:
+        simple = _is_simple(args) and (not kwargs or _is_simple(kwargs.values()))
+    if simple:
         if not args and not kwargs:
             return _NO_ARGUMENTS
         payload = pickle.dumps((args, kwargs), PROTOCOL)
@@ -161,7 +170,7 @@ def encode_value(
     """
     if value is None:
         return _ENCODED_NONE
-    if _is_simple((value,)):
+    if type(value) in SCALARS or _is_simple((value,)):
         payload = pickle.dumps(value, PROTOCOL)
         if len(payload) <= INLINE_MAX or store is None:
             return EncodedValue(payload)
@@ -378,6 +387,8 @@ def decode_call(
     """
     if payload == _NO_ARGUMENTS.payload:
         return (), {}
+    if payload == _FUTURE:
+        return (deps[0],), {}
     if type(payload) is bytes:
         tag = payload[:1]
         if tag == _PICKLE:

@@ -80,8 +80,7 @@ class Submission:
             if spec.context:
                 context = tables.functions.get(spec.context)
                 if context is None:
-                    message = f"the graph's context {spec.context:x} was not defined"
-                    self._refuse(session, spec, failure("ProtocolError", message))
+                    self._refuse(session, spec, _undefined(spec))
                     return None
             graph = Graph(spec.id, session, tables.next_sequence(), spec.trace, context, session.id)
             if profile.tenant:
@@ -116,10 +115,7 @@ class Submission:
         if options is not None and options.deadline is not None:
             lifecycle.due_at(task, now + options.deadline)
         if spec.handles:
-            # Only what is held now may be let go later.
-            spec.handles = [handle for handle in spec.handles if handle in tables.tasks]
-            for handle in spec.handles:
-                tables.tasks[handle].holds += 1
+            self._hold(spec)
         if spec.batch_key:
             task.batch_key = spec.batch_key
         if spec.actor:
@@ -131,6 +127,13 @@ class Submission:
         if not task.waiting:
             lifecycle.make_ready(task, now)
         return task
+
+    def _hold(self, spec: Task) -> None:
+        """The task has handles of these. Only what is held now may be let go later."""
+        tasks = self.tables.tasks
+        spec.handles = [handle for handle in spec.handles or () if handle in tasks]
+        for handle in spec.handles:
+            tasks[handle].holds += 1
 
     def _inherited(self, spec: Task, function: FunctionState, profile: Profile) -> Profile:
         """What a child asks for: its parent's priority, unless its call or function names one."""
@@ -170,3 +173,7 @@ class Submission:
         session.children[task.id] = task
         if task.spec.hosts is not None and task.spec.hosts.held:
             self.lifecycle.keeping.hold(session, [task.id])
+
+
+def _undefined(spec: Task) -> ErrorInfo:
+    return failure("ProtocolError", f"the graph's context {spec.context:x} was not defined")

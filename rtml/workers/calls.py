@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rtml import codec
+from rtml.codec import decode_call, encode_value
 from rtml.client.client import Client
-from rtml.client.context import TaskInfo, take_missing
+from rtml.client.context import TaskInfo, process, take_missing
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
 from rtml.errors import BatchError, ProtocolError, SerializationError
@@ -105,9 +106,9 @@ class Calls:
         """The arguments, dependencies filled in."""
         deps = attempt.deps
         if not deps:
-            return codec.decode_call(attempt.args, (), self.store, self._handle)
+            return decode_call(attempt.args, (), self.store, self._handle)
         values = [codec.decode_value(payload, self.store, self._handle) for payload in deps]
-        return codec.decode_call(attempt.args, values, self.store, self._handle)
+        return decode_call(attempt.args, values, self.store, self._handle)
 
     def is_far(self, attempts: list[Attempt]) -> bool:
         """Whether something that these need lies on another node."""
@@ -144,14 +145,14 @@ class Calls:
             if attempt.data_only:
                 encoded = codec.encode_data(value, self.store)
             else:
-                encoded = codec.encode_value(value, self.store, Future, leaving=True)
+                encoded = encode_value(value, self.store, Future, leaving=True)
         except BaseException as caught:  # noqa: BLE001 - runs the user's __reduce__; what goes wrong is the task's error
             error = caught
             if inspect.isgenerator(value) or inspect.isasyncgen(value):
                 text = f"the result of {loaded.name} is a generator: use .stream(...) instead of .submit(...)"
                 error = SerializationError(text)
             return self.failure(attempt, error, run, loaded)
-        missing = take_missing(attempt.id)
+        missing = take_missing(attempt.id) if process.missed else None
         moved, moving = self.store.fetched()
         if encoded.handles or encoded.batch_key or missing or moved or encoded.used is not None:
             return TaskResult(

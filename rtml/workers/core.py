@@ -95,7 +95,7 @@ class WorkerCore:
         #: Absolute end of the budget of queued and running attempts that have one.
         self._deadlines: dict[Key, float] = {}
         #: Results not yet put into a `Finished`.
-        self._results: list[TaskResult] = []
+        self.results: list[TaskResult] = []
         #: Messages to send, in order; logically before `_results`.
         self._outbox: list[Message] = []
         #: Sent `Finished` that no `Safe` has covered, by rising serial.
@@ -120,6 +120,10 @@ class WorkerCore:
             return True
         if message.__class__ is Results:
             return False
+        if message.__class__ is Safe:
+            while self._unsafe and self._unsafe[0].serial <= message.serial:
+                self._unsafe.popleft()
+            return True
         match message:
             case Define():
                 for function in message.functions:
@@ -137,9 +141,6 @@ class WorkerCore:
                     self.functions.pop(number, None)
                 self.wanted = [function for function in self.wanted if function.id not in message.functions]
                 self.forgotten.extend(message.functions)
-            case Safe():
-                while self._unsafe and self._unsafe[0].serial <= message.serial:
-                    self._unsafe.popleft()
             case Recall():
                 # Always answered, also with nothing: until then the dispatcher gives this executor no work.
                 keys = self._keys(list(self.queue))
@@ -177,14 +178,13 @@ class WorkerCore:
         for attempt in attempts:
             if attempt.budget is not None:
                 self._deadlines[attempt.id, attempt.attempt] = now + attempt.budget
-        if self.leaving:
-            self.queue.extend(attempts)
-            self._return_queue()
-        elif self._blocked:
+        if self._blocked and not self.leaving:
             self._give_back([attempt for attempt in attempts if not self._may_run_inline(attempt)])
             self.queue.extend(attempt for attempt in attempts if self._may_run_inline(attempt))
-        else:
-            self.queue.extend(attempts)
+            return
+        self.queue.extend(attempts)
+        if self.leaving:
+            self._return_queue()
 
     def _may_run_inline(self, attempt: Attempt) -> bool:
         """Whether the dispatcher chose it to run on top of the innermost blocked task."""
@@ -207,7 +207,7 @@ class WorkerCore:
         """The result of an attempt that is not started."""
         self._deadlines.pop((attempt.id, attempt.attempt), None)
         info = ErrorInfo(type=error, message=text, chain=list(attempt.chain or ()))
-        self._results.append(TaskResult(id=attempt.id, attempt=attempt.attempt, outcome=outcome, error=info))
+        self.results.append(TaskResult(id=attempt.id, attempt=attempt.attempt, outcome=outcome, error=info))
 
     def _return_queue(self) -> None:
         attempts = list(self.queue)
@@ -305,7 +305,7 @@ class WorkerCore:
         key = (result.id, result.attempt)
         if self.running.pop(key, None) is None:
             return
-        self._results.append(result)
+        self.results.append(result)
         if self.revoked:
             self.revoked.discard(key)
         if self._deadlines:
@@ -345,29 +345,29 @@ class WorkerCore:
     @property
     def unsent(self) -> int:
         """How many results wait for the next `flush`."""
-        return len(self._results)
+        return len(self.results)
 
     @property
     def dirty(self) -> bool:
         """Whether `flush` would return anything."""
-        return bool(self._results or self._outbox)
+        return bool(self.results or self._outbox)
 
     def relay(self, messages: Iterable[Message]) -> None:
         """Puts messages behind everything that happened so far."""
-        if self._results:
+        if self.results:
             self._seal()
         self._outbox.extend(messages)
 
     def _seal(self) -> None:
         self._serial += 1
-        finished = Finished(serial=self._serial, results=self._results)
-        self._results = []
+        finished = Finished(self._serial, self.results)
+        self.results = []
         self._unsafe.append(finished)
         self._outbox.append(finished)
 
     def flush(self) -> list[Message]:
         """What is to be sent now, in order."""
-        if self._results:
+        if self.results:
             self._seal()
         outbox = self._outbox
         self._outbox = []
@@ -400,7 +400,7 @@ class WorkerCore:
 
         Messages that were waiting to be sent are in there or, like `Returned` and `Resumed`, expressed by the `Hello`.
         """
-        if self._results:
+        if self.results:
             self._seal()
         self._outbox = []
         again: list[Message] = []

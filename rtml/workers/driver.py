@@ -215,10 +215,9 @@ class ExecutorDriver:
 
     def transmit(self) -> None:
         """Sends everything: the core's messages in their order, what the client has, what was printed."""
-        core = self.core
         with self._sending:
             self._gather()
-            messages = core.flush()
+            messages = self.core.flush()
             if not messages:
                 return
             try:

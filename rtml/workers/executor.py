@@ -24,7 +24,7 @@ from types import CoroutineType, FrameType
 from typing import Any, Final
 
 from rtml.client.client import Client
-from rtml.client.context import enter_process_task
+from rtml.client.context import process
 from rtml.client.driver import Waiter
 from rtml.client.waiting import Group
 from rtml.messages import EXECUTOR, Attempt, TaskResult
@@ -156,31 +156,33 @@ class Executor:
 
     def _run_shown(self, group: list[Attempt]) -> None:
         attempt = group[0]
-        core = self.core
+        core, calls = self.core, self.calls
         try:
-            loaded = self.calls.function(attempt)
-            if not attempt.batch and not loaded.batch:
-                args, kwargs = self.calls.arguments(attempt)
+            loaded = calls.function(attempt)
+            batched = attempt.batch or loaded.batch
+            if not batched:
+                args, kwargs = calls.arguments(attempt)
         except BaseException as error:  # noqa: BLE001 - user code: imports, __setstate__, __rtml_load__; the task's error
             for member in group:
-                self._finish(member, self.calls.failure(member, error))
+                self._finish(member, calls.failure(member, error))
             return
-        if core.unsent and (loaded.slow > QUICK or time.monotonic() - self._oldest_unsent > RESULT_AGE_MAX):
+        if core.results and (loaded.slow > QUICK or time.monotonic() - self._oldest_unsent > RESULT_AGE_MAX):
             self.driver.transmit()
-        if attempt.batch or loaded.batch:
+        if batched:
             self._run_batch(group)
             return
         value, raised, run = self._call(group, loaded, args, kwargs)
         del args, kwargs
         loaded.ran(run)
-        if raised is None and attempt.stream:
-            result = run_stream(self, attempt, loaded, value)
-        elif raised is None:
-            result = self.calls.success(attempt, value, run, loaded)
+        if raised is None:
+            if attempt.stream:
+                result = run_stream(self, attempt, loaded, value)
+            else:
+                result = calls.success(attempt, value, run, loaded)
         elif isinstance(raised, Interrupted):
-            result = self.calls.cancelled(attempt, run, loaded)
+            result = calls.cancelled(attempt, run, loaded)
         else:
-            result = self.calls.failure(attempt, raised, run, loaded)
+            result = calls.failure(attempt, raised, run, loaded)
         self._finish(attempt, result)
 
     def _run_batch(self, group: list[Attempt]) -> None:
@@ -209,7 +211,7 @@ class Executor:
         attempt = group[0]
         driver = self.driver
         self._levels.append(group)
-        before = enter_process_task(self.calls.info(attempt, loaded))
+        before, process.task = process.task, self.calls.info(attempt, loaded)
         outer = driver.current
         driver.enter(attempt)
         value: Any = None
@@ -230,9 +232,9 @@ class Executor:
         if self.child.forked:
             # User code forked and its child came out here. It is not the executor.
             os._exit(0 if raised is None else 1)
-        driver.leave()
+        driver.main_drives = True
         driver.current = outer
-        enter_process_task(before)
+        process.task = before
         self._levels.pop()
         if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
             sys.stdout, sys.stderr = self._stdout, self._stderr
@@ -255,10 +257,9 @@ class Executor:
         page, before = self._page, self._shown
         shown = before
         for attempt in group:
-            if shown >= IDS_MAX:
-                break
-            page[FIRST + shown] = attempt.id
-            shown += 1
+            if shown < IDS_MAX:
+                page[FIRST + shown] = attempt.id
+                shown += 1
         page[COUNT] = self._shown = shown
         return before
 
@@ -274,12 +275,12 @@ class Executor:
             logs.end_lines(attempt.id)
             if logs.dirty:
                 core.relay(logs.take())
-        if not core.unsent:
+        if not core.results:
             self._oldest_unsent = time.monotonic()
         core.finish(result)
         if self._told:
             self._told.discard((attempt.id, attempt.attempt))
-        if core.unsent >= RESULTS_MAX or holds_futures(result):
+        if len(core.results) >= RESULTS_MAX or holds_futures(result):
             driver.transmit()
 
     # --- a task that waits --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from types import FrameType
 
 import pytest
 
-from rtml.client.context import TaskInfo, enter_process_task
+from rtml.client.context import TaskInfo, process
 from rtml.messages import Logs, LoopLag
 from rtml.workers import janitor
 from rtml.workers.interrupt import in_our_code
@@ -76,9 +76,9 @@ def test_sweep_removes_only_what_dead_owners_left(tmp_path: Path) -> None:
 @pytest.fixture
 def task() -> Iterator[TaskInfo]:
     info = TaskInfo(5, 1, "speak", ["speak"], None, 5)
-    before = enter_process_task(info)
+    before, process.task = process.task, info
     yield info
-    enter_process_task(before)
+    process.task = before
 
 
 def texts(messages: list[Logs]) -> list[tuple[int, str, str, str]]:
