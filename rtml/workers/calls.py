@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rtml import codec
-from rtml.codec import decode_call, encode_value
 from rtml.client.client import Client
 from rtml.client.context import TaskInfo, process, take_missing
 from rtml.client.functions import RETRY_ON, RemoteFunction
 from rtml.client.future import Future
+from rtml.codec import decode_call, encode_value
 from rtml.errors import BatchError, ProtocolError, SerializationError
 from rtml.messages import CANCELLED, ERROR, OK, Attempt, ErrorInfo, Function, ObjectRef, TaskResult
 from rtml.workers.core import WorkerCore
