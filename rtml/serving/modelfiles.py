@@ -25,9 +25,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, NamedTuple
 
+from rtml.workers import janitor
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
 MODEL_FILE: Final = "model.onnx"
+#: Of directories of copies that nobody gave: engines that start remove those whose owner is dead.
+PREFIX: Final = f"{janitor.PREFIX}models-"
 _CONFIGS: Final[dict[str, Literal["pbtxt", "json"]]] = {"config.pbtxt": "pbtxt", "config.json": "json"}
 #: Of a version's directory: no model has that many, but a wrong directory may.
 _FILES_MAX: Final = 10_000
@@ -162,8 +166,10 @@ class Copies:
 
     def __init__(self, directory: Path | None, bytes_max: int) -> None:
         self._own = directory is None
-        self._directory = Path(tempfile.mkdtemp(prefix="rtml-models-")) if directory is None else directory
+        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX)) if directory is None else directory
         self._directory.mkdir(parents=True, exist_ok=True)
+        if self._own:
+            janitor.own(str(self._directory))
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
         #: How often each is used, and the lock that tells other processes.
@@ -203,6 +209,11 @@ class Copies:
                 with contextlib.suppress(OSError):  # another process was quicker
                     staged.rename(path)
         return Copy(path, digest)
+
+    @property
+    def directory(self) -> Path:
+        """Where they lie."""
+        return self._directory
 
     def give_back(self, copy: Copy) -> None:
         """It is not used for this any more; removed when nobody uses it."""

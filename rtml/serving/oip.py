@@ -179,7 +179,7 @@ def decode_request(
     view = memoryview(body)
     try:
         head = _decode_head(view[:end])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the request is not an inference request: {error}") from None
     inputs = _decode_inputs(head.inputs, view[end:], specs, regions)
     parameters = head.parameters or {}

@@ -298,7 +298,7 @@ class ModelRepository:
             raise ValueError("files need the parameter 'config' beside them")
         if not modelfiles.valid_name(name):
             raise ValueError("a model's name has letters, digits, '.', '_' and '-' only")
-        root = Path(tempfile.mkdtemp(prefix="rtml-upload-"))
+        root = Path(tempfile.mkdtemp(prefix=".upload-", dir=self._copies.directory))
         try:
             for place, content in files.items():
                 path = modelfiles.inside(root, place)

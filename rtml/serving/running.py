@@ -20,6 +20,7 @@ import msgspec
 import uvloop
 
 from rtml.metrics import GatewayMetrics
+from rtml.serving import modelfiles
 from rtml.serving.app import App
 from rtml.serving.conditions import open_conditions
 from rtml.serving.engine import ClientEngine
@@ -28,6 +29,7 @@ from rtml.serving.member import Member, Start
 from rtml.serving.processes import reserved, supervise
 from rtml.serving.repository import RepositorySettings
 from rtml.settings import HttpSettings
+from rtml.workers import janitor
 
 #: The exit code of a process that ended by a signal before it was done.
 _INTERRUPTED: Final = 130
@@ -229,7 +231,8 @@ async def _supervise(
             shared: dict[str, Any] = {"port": port}
             if http.model_repository and not http.model_cache:
                 # Copies of models have one place, so that executors open each once and not once for each gateway.
-                shared["model_cache"] = held.enter_context(tempfile.TemporaryDirectory(prefix="rtml-models-"))
+                shared["model_cache"] = held.enter_context(tempfile.TemporaryDirectory(prefix=modelfiles.PREFIX))
+                janitor.own(shared["model_cache"])
             start = Start(list(places), msgspec.structs.replace(http, **shared), address, more)
             lines = list(_places(apps, http, port, address))
             return await supervise(start, say, lines, stop.event, lambda: stop.code != 0) or stop.code

@@ -177,7 +177,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
             raise _miscounted(name, found, shape, count)
     try:
         values = _list_decoder(kind, max(depth, 1))(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidInput(f"tensor {name!r}: {error} (its {datatype} data is a list, flat or as its shape)") from None
     for size in shape[1:depth]:
         if any(len(inner) != size for inner in values):

@@ -20,7 +20,7 @@ from rtml.workers.page import RunningPage
 
 OWNER_FILE: Final = ".owner"
 PREFIX: Final = "rtml-"
-#: A directory without an owner file may be one that a driver has just made; after this many seconds it is not.
+#: An empty directory may be one that a driver has just made; after this many seconds it is not.
 _OWNERLESS_S: Final = 60.0
 
 
@@ -50,27 +50,37 @@ def remove(directory: str) -> None:
 
 
 def sweep(parent: str) -> list[str]:
-    """Removes this user's `rtml-*` directories in `parent` whose owner is dead. Returns their paths."""
-    swept = []
+    """Removes this user's `rtml-*` directories in `parent` whose owner is dead. Returns their paths.
+
+    The name alone says nothing: what has no owner file and is not empty is somebody else's.
+    """
+    ours = []
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False) and _is_stale(entry.path):
-                remove(entry.path)
-                swept.append(entry.path)
-    return swept
+        ours = [each.path for each in entries if each.name.startswith(PREFIX) and each.is_dir(follow_symlinks=False)]
+    return [directory for directory in ours if _removed(directory)]
 
 
-def _is_stale(directory: str) -> bool:
-    try:
+def _removed(directory: str) -> bool:
+    """Whether a directory was nobody's any more, and is gone."""
+    with contextlib.suppress(OSError):
         status = os.stat(directory)
         if status.st_uid != os.getuid():
             return False
+        if _has_dead_owner(directory):
+            remove(directory)
+            return True
+        # Wall time, because that is what file times are in.
+        if time.clock_gettime(time.CLOCK_REALTIME) - status.st_mtime > _OWNERLESS_S:
+            os.rmdir(directory)  # if it is empty
+            return True
+    return False
+
+
+def _has_dead_owner(directory: str) -> bool:
+    try:
         with open(os.path.join(directory, OWNER_FILE), encoding="ascii") as file:
             owner = file.read().strip()
-    except FileNotFoundError:
-        # Wall time, because that is what file times are in.
-        return time.clock_gettime(time.CLOCK_REALTIME) - status.st_mtime > _OWNERLESS_S
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return False
     if not owner:
         return False

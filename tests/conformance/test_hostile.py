@@ -109,6 +109,8 @@ BODIES: dict[str, tuple[bytes, dict[str, str]]] = {
     "parameters a million deep": (b'{"parameters": ' + b'{"a":' * 1_000_000 + b"1" + b"}" * 1_000_000 + b"}", {}),
     "numbers that explode": (tensor().replace(b"[1, 2, 3, 4]", b"[1e999999999, 1, 1, 1" + b"0" * 100_000 + b"]"), {}),
     "no JSON": (b"\xff\xfe{\0}\0", {}),
+    "text that is no UTF-8": (tensor().replace(b"{", b'{"id": "\xff", ', 1), {}),
+    "BYTES that are no UTF-8": (tensor(datatype="BYTES", shape=[1, 1], data=["?"]).replace(b"?", b"\xff"), {}),
     "nothing": (b"", {}),
     "null": (b"null", {}),
     "a list": (b"[]", {}),

@@ -106,6 +106,11 @@ def test_raw_requests_that_do_not_fit(specs: list[TensorSpec], raw: bytes, messa
             b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": ' + b"[" * 100_000,
             "not an inference",
         ),
+        (b'{"id": "\xff", "inputs": []}', "not an inference request: 'utf-8' codec"),
+        (
+            b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "BYTES", "data": ["\xff", "a"]}]}',
+            "'x': 'utf-8' codec",
+        ),
         (b"{}", "missing required field `inputs`"),
         (b'{"inputs": [{"name": "x"}]}', "missing required field `shape`"),
         (body(tensor(shape=[1.5], data=[1])), "Expected `int`, got `float`"),

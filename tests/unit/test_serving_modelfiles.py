@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from rtml.serving import modelfiles
 from rtml.serving.modelfiles import Copies
+from rtml.workers import janitor
 
 
 def put(root: Path, place: str, content: bytes = b"x") -> Path:
@@ -104,3 +106,19 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a" / "names.txt")
     with pytest.raises(OSError, match=r"names\.txt is no regular file"):
         modelfiles.labels(tmp_path / "a", "names.txt")
+
+
+def test_an_engine_that_starts_elsewhere_leaves_the_copies_of_one_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    put(tmp_path, "a/1/model.onnx")
+    copies = Copies(None, 1000)
+    copy = copies.take(tmp_path / "a" / "1")
+    os.utime(copies.directory, (1, 1))
+    assert janitor.sweep(str(tmp_path / "temporary")) == []
+    assert (copy.path / "model.onnx").exists()
+    (copies.directory / janitor.OWNER_FILE).write_text("999999 1")  # a gateway that was killed
+    assert janitor.sweep(str(tmp_path / "temporary")) == [str(copies.directory)]
+    copies.close()

@@ -61,12 +61,15 @@ def test_sweep_removes_only_what_dead_owners_left(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / janitor.OWNER_FILE).write_text(owner)
     janitor.own(str(tmp_path / "rtml-mine"))
-    for name in ("rtml-new", "rtml-old"):
+    for name in ("rtml-new", "rtml-old", "rtml-strange"):
         (tmp_path / name).mkdir()
-    os.utime(tmp_path / "rtml-old", (1, 1))
+    # Whoever calls a directory like that need not have heard of owner files.
+    (tmp_path / "rtml-strange" / "thesis.txt").touch()
+    for name in ("rtml-old", "rtml-strange"):
+        os.utime(tmp_path / name, (1, 1))
     swept = janitor.sweep(str(tmp_path))
     assert {Path(path).name for path in swept} == {"rtml-dead", "rtml-recycled", "rtml-old"}
-    assert {path.name for path in tmp_path.iterdir()} == {"other", "rtml-mine", "rtml-new"}
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "rtml-mine", "rtml-new", "rtml-strange"}
     assert janitor.sweep(str(tmp_path / "missing")) == []
 
 
