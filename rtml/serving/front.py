@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from rtml.metrics import Counter, deadline_outcome
 from rtml.serving import http, tracing
 from rtml.serving.access import Access, Ticket
 from rtml.serving.accesslog import AccessLog, Line
+from rtml.serving.protocol import Connection
 from rtml.serving.tracing import TRACEPARENT, TRACESTATE
 from rtml.serving.visits import VISIT, Visit
 
@@ -162,6 +164,28 @@ def _line(request: web.BaseRequest, response: web.StreamResponse | None, visit: 
     )
     add_progress(line, visit)
     return line
+
+
+def turned_away(door: Door, connection: Connection, message: RawRequestMessage, request_id: str, sent: int) -> None:
+    """Count a request that the connection itself has refused, and log it like all others."""
+    door.refused.labels("Overloaded").value += 1
+    log = door.checks.log
+    if log is None:
+        return
+    remote = connection.peername
+    length = message.headers.get("Content-Length", "")
+    line = Line(
+        time=datetime.now(UTC),
+        method=message.method,
+        path=message.url.path[:_PATH_MAX],
+        status=503,
+        duration=round(time.perf_counter() - connection.since, 6),
+        request_id=request_id,
+        bytes_in=int(length) if length.isdecimal() else 0,
+        bytes_out=sent,
+        remote=str(remote[0]) if isinstance(remote, list | tuple) else str(remote or ""),
+    )
+    log.write(line)
 
 
 def add_progress(line: Line, visit: Visit) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from aiohttp import web
 from rtml.errors import RtmlError
 from rtml.link import AddressError
 from rtml.metrics import GatewayMetrics, Target
-from rtml.serving import http
+from rtml.serving import front, http
 from rtml.serving.adminroutes import AdminRoutes, Hands
 from rtml.serving.app import App
 from rtml.serving.aside import Aside
@@ -166,7 +167,8 @@ class Gateway:
         answer: http.Handler = routes.answer
         if conditions.checks.any:
             answer = Front(answer, self._door, self._ids).answer
-        server = Server(answer, self._ids, self._read_timeout, conditions.crowd(self.metrics), **settings)
+        crowd, turned_away = conditions.crowd(self.metrics), partial(front.turned_away, self._door)
+        server = Server(answer, self._ids, self._read_timeout, crowd, turned_away, **settings)
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=_GOODBYE)
         await self._runner.setup()

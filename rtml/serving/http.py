@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -219,6 +220,12 @@ def parse_deadline(text: str) -> float:
     if not 0 < milliseconds < math.inf:
         raise InvalidInput(f"header {DEADLINE} must be a positive number of milliseconds, not {text[:40]!r}")
     return min(milliseconds / 1e3, BUDGET_MAX)
+
+
+def arrived(request: web.BaseRequest) -> float:
+    """When it came, on `time.perf_counter`'s clock: not later than that, if the event loop was busy then."""
+    found: Callable[[], float] | None = getattr(request.protocol, "arrived", None)
+    return time.perf_counter() if found is None else found()
 
 
 def tightest(*budgets: float | None) -> float | None:

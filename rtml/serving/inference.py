@@ -38,14 +38,15 @@ class Progress:
 
     Args:
         request_id: Its name in answers and logs.
-        budget: Seconds from now in which the answer is wanted; None: no deadline.
+        budget: Seconds from then in which the answer is wanted; None: no deadline.
+        started: When it came, on `time.perf_counter`'s clock; None: now.
     """
 
     __slots__ = ("budget", "id", "model", "started", "timing")
 
-    def __init__(self, request_id: str, budget: float | None) -> None:
+    def __init__(self, request_id: str, budget: float | None, started: float | None = None) -> None:
         self.id = request_id
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() if started is None else started
         #: Seconds from `started` in which the answer is wanted.
         self.budget = budget
         #: Of the graph's root, once that has ended.

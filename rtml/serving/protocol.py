@@ -7,7 +7,9 @@ Most requests arrive whole, one at a time. Such a one is answered by a task that
 answer is written at once; aiohttp's own way (`RequestHandler.start`: a task for each connection that waits for parsed
 messages, another one for each request, an answer in several steps) is left to all others, and to answers that are not
 plain bytes. What a client sends meanwhile waits. The parser is aiohttp's in any case. But clients repeat themselves: a
-head that was parsed on this connection before, byte for byte, is not parsed again.
+head that was parsed on this connection before, byte for byte but for the number of its budget, is not parsed again. And
+when the loop is so far behind that such a request would be too late (`rtml.serving.pressure`), it is refused there and
+then, without a task.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -25,9 +29,12 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_writer import _serialize_headers
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from rtml.errors import InvalidInput
 from rtml.metrics import Cell
 from rtml.serving import http
+from rtml.serving.pressure import Pressure
 
 _logger = logging.getLogger("rtml.serving")
 
@@ -39,11 +46,25 @@ _FULL_HEAD: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
     b"Retry-After: 1\r\nx-request-id: %s\r\nConnection: close\r\n\r\n"
 )
-#: The end of a head.
+_REFUSED_HEAD: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+    b"Retry-After: %d\r\nx-request-id: %s\r\n\r\n%s"
+)
+#: As JSON of an `Overloaded`: made without one, as there may be thousands a second.
+_REFUSED: Final = (
+    b'{"error":"the gateway is behind: it would probably take %.1f ms; it has %.1f","type":"Overloaded",'
+    b'"predicted":%.6f,"budget":%.6f,"retry_after":%.6f,"quota":false}'
+)
+#: The end of a head; and what is before a budget in it.
 _END: Final = b"\r\n\r\n"
+_BUDGET: Final = f"\r\n{http.DEADLINE}: ".encode()
 #: Heads that a connection remembers, and their most bytes.
 _HEADS_MAX: Final = 16
 _HEAD_MAX: Final = 2048
+#: The status of what is refused.
+_UNAVAILABLE: Final = 503
+#: After so many requests of a turn the loop says that it still works.
+_SIGN_EVERY: Final = 8
 #: Bytes that may wait until a request has been answered before the client is told to pause.
 _AHEAD_MAX: Final = 256 * 1024
 #: Answers that are what they say.
@@ -70,24 +91,24 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
-        "_ahead",
-        "_answering",
-        "_fresh",
-        "_heads",
-        "_ids",
-        "_partial",
-        "_patience",
-        "_read_timeout",
-        "_server",
-    )
+        "_ahead", "_answering", "_fresh", "_heads", "_ids", "_new", "_partial", "_patience", "_pressure",
+        "_read_timeout", "_server", "_tight", "since",
+    )  # fmt: skip
 
     def __init__(self, server: Server, **settings: Any) -> None:
         super().__init__(server, **settings)
         self._server = server
         self._ids = server.ids
         self._read_timeout = server.read_timeout
+        self._pressure = server.pressure
+        #: Since when the last bytes may have been there, on `perf_counter`'s clock; 0: not known.
+        self.since = 0.0
+        #: The budget of the request that is being answered, if it was let in although the loop was behind; else 0.
+        self._tight = 0.0
         #: Runs while the head of a request is awaited that has begun, or is the first.
         self._patience: asyncio.TimerHandle | None = None
+        #: Nothing has come, and `start` may not have begun to wait for it.
+        self._new = True
         #: A part of that head has come.
         self._partial = False
         #: Answers the request that came in one piece; and what the client has sent since.
@@ -125,26 +146,32 @@ class Connection(RequestHandler):
             if len(self._ahead) > _AHEAD_MAX and not self._buffer_paused:
                 self._pause_reading_for_buffer()
             return
-        waiter = self._waiter
-        if waiter is None or waiter.done() or self._partial or self._upgraded:
+        pressure = self._pressure
+        if not pressure.reading:
+            self._loop.call_soon(self._server.have_read)
+        self.since = pressure.read(perf_counter())
+        waiter, new, self._new = self._waiter, self._new, False
+        if (waiter.done() if waiter is not None else not new) or self._partial or self._upgraded:
             self._fresh = False
             super().data_received(data)
         else:
             head = data[: data.find(_END) + len(_END)]
+            key, budget = _cut(head)
             if self._fresh:
-                known = self._heads.get(head)
+                known = self._heads.get(key)
                 if known is not None and len(data) == len(head) + known[1]:
-                    self._begin(known[0], data[len(head) :])
+                    if not self._refused(known[0], budget):
+                        self._begin(known[0] if budget is None else _again(known[0], budget), data[len(head) :])
                     return
                 self._fresh = False
             self._waiter = None  # so that `start` is not told
             super().data_received(data)
             self._waiter = waiter
-            if self._take(data, head):
+            if self._take(data, head, key):
                 return
-            if self._messages and not waiter.done():
+            if self._messages and waiter is not None and not waiter.done():
                 waiter.set_result(None)
-        if self._messages or self._waiter is None or self._waiter.done():
+        if self._messages or (waiter.done() if waiter is not None else not new):
             if self._patience is not None:
                 self._stop_waiting()
             return
@@ -154,8 +181,14 @@ class Connection(RequestHandler):
 
     # --- whole requests -----------------------------------------------------------------------------------------------
 
-    def _take(self, data: bytes, head: bytes) -> bool:
-        """Begin to answer what was parsed, if it is one whole request. It is remembered if `data` is all of it."""
+    def _take(self, data: bytes, head: bytes, key: bytes) -> bool:
+        """Begin to answer what was parsed, if it is one whole request. It is remembered if `data` is all of it.
+
+        Args:
+            data: What was parsed last.
+            head: Its beginning.
+            key: What of that is remembered.
+        """
         if len(self._messages) != 1 or self._parser is None:
             return False
         message, payload = self._messages[0]
@@ -170,15 +203,58 @@ class Connection(RequestHandler):
             self._fresh = True
             if len(self._heads) >= _HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
-            self._heads[head] = message, len(body)
-        self._begin(message, body)
+            self._heads[key] = message, len(body)
+        if not self._refused(message, message.headers.get(http.DEADLINE)):
+            self._begin(message, body)
         return True
 
     def _begin(self, message: RawRequestMessage, body: bytes) -> None:
         if self._patience is not None:
             self._stop_waiting()
+        pressure = self._pressure
         self._request_in_progress = True
         self._answering = self._loop.create_task(self._answer(message, body))
+        pressure.queued += 1
+        if not pressure.queued % _SIGN_EVERY:
+            self._loop.call_soon(self._server.sign)
+
+    def _refused(self, message: RawRequestMessage, text: str | None) -> bool:
+        """Refuse a request for which the loop alone would take longer than its budget, which `text` says."""
+        pressure = self._pressure
+        needed = pressure.behind(self.since, perf_counter())
+        if not needed or text is None or self.transport is None:
+            return False
+        try:
+            budget = http.parse_deadline(text)
+        except InvalidInput:
+            return False  # its route says so
+        retry = pressure.refuses(needed, budget)
+        if not retry:
+            if pressure.teaches(needed, budget):
+                self._tight = budget
+            return False
+        if self._patience is not None:
+            self._stop_waiting()
+        body = _REFUSED % ((budget + retry) * 1e3, budget * 1e3, budget + retry, budget, retry)
+        name = self._ids.accept(message.headers.get(http.REQUEST_ID))
+        self.transport.write(_REFUSED_HEAD % (len(body), math.ceil(retry), name.encode(), body))
+        self._server.turned_away(self, message, name, len(body))
+        self._stay()
+        return True
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer aiohttp's way."""
+        self._pressure.worked(perf_counter())
+        return await super().finish_response(request, resp, start_time)
+
+    def arrived(self) -> float:
+        """When the request that begins to be answered may have come, at the earliest, on `perf_counter`'s clock."""
+        since = self.since
+        if self._answering is None:
+            self.since = 0.0  # the client may have sent the next one already; when is not known
+        return since or perf_counter()
 
     async def _answer(self, message: RawRequestMessage, body: bytes) -> None:
         """What `RequestHandler.start` does for one request."""
@@ -194,6 +270,8 @@ class Connection(RequestHandler):
             except Exception as error:  # noqa: BLE001 - as aiohttp does
                 response = self.handle_error(request, 500, error)
             self._current_request = None
+            if self._tight and response.status == _UNAVAILABLE:
+                self._tight = 0.0  # no promise was made
             plain = _plain(message, response)
             if plain is None:
                 _, reset = await self.finish_response(request, response, None)
@@ -212,6 +290,10 @@ class Connection(RequestHandler):
     def _answered(self, keep: bool) -> None:
         """The answer has been written: look at what came meanwhile, or end the connection."""
         self._answering = self._current_request = None
+        self._pressure.worked(now := perf_counter())
+        if self._tight:
+            self._pressure.ended(now - self.since <= self._tight)
+            self._tight = 0.0
         self._request_in_progress = False
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
@@ -220,14 +302,18 @@ class Connection(RequestHandler):
             if self.transport is not None:
                 self.transport.close()
             return
-        self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
-        if self._keepalive_handle is None:
-            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+        self._stay()
         if self._ahead:
             ahead, self._ahead = bytes(self._ahead), bytearray()
             if self._buffer_paused:
                 self._resume_reading_for_buffer()
             self.data_received(ahead)
+
+    def _stay(self) -> None:
+        """Wait for the next request, not for ever."""
+        self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
 
     def _process_keepalive(self) -> None:
         """A connection was idle for long, if none of its requests is being answered."""
@@ -281,6 +367,26 @@ def _is_head(head: bytes, message: RawRequestMessage) -> bool:
     return head.startswith(line) and head.endswith(_END) and head.count(b"\r\n") == len(message.raw_headers) + 2
 
 
+def _cut(head: bytes) -> tuple[bytes, str | None]:
+    """A head without the number of its budget, and that: clients say of each request what is left."""
+    at = head.find(_BUDGET)
+    if at < 0:
+        return head, None
+    at += len(_BUDGET)
+    end = head.find(b"\r", at)
+    value = head[at:end]
+    if not value.replace(b".", b"", 1).isdigit():
+        return head, None
+    return b"%b\0%b" % (head[:at], head[end:]), value.decode()  # with what is in no head
+
+
+def _again(message: RawRequestMessage, budget: str) -> RawRequestMessage:
+    """A head that was parsed before, with another budget."""
+    headers = CIMultiDict(message.headers)
+    headers[http.DEADLINE] = budget
+    return message._replace(headers=CIMultiDictProxy(headers))
+
+
 def _plain(message: RawRequestMessage, response: web.StreamResponse) -> tuple[bytes, ...] | None:
     """The bytes of an answer, as aiohttp would send them; None if it is of a kind that is left to aiohttp.
 
@@ -310,18 +416,35 @@ class Server(web.Server):
         ids: names those that get no further.
         read_timeout: seconds for the head of a request.
         crowd: counts and limits connections.
+        turned_away: told of each request that got no further, as its connection, its head, id, and the answer's bytes.
         **settings: for aiohttp's.
     """
 
     def __init__(
-        self, handler: http.Handler, ids: http.RequestIds, read_timeout: float, crowd: Crowd, **settings: Any
+        self,
+        handler: http.Handler,
+        ids: http.RequestIds,
+        read_timeout: float,
+        crowd: Crowd,
+        turned_away: Callable[[Connection, RawRequestMessage, str, int], None],
+        **settings: Any,
     ) -> None:
         super().__init__(handler, **settings)
         self.ids = ids
         self.read_timeout = read_timeout
+        self.pressure = Pressure()
+        self.turned_away = turned_away
         self._crowd = crowd
         #: Set when there is no connection; made when somebody waits for it.
         self._empty: asyncio.Event | None = None
+
+    def have_read(self) -> None:
+        """All that had come in this turn of the loop has been read."""
+        self.pressure.reading = False
+
+    def sign(self) -> None:
+        """The loop works."""
+        self.pressure.worked(perf_counter())
 
     def opened(self) -> bool:
         """A connection came; False: it is one too many."""

@@ -58,7 +58,7 @@ class GraphRoute:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
-        progress = Progress(self._ids.of(request), self._deadline)
+        progress = Progress(self._ids.of(request), self._deadline, http.arrived(request))
         visit = VISIT.get()
         if visit is not None:
             visit.progress = progress

@@ -78,7 +78,7 @@ class Client:
             message, payload, protocol, writer, task, loop
         )
         settings = {"request_factory": make, "handler_cancellation": True, "access_log": None}
-        self.server = Server(self.answer, http.RequestIds(), 60, Crowd(Cell(), Cell()), **settings)
+        self.server = Server(self.answer, http.RequestIds(), 60, Crowd(Cell(), Cell()), lambda *_: None, **settings)
         self.wire = Wire(loop)
         self.wire.protocol = Connection(self.server, loop=loop, **self.server._kwargs)
         self.wire.protocol.connection_made(self.wire)
