@@ -166,7 +166,7 @@ def test_a_number_that_is_none_is_still_said_to_be_none() -> None:
         with Client(server.port) as client:
             for header in (budget(10.0), budget(11.0)):
                 assert client.asks(0.0, header)[0] == 200
-            for text in ("0", "-1", "nan", "1_0"):
+            for text in ("0", "-1", "nan", "1_0", ""):
                 status, _, body = client.asks(0.0, f"x-rtml-deadline-ms: {text}")
                 assert (status, body["type"]) == (400, "InvalidInput")
             ((status, _, body),) = held_up(server.port, (client, "x-rtml-deadline-ms: 0"))
