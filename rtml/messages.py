@@ -14,7 +14,7 @@ tasks it concerns. Rules of this file:
 Who sends what:
 
     submitter  -> dispatcher   Hello, Define, Submit, Cancel, Watch, Unwatch, Release, Holding, Ack, Query, Keep,
-                               Consumed
+                               Consumed, Farewell
     dispatcher -> submitter    Welcome, Refused, Rehello, Results, WatchResults, Logs, Reply, Kept, Forgot
     executor   -> dispatcher   Hello, Finished, Blocked, Resumed, Returned, LoopLag, Prepared, Hosting, Checkpoint,
                                Items; also all of a submitter
@@ -430,6 +430,10 @@ class Holding(msgspec.Struct, array_like=True, tag=20):
     handles: list[int]
 
 
+class Farewell(msgspec.Struct, array_like=True, tag=26):
+    """The last message of a submitter that ends in order: it will not come back, nothing is kept for it any more."""
+
+
 class Keep(msgspec.Struct, array_like=True, tag=25):
     """Functions that this submitter wants to be ready in executors before they are called; all of them after a return.
 
@@ -763,7 +767,7 @@ class Interrupt(msgspec.Struct, array_like=True, tag=95):
 
 Message = (
     Define | Hello | Submit | Ack | Cancel | Watch | Unwatch | Release | Query | Logs | Heartbeat | Holding | Keep
-    | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Items | Consumed
+    | Farewell | Finished | Blocked | Resumed | Returned | LoopLag | Prepared | Hosting | Checkpoint | Items | Consumed
     | Welcome | Refused | Rehello | Results | WatchResults | Reply | Kept | Forgot | Assign | Revoke | Recall | Free
     | Safe | Prepare | Forget | Leave | Delegate | Offer | Hosted | Node | ExecutorStarted | ExecutorDied
     | StartExecutor | KillExecutor | Interrupt | HandOver | Leavings | Moved

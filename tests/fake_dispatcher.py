@@ -32,6 +32,7 @@ from rtml.messages import (
     Cancel,
     Define,
     ErrorInfo,
+    Farewell,
     Function,
     Hello,
     Holding,
@@ -176,7 +177,7 @@ class FakeDispatcher:
         elif isinstance(message, Query):
             out.setdefault(peer, []).append(Reply(message.id, f"{message.what} {message.argument}"))
         else:
-            assert isinstance(message, Ack | Unwatch | Release | Holding), message
+            assert isinstance(message, Ack | Farewell | Unwatch | Release | Holding), message
 
     def _finish(self, number: int, done: dict[int, list[TaskResult]]) -> None:
         """Run a task whose dependencies have ended; try those again that waited for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -16,7 +17,7 @@ from rtml import link as links
 from rtml.errors import ConnectionLost, ProtocolError
 from rtml.link import KeyRefused, Link, LinkClosed
 from rtml.link.keys import peer_keys
-from rtml.messages import Hello, Message, Refused, Submit, Welcome, decode, encode
+from rtml.messages import Farewell, Hello, Message, Refused, Submit, Welcome, decode, encode
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
@@ -203,4 +204,10 @@ def send(link: Link, messages: list[Message]) -> None:
         link.send(encode([message]))
 
 
-__all__ = ["Connector", "LinkClosed", "Peer", "send"]
+def farewell(link: Link) -> None:
+    """Before the link is closed in order: the dispatcher need not wait for this submitter to come back."""
+    with contextlib.suppress(LinkClosed):
+        link.send(encode([Farewell()]))
+
+
+__all__ = ["Connector", "LinkClosed", "Peer", "farewell", "send"]

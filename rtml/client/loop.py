@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from rtml.client.connecting import Connector, Peer, send
+from rtml.client.connecting import Connector, Peer, farewell, send
 from rtml.client.driver import Waiter
 from rtml.errors import ConnectionLost
 from rtml.link import Link, LinkClosed
@@ -141,6 +141,7 @@ class AsyncDriver:
         if link is not None:
             if not self._loop.is_closed():
                 self._loop.remove_reader(link.fileno())
+            farewell(link)
             link.close()
 
     # --- in the loop's thread -----------------------------------------------------------------------------------------

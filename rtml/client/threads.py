@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from rtml.client.connecting import Connector, Peer, send
+from rtml.client.connecting import Connector, Peer, farewell, send
 from rtml.client.driver import Waiter
 from rtml.errors import ConnectionLost
 from rtml.link import Link, LinkClosed
@@ -198,6 +198,7 @@ class ThreadDriver:
         with self._sending, self.lock:
             link, self._link = self._link, None
         if link is not None:
+            farewell(link)
             link.close()
         with self.lock:
             os.close(self._bell_read)

@@ -53,6 +53,7 @@ from rtml.messages import (
     CANCELLED,
     DISPATCHER,
     EXECUTOR,
+    EXECUTORS,
     SUPERVISOR,
     Ack,
     Blocked,
@@ -62,6 +63,7 @@ from rtml.messages import (
     Define,
     ExecutorDied,
     ExecutorStarted,
+    Farewell,
     Finished,
     HandOver,
     Heartbeat,
@@ -158,6 +160,7 @@ class Core:
             Holding: self._holding,
             Query: self._query,
             Keep: self._keep,
+            Farewell: self._farewell,
             Prepared: self._prepared,
             Logs: self._logs,
             Heartbeat: self._heartbeat,
@@ -433,6 +436,10 @@ class Core:
         worker = self._worker_of(session)
         if worker is not None:
             self.streams.items(worker, message)
+
+    def _farewell(self, session: Session, message: Farewell, now: float) -> None:
+        if session.worker is None and session.role not in {*EXECUTORS, DISPATCHER, SUPERVISOR}:
+            self.membership.end_session(session, now)
 
     def _consumed(self, session: Session, message: Consumed, now: float) -> None:
         self.streams.consumed(session, message)

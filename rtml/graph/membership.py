@@ -293,6 +293,9 @@ class Membership:
 
     def end_session(self, session: Session, now: float) -> None:
         """A submitter will not come back: end its graphs, free what it held."""
+        if session.peer is not None:
+            del self.tables.peers[session.peer]
+            session.peer = None
         self.tables.sessions.pop(session.id, None)
         self.tables.dirty.pop(session.id, None)
         for task in list(session.children.values()):

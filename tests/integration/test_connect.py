@@ -92,6 +92,16 @@ def test_large_values_travel_over_tcp_too() -> None:
         assert distant.submit(length, large).result(20) == 70_000
 
 
+def test_what_a_client_had_is_free_as_soon_as_it_has_ended() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with rtml.connect(workers=1, listen=address):
+        for number in range(3):
+            with rtml.connect(address):
+                kept = Kept.options(name="only one", cpu=1).create(number)
+                assert kept.value.submit().result(20) == number  # 30 s long it was that of the client before
+
+
 def test_large_values_are_refused_where_no_node_takes_them() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -104,6 +114,17 @@ def test_large_values_are_refused_where_no_node_takes_them() -> None:
                     distant.put(bytes(70_000))
         finally:
             dispatcher.terminate()
+
+
+class KeptClass:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def value(self) -> int:
+        return self.number
+
+
+Kept = rtml.actor(KeptClass)
 
 
 def command(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

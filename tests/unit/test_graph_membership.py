@@ -12,6 +12,7 @@ from rtml.messages import (
     EXECUTOR,
     SUPERVISOR,
     ExecutorDied,
+    Farewell,
     Finished,
     Free,
     Heartbeat,
@@ -114,6 +115,28 @@ def test_one_that_is_gone_twice_has_its_time_again() -> None:
     engine.advance(1.0)
     assert engine.outcome("a") == ""
     assert engine.heard("w1", Revoke)
+
+
+def test_one_that_says_farewell_is_not_waited_for() -> None:
+    engine = Engine(2)
+    engine.submit("a", "b")
+    ref = engine.stored(engine.holder("b"), "o")
+    engine.finish("b", value=ref)
+    engine.post("ann", Farewell())
+    assert not engine.known("a")
+    assert engine.heard("w1", Revoke) or engine.heard("w2", Revoke)
+    assert not engine.core.tables.objects
+    engine.gone("ann")
+    engine.advance(60.0)
+
+
+def test_executors_and_supervisors_have_no_farewell() -> None:
+    engine = Engine(1)
+    engine.submit("a")
+    engine.post("w1", Farewell())
+    engine.post("node", Farewell())
+    engine.finish("a")
+    assert engine.outcome("a") == "ok"
 
 
 def test_one_that_stays_away_takes_its_graphs_along() -> None:
