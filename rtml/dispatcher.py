@@ -30,10 +30,24 @@ from rtml.announcer import Announcer
 from rtml.graph.calls import Calls
 from rtml.graph.core import Core
 from rtml.graph.policy import DEFAULT, POLICIES, TURNS_MAX, Scheduling
-from rtml.graph.tables import LIMITS_HELP, Ahead, Answer, Close, Effect, Ended, LetGo, Limits, Send, Sweep, Unlink
+from rtml.graph.tables import (
+    LIMITS_HELP,
+    Ahead,
+    Answer,
+    Close,
+    Effect,
+    Ended,
+    Knock,
+    LetGo,
+    Limits,
+    Send,
+    Sweep,
+    Unlink,
+)
 from rtml.link import AddressError, Hub
 from rtml.link.dial import RESEND, UPLINK, Dialler
 from rtml.link.keys import NODE, hub_keys, peer_keys
+from rtml.link.knocking import Knocker
 from rtml.messages import (
     CLIENT,
     EXECUTORS,
@@ -95,6 +109,7 @@ class Dispatcher:
         self._stopping = False
         #: tells the node's data endpoint what tasks will need
         self.announcer = Announcer("")
+        self.knocker = Knocker(hub)
 
     def stop(self) -> None:
         """Leave `run` after the current wake-up."""
@@ -106,6 +121,7 @@ class Dispatcher:
         clock = time.monotonic
         notices, ended, shed = core.notices, core.tables.ended, core.tables.shed
         turns, arrived = self._turns, self._arrived
+        refused = self.knocker.refused
         while not self._stopping:
             wakeup = core.next_wakeup()
             timeout = None if wakeup is None else max(0.0, wakeup - clock())
@@ -126,6 +142,8 @@ class Dispatcher:
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     self._reject(peer, frame, error)
             self._execute(core.handle(arrivals, now))
+            while refused:
+                self._execute(core.knocked(self.knocker.take(), now))
             # From here on the others work: what they do not wait for costs no latency.
             late = core.settle()
             if late:
@@ -189,6 +207,8 @@ class Dispatcher:
                 self.announcer.announce(effect.refs)
             elif isinstance(effect, LetGo):
                 self.announcer.let_go(effect.objects)
+            elif isinstance(effect, Knock):
+                self.knocker.knock(effect)
             elif isinstance(effect, Unlink):
                 self._unlink(effect.ref)
             elif isinstance(effect, Sweep):
@@ -414,6 +434,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] | None =
     finally:
         if uplink is not None:
             uplink.close()
+        dispatcher.knocker.close()
         hub.close()
 
 

@@ -455,6 +455,11 @@ class Core:
         self.membership.dialled(peer, now)
         return flush(self.tables, self.remote)
 
+    def knocked(self, worker: int, now: float) -> list[Effect]:
+        """Nothing listens any more where this node's data endpoint was (see `Knock`)."""
+        self.membership.knocked(worker, now)
+        return flush(self.tables, self.remote)
+
     def _refused(self, session: Session, message: Refused, now: float) -> None:
         if session.worker is not None and session.worker.upward:
             self.notices.append(f"the dispatcher above refuses this node, which joins anew: {message.reason}")

@@ -10,7 +10,7 @@ from rtml.graph.placement import Placement
 from rtml.graph.recovery import Recovery
 from rtml.graph.remote import Remote
 from rtml.graph.state import NodeState, Session, State, TaskState, WorkerState, failure
-from rtml.graph.tables import Close, Send, Tables
+from rtml.graph.tables import Close, Knock, Send, Tables
 from rtml.graph.workforce import Workforce
 from rtml.messages import (
     ASYNC_EXECUTOR,
@@ -116,6 +116,7 @@ class Membership:
         self.workforce.joined(worker, now)
         if hello.data and worker.node.data != hello.data:
             worker.node.data = hello.data
+            self._knock(worker, lost=False)
             self.lifecycle.lineages.gone.pop(hello.data, None)
             for client in self.tables.sessions.values():
                 if client.role == CLIENT and client.peer is not None:
@@ -266,8 +267,22 @@ class Membership:
             self.tables.sessions.pop(session.id, None)
         elif session.worker is not None:
             self.tables.at(now + limits.worker_grace, self._worker_grace_over, session)
+            self._knock(session.worker, lost=True)
         else:
             self.tables.at(now + session.grace, self._session_grace_over, session)
+
+    def _knock(self, worker: WorkerState, *, lost: bool) -> None:
+        if worker.role == DISPATCHER and not worker.upward and worker.node.data:
+            self.tables.effects.append(Knock(worker.id, worker.node.data, lost))
+
+    def knocked(self, worker_id: int, now: float) -> None:
+        """Nothing listens any more where this node's data endpoint was: all of its processes have ended.
+
+        Its supervisor has the listening socket, and ends with all that it has started.
+        """
+        worker = self.tables.workers.get(worker_id)
+        if worker is not None and (worker.session is None or worker.session.peer is None):
+            self.died(ExecutorDied(worker_id, "its link is broken and nothing listens there any more"), now)
 
     def _worker_grace_over(self, session: Session, now: float) -> None:
         worker = session.worker

@@ -110,7 +110,18 @@ class LetGo(NamedTuple):
     objects: list[int]
 
 
-Effect = Send | Close | Unlink | Sweep | Answer | Ahead | LetGo
+class Knock(NamedTuple):
+    """Effect: find out whether this node's data endpoint lets anybody in; `Core.knocked` is told if it does not.
+
+    `lost`: the node's link is broken. Else it has just joined, and nothing is told.
+    """
+
+    worker: int
+    data: str
+    lost: bool
+
+
+Effect = Send | Close | Unlink | Sweep | Answer | Ahead | LetGo | Knock
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -72,8 +73,6 @@ def cluster(nodes: int, kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
 
 
 def joined(client: Client) -> int:
-    import json
-
     return sum(peer["connected"] and peer["cpu"] > 0 for peer in json.loads(client.query("status"))["dispatchers"])
 
 
@@ -137,11 +136,13 @@ def test_a_node_that_is_told_to_stop_loses_nothing() -> None:
 
 
 def test_a_killed_node_loses_nothing() -> None:
-    with cluster(2) as nodes, nodes.connect():
+    with cluster(2) as nodes, nodes.connect() as client:
         futures = [slow.submit(x) for x in range(16)]
         time.sleep(0.3)
         nodes.processes["n0"].kill()
         nodes.processes["n0"].wait()
+        # Half a second, as nothing listens there any more; after `worker_grace`, ten, of a node that is only silent.
+        until(lambda: [one["name"] for one in json.loads(client.query("status"))["dispatchers"]] == ["n1"], 8)
         assert [future.result(60) for future in futures] == list(range(16))
 
 

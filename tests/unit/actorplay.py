@@ -259,8 +259,9 @@ class ActorPlay:
         name = self.random.choice(sorted(self.tree.nodes))
         if name in self.away:
             return
-        self.tree.kill(name)
-        self.tree.advance(12.0, step=0.5)
+        refused = self.random.random() < 0.5
+        self.tree.kill(name, refused=refused)
+        self.tree.advance(1.0 if refused else 12.0, step=0.5)
 
     def settle(self) -> None:
         self.tree.settle()

@@ -164,7 +164,13 @@ class Engine:
         if self._held:
             return
         arrivals, self._arrivals = self._arrivals, []
-        effects = self.core.handle(arrivals, self.now)
+        self._carry_out(self.core.handle(arrivals, self.now))
+
+    def knocked(self, worker: int) -> None:
+        """Nothing listens any more where this node was."""
+        self._carry_out(self.core.knocked(worker, self.now))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
         if self.checked:
             check(self.core)
         effects += self.core.settle()

@@ -137,6 +137,45 @@ def test_a_short_cut_loses_nothing() -> None:
     assert tree.root.outcome("c") == "ok"
 
 
+def test_a_node_whose_kernel_says_that_it_has_ended_is_given_up_at_once() -> None:
+    tree = Tree(nodes=2)
+    tree.root.submit("a", "b")
+    tree.settle()
+    name, other = where(tree, "a"), where(tree, "b")
+    tree.cut(name)
+    tree.settle()
+    assert not tree.node(other).known("a")  # it may come back
+    asked = tree.knock(f"{name}:1")
+    tree.root.knocked(asked.worker)
+    tree.settle()
+    tree.node(other).finish("b")
+    tree.settle()
+    tree.node(other).finish("a")
+    tree.settle()
+    assert tree.root.outcome("a") == "ok"
+    tree.root.knocked(asked.worker)  # nobody knows it any more
+    tree.connect(name)  # it was wrong: the node is told, and joins anew
+    tree.settle()
+    tree.advance(1.0)
+    assert len(tree.root.core.tables.remotes) >= 1
+
+
+def test_a_node_that_came_back_meanwhile_is_not_given_up() -> None:
+    tree = Tree(nodes=1)
+    node = tree.node("n1")
+    tree.root.submit("a")
+    tree.settle()
+    tree.cut("n1")
+    asked = tree.knock("n1:1")
+    tree.connect("n1")
+    tree.settle()
+    tree.root.knocked(asked.worker)
+    tree.settle()
+    node.finish("a")
+    tree.settle()
+    assert tree.root.outcome("a") == "ok"
+
+
 def test_what_was_on_its_way_when_the_link_broke_is_sent_again() -> None:
     tree = Tree(nodes=1)
     tree.root.submit("a")  # not settled: the delegation is lost

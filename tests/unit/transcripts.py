@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rtml.graph.state import State, WorkerState
-from rtml.graph.tables import Ahead, Close, Effect, LetGo, Limits, Send, Sweep, Unlink
+from rtml.graph.tables import Ahead, Close, Effect, Knock, LetGo, Limits, Send, Sweep, Unlink
 from rtml.messages import (
     CANCELLED,
     OUTCOMES,
@@ -200,6 +200,8 @@ class Scene:
             yield f"shared memory: all of session {effect.session} removed but {sorted(effect.keep)}"
         elif isinstance(effect, Ahead):
             yield f"to be fetched: {[ref.segment for ref in effect.refs]}"
+        elif isinstance(effect, Knock):
+            yield f"to be knocked at: {effect.data}"
         elif isinstance(effect, LetGo):
             yield f"copies that nobody needs: {[f'{number:#x}' for number in effect.objects]}"
         else:

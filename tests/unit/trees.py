@@ -14,7 +14,7 @@ from collections import Counter, deque
 from typing import Any
 
 from rtml.graph.policy import Scheduling
-from rtml.graph.tables import Close, Effect, Send
+from rtml.graph.tables import Close, Effect, Knock, Send
 from rtml.messages import Message, decode, encode
 from tests.unit.cores import Engine
 
@@ -86,10 +86,19 @@ class Tree:
             engine._arrivals.append((number, None))
             engine._turn()
 
-    def kill(self, name: str) -> None:
-        """The node is gone for ever, with everything on it; its link breaks."""
+    def kill(self, name: str, *, refused: bool = False) -> None:
+        """The node is gone for ever, with everything on it; its link breaks. `refused`: the kernel there says so."""
         self.cut(name)
-        del self.nodes[name]
+        data = self.nodes.pop(name).core.tables.data
+        if refused:
+            self.root.knocked(self.knock(data).worker)
+
+    def knock(self, data: str) -> Knock:
+        """What the root wants to know of this data endpoint, since its link broke."""
+        asked = [effect for _, _, effect in self.root.effects if isinstance(effect, Knock)]
+        last = next(effect for effect in reversed(asked) if effect.data == data)
+        assert last.lost
+        return last
 
     def carry(self, sender: Member, effect: Send | Close) -> None:
         """A frame leaves a dispatcher for another one."""
