@@ -14,6 +14,7 @@ are ignored. What a tensor's data may look like stands in `rtml.serving.tensors`
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import abc
 from collections.abc import Iterator, Mapping
@@ -144,6 +145,7 @@ _encode_json = msgspec.json.Encoder().encode
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(256)
 def parse_header_length(text: str | None) -> int | None:
     """The value of the header `Inference-Header-Content-Length`.
 

@@ -82,6 +82,15 @@ class Crowd(NamedTuple):
     most: float = math.inf
 
 
+class _Known(NamedTuple):
+    """A head that was parsed, and the size of its body."""
+
+    message: RawRequestMessage
+    size: int
+    #: Of a request with this head; empty before the first that comes again.
+    fields: dict[str, Any]
+
+
 class Connection(RequestHandler):
     """One client's connection.
 
@@ -116,8 +125,8 @@ class Connection(RequestHandler):
         self._ahead = bytearray()
         #: The parser holds no part of a request: what comes now is the beginning of one.
         self._fresh = True
-        #: What was parsed lately, with the size of the body, by the head's bytes.
-        self._heads: dict[bytes, tuple[RawRequestMessage, int]] = {}
+        #: What was parsed lately, by the head's bytes.
+        self._heads: dict[bytes, _Known] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait, unless there are too many connections."""
@@ -137,6 +146,7 @@ class Connection(RequestHandler):
         self._server.closed()
         if self._answering is not None:
             self._answering.cancel()
+        self._heads.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -159,9 +169,14 @@ class Connection(RequestHandler):
             key, budget = _cut(head)
             if self._fresh:
                 known = self._heads.get(key)
-                if known is not None and len(data) == len(head) + known[1]:
-                    if not self._refused(known[0], budget):
-                        self._begin(known[0] if budget is None else _again(known[0], budget), data[len(head) :])
+                if known is not None and len(data) == len(head) + known.size:
+                    message = known.message
+                    if self._refused(message, budget):
+                        return
+                    if budget is None:
+                        self._begin(message, data[len(head) :], known.fields)
+                    else:
+                        self._begin(_again(message, budget), data[len(head) :])
                     return
                 self._fresh = False
             self._waiter = None  # so that `start` is not told
@@ -203,17 +218,17 @@ class Connection(RequestHandler):
             self._fresh = True
             if len(self._heads) >= _HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
-            self._heads[key] = message, len(body)
+            self._heads[key] = _Known(message, len(body), {})
         if not self._refused(message, message.headers.get(http.DEADLINE)):
             self._begin(message, body)
         return True
 
-    def _begin(self, message: RawRequestMessage, body: bytes) -> None:
+    def _begin(self, message: RawRequestMessage, body: bytes, fields: dict[str, Any] | None = None) -> None:
         if self._patience is not None:
             self._stop_waiting()
         pressure = self._pressure
         self._request_in_progress = True
-        self._answering = self._loop.create_task(self._answer(message, body))
+        self._answering = self._loop.create_task(self._answer(message, body, fields))
         pressure.queued += 1
         if not pressure.queued % _SIGN_EVERY:
             self._loop.call_soon(self._server.sign)
@@ -256,17 +271,29 @@ class Connection(RequestHandler):
             self.since = 0.0  # the client may have sent the next one already; when is not known
         return since or perf_counter()
 
-    async def _answer(self, message: RawRequestMessage, body: bytes) -> None:
+    def _request(self, message: RawRequestMessage, fields: dict[str, Any] | None) -> web.BaseRequest:
+        """The request of a head; `fields` are those of an earlier one with the same, or become so."""
+        writer, task = StreamWriter(self, self._loop), self._answering
+        if fields:
+            request = web.BaseRequest.__new__(web.BaseRequest)
+            own = request.__dict__
+            own.update(fields)
+            own["_payload_writer"], own["_task"], own["_state"] = writer, task, {}
+            return request
+        request = self._server.request_factory(message, EMPTY_PAYLOAD, self, writer, task)  # type: ignore[arg-type]
+        if fields is not None:
+            fields.update(request.__dict__, _payload_writer=None, _task=None)
+        return request
+
+    async def _answer(self, message: RawRequestMessage, body: bytes, fields: dict[str, Any] | None) -> None:
         """What `RequestHandler.start` does for one request."""
         keep = False
         try:
-            server = self._server
-            writer, task = StreamWriter(self, self._loop), self._answering
-            request = server.request_factory(message, EMPTY_PAYLOAD, self, writer, task)  # type: ignore[arg-type]
+            request = self._request(message, fields)
             request._read_bytes = body
             self._current_request = request
             try:
-                response = await server.request_handler(request)
+                response = await self._server.request_handler(request)
             except Exception as error:  # noqa: BLE001 - as aiohttp does
                 response = self.handle_error(request, 500, error)
             self._current_request = None

@@ -85,9 +85,11 @@ class AsyncExecutor:
             self._begin(group)
             self._watch.leave()
         self._applying = applying
-        self._cancel_revoked()
-        for event in self.credits.values():
-            event.set()
+        if core.revoked:
+            self._cancel_revoked()
+        if self.credits:
+            for event in self.credits.values():
+                event.set()
         self._settle()
         if core.dirty:
             self._send()
@@ -170,23 +172,30 @@ class AsyncExecutor:
             self._send()
             return
         loop = self.driver.loop
-        task, step = make_task(loop, Steps(awaitable, first.id, self._watch), loaded.name, context)
         key = (first.id, first.attempt)
-        self._running[key] = (task, group)
-        self._watch.busy()
+
+        def returned(value: Any) -> None:
+            if not task.cancelling():
+                end(value, None)
 
         def done(task: asyncio.Task[Any]) -> None:
+            if key in self._running:
+                end(*_outcome(task))
+
+        def end(value: Any, error: BaseException | None) -> None:
             del self._running[key]
             self._told.discard(key)
             if not self._running:
                 self._watch.idle()
                 self.driver.tidy_soon()
-            value, error = _outcome(task)
             self._watch.enter(first.id)
             self._finish(group, loaded, value, error, start, batch=batch)
             self._watch.leave()
             self._send()
 
+        task, step = make_task(loop, Steps(awaitable, first.id, self._watch, returned), loaded.name, context)
+        self._running[key] = (task, group)
+        self._watch.busy()
         if asyncio.current_task(loop) is None:
             step()
             if task.done():

@@ -153,11 +153,13 @@ class LoopDriver:
         if link is None:
             return
         frame = encode(messages)
-        frames = [frame] if len(frame) <= FRAME_MAX else [encode([message]) for message in messages]
         try:
             with self._sending:
-                for frame in frames:
+                if len(frame) <= FRAME_MAX:
                     link.send(frame)
+                    return
+                for message in messages:
+                    link.send(encode([message]))
         except (LinkClosed, OSError):
             return
 
@@ -183,10 +185,10 @@ class LoopDriver:
                     self._for_client(message)
         if self.core.wanted or self.core.forgotten:
             self.look()
-        freed, self.core.freed = self.core.freed, []
-        for number in freed:
-            self._client.store.free(number)
-        if freed:
+        if self.core.freed:
+            freed, self.core.freed = self.core.freed, []
+            for number in freed:
+                self._client.store.free(number)
             self.tidy_soon()
         return True
 

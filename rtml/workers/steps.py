@@ -20,18 +20,30 @@ class CarriedError(Exception):
 
 
 class Steps(Coroutine[Any, Any, Any]):
-    """A coroutine that shows in the running page whenever it runs."""
+    """A coroutine that shows in the running page whenever it runs.
 
-    __slots__ = ("_coroutine", "_id", "_watch")
+    Args:
+        coroutine: of user code.
+        task: whose.
+        watch: shows it.
+        returned: called with what the coroutine returns, before the loop knows, which would say so a turn later.
+    """
 
-    def __init__(self, coroutine: Any, task: int, watch: Watch) -> None:
+    __slots__ = ("_coroutine", "_id", "_returned", "_watch")
+
+    def __init__(self, coroutine: Any, task: int, watch: Watch, returned: Callable[[Any], None]) -> None:
         self._coroutine = coroutine
         self._id = task
         self._watch = watch
+        self._returned = returned
 
     def send(self, value: Any) -> Any:
         """See `Coroutine`."""
-        return self.run(self._coroutine.send, value)
+        try:
+            return self.run(self._coroutine.send, value)
+        except StopIteration as end:
+            self._returned(end.value)
+            raise
 
     def throw(self, *error: Any) -> Any:
         """See `Coroutine`."""

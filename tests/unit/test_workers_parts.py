@@ -172,12 +172,15 @@ async def two_steps(page: memoryview) -> int:
 
 def test_steps_show_in_the_page() -> None:
     page = RunningPage().slot(1)
-    steps = Steps(two_steps(page), 9, Watch(page, lambda _: None))
+    told: list[object] = []
+    steps = Steps(two_steps(page), 9, Watch(page, lambda _: None), told.append)
     assert steps.send(None) == "waiting"
     assert page[COUNT] == 0
-    with pytest.raises(StopIteration):
+    assert not told
+    with pytest.raises(StopIteration) as end:
         steps.send(None)
     assert page[COUNT] == 0
+    assert told == [end.value.value]
 
 
 async def ends_the_program() -> None:
@@ -185,9 +188,11 @@ async def ends_the_program() -> None:
 
 
 def test_an_exit_is_carried_through_the_loop() -> None:
-    steps = Steps(ends_the_program(), 9, Watch(RunningPage().slot(1), lambda _: None))
+    told: list[object] = []
+    steps = Steps(ends_the_program(), 9, Watch(RunningPage().slot(1), lambda _: None), told.append)
     with pytest.raises(CarriedError) as caught:
         steps.send(None)
+    assert not told
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
