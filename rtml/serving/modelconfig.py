@@ -295,7 +295,7 @@ def plan(
         info = info._replace(inputs=tuple(one for one in info.inputs if one.name not in hidden), outputs=outputs_seen)
     try:
         known_in = {tensor.name: spec_of(tensor) for tensor in info.inputs}
-        known_out = {tensor.name: spec_of(tensor) for tensor in info.outputs}
+        known_out = _known_outputs(given, info)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     open_first = all(_is_open(tensor) for tensor in info.inputs) and bool(info.inputs)
@@ -363,6 +363,21 @@ def _batching(config: ModelConfig | None, batch_max: int) -> dict[str, Any]:
     if batching.default_priority_level:
         arguments["priority"] = oip.priority_of({"priority": batching.default_priority_level})
     return arguments
+
+
+def _known_outputs(given: ModelConfig, info: ModelInfo) -> dict[str, TensorSpec]:
+    """The file's outputs that can be served; those that cannot may be left out by a configuration that lists others."""
+    listed = {tensor.name for tensor in given.output}
+    known = {}
+    for tensor in info.outputs:
+        try:
+            known[tensor.name] = spec_of(tensor)
+        except ValueError as error:
+            if not listed and len(info.outputs) > 1:
+                raise ConfigError(f"{error}; a configuration may leave it out: its output lists the others") from None
+            if not listed or tensor.name in listed:
+                raise
+    return known
 
 
 def _is_open(tensor: TensorInfo) -> bool:

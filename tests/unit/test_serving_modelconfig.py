@@ -16,6 +16,10 @@ OPEN = ModelInfo((X,), (Y,), {})
 FIXED = ModelInfo((TensorInfo("x", "float32", (1, 3)),), (TensorInfo("y", "int64", (1,)),), {})
 
 
+#: What converters make of a classifier.
+MAPS = ModelInfo((X,), (Y, TensorInfo("maps", "", None, "a sequence")), {})
+
+
 def of(**fields: Any) -> ModelConfig:
     return read(json.dumps(fields), "json")[0]
 
@@ -127,6 +131,8 @@ def test_what_is_wrong_is_said(text: str, form: Any, reason: str) -> None:
         ({"model_warmup": [{"inputs": {"z": {"dims": [1]}}}]}, OPEN, "no input 'z'"),
         ({}, ModelInfo((TensorInfo("x", "", None),), (Y,), {}), "no tensor of a datatype that can be served"),
         ({"input": [{"name": "x"}]}, ModelInfo((X, Y), (Y,), {}), "also has the inputs y"),
+        ({}, MAPS, "'maps' is a sequence, no tensor .* may leave it out: its output lists the others"),
+        ({"output": [{"name": "maps"}]}, MAPS, "'maps' is a sequence, no tensor of a datatype"),
     ],
 )
 def test_what_contradicts_the_file_is_refused(fields: dict[str, Any], info: ModelInfo, reason: str) -> None:
@@ -158,6 +164,11 @@ def test_what_is_asked_for_reaches_the_model() -> None:
     }
     assert found.config["output"][0]["label_filename"] == "names.txt"
     json.dumps(found.config)
+
+
+def test_an_output_that_is_no_tensor_can_be_left_out() -> None:
+    found = plan("m", of(output=[{"name": "y"}]), MAPS)
+    assert [spec.name for spec in found.outputs] == found.arguments["outputs"] == ["y"]
 
 
 def test_what_is_described_is_a_configuration_of_tritons() -> None:
