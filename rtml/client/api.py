@@ -15,7 +15,7 @@ from rtml.client.embedded import connect as _connect
 from rtml.client.functions import RemoteFunction
 from rtml.client.future import PENDING, Future, Ref, error_of, remaining
 from rtml.client.gathered import Gathered
-from rtml.client.waiting import Group
+from rtml.client.waiting import Group, sleep
 
 T = TypeVar("T")
 
@@ -248,11 +248,7 @@ def _wait_for(group: Group, timeout: float | None) -> bool:
 
 
 def _drive(group: Group, clients: list[Client], timeout: float | None) -> bool:
-    """Wait with the first client's driver; with several, the others' helpers deliver theirs."""
-    for one in clients[1:]:
-        one.driver.flush()
-        one.driver.expect()
-    return clients[0].driver.wait(group, timeout)
+    return clients[0].driver.wait(group, timeout) if len(clients) == 1 else sleep(group, clients, timeout)
 
 
 __all__ = [

@@ -396,7 +396,11 @@ class Client(Collectives, concurrent.futures.Executor):
     def close_at_exit(self) -> None:
         """Like the standard executors, finish what was submitted; but not after an error that ends the program."""
         crashed = getattr(sys, "last_type", None) is not None
-        self.shutdown(wait=True, cancel_futures=crashed)
+        try:
+            self.shutdown(wait=True, cancel_futures=crashed)
+        except KeyboardInterrupt:
+            self.shutdown(wait=True, cancel_futures=True)
+            raise
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds."""

@@ -226,6 +226,10 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
     """
     embedded: Embedded | None = None
     key_dir = os.path.abspath(keys) if keys else ""
+    if link not in ("unix", "zmq"):
+        raise ValueError(f"link is 'unix' or 'zmq', not {link!r}")
+    if address is not None and not isinstance(address, str):
+        raise TypeError(f"address is text like 'tcp://host:port', not {address!r}")
     session = secrets.randbelow(SESSION_MAX) + 1
     if address is None:
         arguments = node_arguments(workers, logs, settings)
@@ -302,7 +306,8 @@ def node_arguments(workers: int | None, logs: bool, settings: Mapping[str, Any])
     }
     unknown = set(settings) - known
     if unknown:
-        raise TypeError(f"connect() has no setting {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}")
+        there = sorted({*known, "workers", "link", "logs", "timings", "reconnect_timeout", "keys"})
+        raise TypeError(f"connect() has no setting {sorted(unknown)[0]!r}; there are {', '.join(there)}")
     count = len(os.sched_getaffinity(0)) if workers is None else workers
     _check_amounts({"workers": count, **settings})
     arguments = ["--workers", str(count)]
@@ -320,7 +325,7 @@ def node_arguments(workers: int | None, logs: bool, settings: Mapping[str, Any])
         elif name in ("data", "advertise"):
             continue  # see `data_arguments`
         elif name == "preimport":
-            arguments += [option, value if isinstance(value, str) else ",".join(value)]
+            arguments += [option, ",".join(_several(value))]
         elif name == "resources":
             import json
 
@@ -382,7 +387,10 @@ def _check_amounts(settings: Mapping[str, Any]) -> None:
 
 
 def _several(value: str | Iterable[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+    several = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if not all(isinstance(one, str) for one in several):
+        raise TypeError(f"expected text, or a list of texts, not {value!r}")
+    return several
 
 
 def limit_arguments(limits: Mapping[str, float]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtml.client.driver import Waiter
 from rtml.client.future import PENDING, UNSET, Future, error_of
+from rtml.client.waiting import sleep
 from rtml.messages import CANCELLED, OK
 
 if TYPE_CHECKING:
@@ -45,6 +46,22 @@ class Gathered(Future[list[Any]]):
             elif not member.done():
                 by_client.setdefault(member._client, []).append(member)
         return self._state is PENDING and bool(sum(len(client.cancel_all(some)) for client, some in by_client.items()))
+
+    def _wait(self, timeout: float | None) -> None:
+        clients = self._clients()
+        if len(clients) == 1:
+            super()._wait(timeout)
+            return
+        waiter = Waiter()
+        if self._attach(waiter) and not sleep(waiter, clients, timeout):
+            self._detach(waiter)
+            raise TimeoutError(f"{self!r} has not ended within {timeout} s")
+
+    def _clients(self) -> set[Client]:
+        """Its own, and those of its members at any depth."""
+        return {self._client}.union(
+            *(member._clients() if isinstance(member, Gathered) else {member._client} for member in self.members)
+        )
 
     def _is_far(self) -> bool:
         return any(member._is_far() for member in self.members)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rtml.client.driver import Waiter
@@ -79,6 +79,19 @@ class Group(Waiter):
         with self._lock:
             self.needed = needed
             self.ready = len(self.finished) >= needed
+
+
+def sleep(waiter: Waiter, clients: Iterable[Client], timeout: float | None) -> bool:
+    """Wait for futures of several clients; whether `waiter` is ready within `timeout` seconds.
+
+    Their helpers deliver: a thread that led one client's link would not notice what comes by another's.
+    """
+    waiter.arm()
+    for client in clients:
+        client.driver.flush()
+        client.driver.expect()
+    waiter.sleep(timeout)
+    return waiter.ready
 
 
 class Enough(Waiter):

@@ -343,6 +343,24 @@ def test_waiting_is_interrupted_by_ctrl_c() -> None:
     assert time.monotonic() - begin < 30
 
 
+def test_ctrl_c_while_the_program_waits_at_its_end_cancels_the_rest() -> None:
+    program = """
+    import atexit, os, signal, threading, time, rtml
+    atexit.register(lambda: print(open(f"/proc/self/task/{os.getpid()}/children").read().split()))
+    rtml.connect(workers=1)
+    rtml.submit(pow, 1, 1).result()
+    rtml.submit(time.sleep, 60)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    timer.start()
+    """
+    begin = time.monotonic()
+    ended = run_program(program)
+    assert ended.stdout.strip() == "[]", ended.stderr
+    assert "KeyboardInterrupt" in ended.stderr
+    assert time.monotonic() - begin < 30
+
+
 def test_threads_are_gone_after_shutdown() -> None:
     before = threading.active_count()
     with rtml.connect(workers=1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures as cf
+import concurrent.futures
 import gc
 import sys
 import time
@@ -62,7 +62,7 @@ def test_get(client: Client, fake: FakeDispatcher) -> None:
     with pytest.raises(TimeoutError, match="1 of 2"):
         rtml.get([held, client.submit(add, 1)], timeout=0.1)
     with pytest.raises(TypeError):
-        rtml.get([cf.Future()])  # type: ignore[arg-type]
+        rtml.get([concurrent.futures.Future()])  # type: ignore[arg-type]
     for wrong in (5, None):
         with pytest.raises(TypeError, match=f"list of rtml futures, got {type(wrong).__name__}"):
             rtml.get(wrong)  # type: ignore[call-overload]
@@ -125,6 +125,33 @@ def test_gather(client: Client, fake: FakeDispatcher) -> None:
     assert kept[1] == 2
     fake.open_gate()
     assert both.result(10) == [3, [2]]
+
+
+def test_futures_of_two_clients(client: Client, fake: FakeDispatcher) -> None:
+    """Whichever of them ends last, the caller notices."""
+    with connected() as (other_fake, other):
+        held, other_held = client.submit(hold, 1), other.submit(hold, 2)
+        ways = {
+            "get": lambda: rtml.get([held, other_held], timeout=30),
+            "wait": lambda: [future.result() for future in rtml.wait([other_held, held], 2, timeout=30)[0][::-1]],
+            "as_completed": lambda: sorted(future.result() for future in rtml.as_completed([held, other_held], 30)),
+            "gather": lambda: rtml.gather(held, other_held).result(30),
+            "nested": lambda: sum(rtml.gather(rtml.gather(held), rtml.gather(other_held)).result(30), []),
+        }
+        for order in ((fake, other_fake), (other_fake, fake)):
+            with concurrent.futures.ThreadPoolExecutor(len(ways)) as pool:
+                found = {name: pool.submit(way) for name, way in ways.items()}
+                for one in order:
+                    time.sleep(0.05)
+                    one.open_gate()
+                assert {name: future.result() for name, future in found.items()} == dict.fromkeys(ways, [1, 2])
+            fake.close_gate()
+            other_fake.close_gate()
+            held, other_held = client.submit(hold, 1), other.submit(hold, 2)
+        with pytest.raises(TimeoutError, match="1 of 2|2 of 2"):
+            rtml.get([held, other_held], timeout=0.01)
+        with pytest.raises(TimeoutError, match="0.01"):
+            rtml.gather(held, other_held).result(0.01)
 
 
 def test_cancelling_gathered(client: Client) -> None:

@@ -64,6 +64,21 @@ def test_there_are_no_tokens() -> None:
         rtml.connect(token="secret")
 
 
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"max_workers": 2}, TypeError, "no setting 'max_workers'; there are .*, workers"),
+        ({"link": "tcp"}, ValueError, "link is 'unix' or 'zmq', not 'tcp'"),
+        ({"address": 5}, TypeError, "address is text like .*, not 5"),
+        ({"preimport": 5}, TypeError, "expected text, or a list of texts, not 5"),
+        ({"listen": [5]}, TypeError, "expected text, or a list of texts, not \\[5\\]"),
+    ],
+)
+def test_wrong_settings_start_nothing(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        rtml.connect(**settings)
+
+
 def test_the_client_before_is_current_again() -> None:
     with connected() as (_, outer):
         assert context.current_client() is outer
