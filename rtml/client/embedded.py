@@ -226,10 +226,7 @@ def open_client(  # noqa: PLR0913 - what `connect` takes, and two types
     """
     embedded: Embedded | None = None
     key_dir = os.path.abspath(keys) if keys else ""
-    if link not in ("unix", "zmq"):
-        raise ValueError(f"link is 'unix' or 'zmq', not {link!r}")
-    if address is not None and not isinstance(address, str):
-        raise TypeError(f"address is text like 'tcp://host:port', not {address!r}")
+    _check_kinds(address, link)
     session = secrets.randbelow(SESSION_MAX) + 1
     if address is None:
         arguments = node_arguments(workers, logs, settings)
@@ -371,6 +368,13 @@ def own_address(towards: str) -> str:
         except (OSError, ValueError):
             return socket.gethostname()
         return str(sock.getsockname()[0])
+
+
+def _check_kinds(address: object, link: object) -> None:
+    if link not in ("unix", "zmq"):
+        raise ValueError(f"link is 'unix' or 'zmq', not {link!r}")
+    if address is not None and not isinstance(address, str):
+        raise TypeError(f"address is text like 'tcp://host:port', not {address!r}")
 
 
 def _check_amounts(settings: Mapping[str, Any]) -> None:

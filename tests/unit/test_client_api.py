@@ -136,7 +136,7 @@ def test_futures_of_two_clients(client: Client, fake: FakeDispatcher) -> None:
             "wait": lambda: [future.result() for future in rtml.wait([other_held, held], 2, timeout=30)[0][::-1]],
             "as_completed": lambda: sorted(future.result() for future in rtml.as_completed([held, other_held], 30)),
             "gather": lambda: rtml.gather(held, other_held).result(30),
-            "nested": lambda: sum(rtml.gather(rtml.gather(held), rtml.gather(other_held)).result(30), []),
+            "nested": lambda: [one for (one,) in rtml.gather(rtml.gather(held), rtml.gather(other_held)).result(30)],
         }
         for order in ((fake, other_fake), (other_fake, fake)):
             with concurrent.futures.ThreadPoolExecutor(len(ways)) as pool:
@@ -144,13 +144,13 @@ def test_futures_of_two_clients(client: Client, fake: FakeDispatcher) -> None:
                 for one in order:
                     time.sleep(0.05)
                     one.open_gate()
-                assert {name: future.result() for name, future in found.items()} == dict.fromkeys(ways, [1, 2])
+                assert {name: future.result() for name, future in found.items()} == {name: [1, 2] for name in ways}
             fake.close_gate()
             other_fake.close_gate()
             held, other_held = client.submit(hold, 1), other.submit(hold, 2)
-        with pytest.raises(TimeoutError, match="1 of 2|2 of 2"):
+        with pytest.raises(TimeoutError, match="2 of 2"):
             rtml.get([held, other_held], timeout=0.01)
-        with pytest.raises(TimeoutError, match="0.01"):
+        with pytest.raises(TimeoutError, match="not ended within"):
             rtml.gather(held, other_held).result(0.01)
 
 
