@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import random
 import signal
@@ -369,11 +370,27 @@ def _parser() -> argparse.ArgumentParser:
     for name, value in defaults._asdict().items():
         parser.add_argument(
             "--" + name.replace("_", "-"),
-            type=type(value),
+            type=_whole if isinstance(value, int) else _amount,
             default=value,
             help=f"{LIMITS_HELP[name]} (default {plain(value)})",
         )
     return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number that is not negative, got {text!r}")
+    return value
 
 
 def _weight(text: str) -> tuple[str, int]:

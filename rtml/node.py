@@ -28,6 +28,7 @@ from rtml.client.embedded import Embedded, data_arguments, node_arguments
 from rtml.errors import RtmlError
 from rtml.exchange import LABEL_AMOUNT
 from rtml.link import AddressError
+from rtml.link.addresses import check_peer
 from rtml.link.keys import NODE, peer_keys
 from rtml.operating import ask
 from rtml.settings import NodeSettings, ObjectSettings, plain
@@ -46,6 +47,7 @@ def arguments_of(settings: NodeSettings, keys: str, objects: ObjectSettings) -> 
     """
     if not settings.dispatcher.startswith(("tcp://", "ipc://")):
         raise AddressError(f"--dispatcher {settings.dispatcher!r}: tcp://host:port (or ipc:///path) is expected")
+    check_peer(settings.dispatcher)
     cpus, workers = size_of(settings)
     resources = dict(settings.resources)
     resources |= {f"{name}={value}": LABEL_AMOUNT for name, value in settings.labels.items()}

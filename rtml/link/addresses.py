@@ -29,7 +29,9 @@ def check_peer(address: str) -> None:
     """
     if not address.startswith("tcp://"):
         return
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host, colon, port = address.removeprefix("tcp://").rpartition(":")
+    if not colon:
+        raise AddressError(f"{address!r} has no port: tcp://host:port is expected, like tcp://10.0.0.1:7411")
     if not host or host == "*" or any(letter.isspace() for letter in address):
         raise AddressError(f"{address!r} names no host: tcp://host:port is expected, like tcp://10.0.0.1:7411")
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= _PORT_MAX):

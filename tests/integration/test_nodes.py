@@ -177,6 +177,8 @@ def test_labels_resources_health_and_metrics() -> None:
     [
         ([], "--dispatcher is missing"),
         (["--dispatcher", "unix:/tmp/x"], "tcp://host:port"),
+        (["--dispatcher", "tcp://127.0.0.1"], "has no port: tcp://host:port"),
+        (["--dispatcher", "tcp://127.0.0.1:99999"], "no port from 1 to 65535"),
         (["--dispatcher", "tcp://127.0.0.1:1", "--cpu", "-1"], "--cpu"),
         (["--dispatcher", "tcp://127.0.0.1:1", "--label", "zone"], "--label"),
     ],
@@ -185,7 +187,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None
     done = subprocess.run(
         [sys.executable, "-m", "rtml", "worker", *arguments], capture_output=True, text=True, timeout=30
     )
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
 

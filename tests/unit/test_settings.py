@@ -129,3 +129,19 @@ def test_the_line_at_the_start_has_all_settings(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert "data=- advertise=10.0.0.1 object_memory=0 spill_dir=/tmp/x spill_max=0" in printed.out
     assert "rtml serve: there is no module 'no_such_module'" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--depth-max=-1", "at least 1, got '-1'"),
+        ("--depth-max=1.5", "whole number"),
+        ("--worker-grace=nan", "not negative, got 'nan'"),
+        ("--worker-grace=soon", "a number that is not negative"),
+    ],
+)
+def test_the_dispatchers_limits_must_make_sense(option: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["dispatcher", "--listen", "unix:/nowhere/there/is/no/such/directory", option])
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err
