@@ -243,6 +243,16 @@ class Item(msgspec.Struct, array_like=True, gc=False):
     handles: list[int] | None = None
 
 
+class Folded(msgspec.Struct, array_like=True, gc=False):
+    """How the value of a reduction was made."""
+
+    #: The positions of the inputs that it is made of.
+    used: list[int]
+    #: The arguments of a call of the same function that makes it again of these inputs, if that may be needed.
+    args: bytes = b""
+    inputs: list[bytes | ObjectRef] | None = None
+
+
 class TaskResult(msgspec.Struct, array_like=True, gc=False):
     """How one attempt (from an executor) or the task (to its submitter) ended."""
 
@@ -269,8 +279,8 @@ class TaskResult(msgspec.Struct, array_like=True, gc=False):
     #: Bytes of arguments that were fetched from other nodes since the last result, and the seconds that took.
     moved: Count = 0
     moving: Amount = 0.0
-    #: Of a reduction: the positions of the inputs that the value is made of.
-    used: list[int] | None = None
+    #: Of a reduction: what the value is made of.
+    folded: Folded | None = None
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):

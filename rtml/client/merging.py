@@ -211,6 +211,19 @@ class Merge:
             self._store.free(self.ref.id)
 
 
+def folded_here(operation: Operation, values: list[Any]) -> Any:
+    """The result of a reduction of values that are all here, as its steps would have made it."""
+    count = len(values)
+    if operation.elementwise:
+        with contextlib.suppress(UnlikeError):
+            alike(values)
+            out = _Like(operation.partial([array.dtype for array in values]), values[0].shape).empty()
+            divide = count if operation.name == "mean" and operation.function is None else 0
+            fold_into(out.reshape(-1), [Whole(array) for array in values], operation, divide)
+            return out
+    return operation.finish(operation.fold(values), count)
+
+
 class _Growth:
     """The result, in the store, while it is made."""
 

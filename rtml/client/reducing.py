@@ -21,14 +21,14 @@ from rtml.client.folding import MisguessedError, Operation, UnlikeError
 from rtml.client.following import EndpointGoneError
 from rtml.client.functions import task
 from rtml.client.future import Future, error_of
-from rtml.client.merging import Made, Merge, UnreadableError, hold_here, merge_here, merge_on, merge_values
-from rtml.codec import EncodedValue, encode_value
+from rtml.client.merging import Made, Merge, UnreadableError, folded_here, hold_here, merge_here, merge_on, merge_values
+from rtml.codec import EncodedValue, encode_call, encode_value
 from rtml.codec.arrays import array_facts
 from rtml.errors import ObjectLost, RtmlError, Unschedulable
 from rtml.exchange import node_label
 from rtml.graph.collectives import BANDWIDTH, Again, Command, End, Fail, Plan, Start, Step, Stop
 from rtml.graph.lineage import STILL_THERE
-from rtml.messages import ObjectRef
+from rtml.messages import INLINE_MAX, Folded, ObjectRef
 
 #: Seconds within which a step on another node must have begun; and where something went wrong already.
 _BEGINS: Final = 15.0
@@ -39,9 +39,18 @@ _PAUSES: Final = (0.1, 0.3, 1.0, 3.0)
 
 @task(name="rtml.reduce")
 async def reduce_here(
-    futures: list[Future[Any]], operation: Operation, wanted: int, everywhere: bool = False
-) -> EncodedValue:
-    """A reduction; `everywhere`: all nodes that gave inputs have the result when it ends."""
+    futures: list[Future[Any]],
+    operation: Operation,
+    wanted: int,
+    everywhere: bool = False,
+    values: list[Any] | None = None,
+) -> Any:
+    """A reduction; `everywhere`: all nodes that gave inputs have the result when it ends.
+
+    With `values` it makes again what was lost with its node: these are those that it was made of.
+    """
+    if values is not None:
+        return await asyncio.to_thread(folded_here, operation, values)
     return await _Reduction(futures, operation, wanted, everywhere).run()
 
 
@@ -346,15 +355,31 @@ class _Reduction:
 
     async def _result(self, end: End) -> EncodedValue:
         made = self._made[end.step].result()
-        used = end.contributors
         if isinstance(made, _Value):
-            return msgspec.structs.replace(
-                encode_value(made.value, self._client.store, Future, leaving=True), used=used
-            )  # fmt: skip
-        batch_key, items = array_facts(made.array)
-        if made.ref is not None:
-            return EncodedValue(made.ref, (), batch_key, items, used)
-        return msgspec.structs.replace(encode_value(made.array, None), used=used)
+            encoded = encode_value(made.value, self._client.store, Future, leaving=True)
+        elif made.ref is None:
+            encoded = encode_value(made.array, None)
+        else:
+            encoded = EncodedValue(made.ref, (), *array_facts(made.array))
+        folded = Folded(end.contributors)
+        if isinstance(encoded.payload, ObjectRef):
+            self._describe(folded)
+        return msgspec.structs.replace(encoded, folded=folded)
+
+    def _describe(self, folded: Folded) -> None:
+        """Say how the value can be made again if it is lost with this node: of the same inputs, in one task."""
+        used = [self._futures[position] for position in folded.used]
+        payloads = {id(self._futures[position]): self._payloads[position] for position in folded.used}
+        call = encode_call(([], self._operation, len(used), False, used), {}, None, Future)
+        inputs = [payloads[id(future)] for future in call.deps]
+        inline = sum(len(payload) for payload in inputs if isinstance(payload, bytes))
+        if isinstance(call.payload, bytes) and len(call.payload) + inline <= INLINE_MAX * 4:
+            folded.args = call.payload
+            folded.inputs = [
+                msgspec.structs.replace(payload, node=payload.node or self._home)
+                if isinstance(payload, ObjectRef) else payload
+                for payload in inputs
+            ]  # fmt: skip
 
 
 class _Value(msgspec.Struct):

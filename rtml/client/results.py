@@ -28,8 +28,8 @@ def resolve(client: Client, message: Results | WatchResults) -> None:
                 if future is None or future._state is not PENDING:
                     continue
             future._timing = result.timing
-            if result.used is not None:
-                future._used = result.used
+            if result.folded is not None:
+                future._used = result.folded.used
             if result.handles or result.payload.__class__ is not bytes:
                 handles.hold(client, future, result)
             failure = None if result.outcome == OK else outcome_of(result)

@@ -31,7 +31,7 @@ from rtml.codec import data, explain
 from rtml.codec.arrays import ALIGNMENT, TENSOR, array_facts, decode_tensor, encode_tensor, is_tensor
 from rtml.codec.pickling import PROTOCOL, SCALARS, Pickled, dump, load, out_of_band, unpicklable
 from rtml.errors import RtmlError, SerializationError
-from rtml.messages import INLINE_MAX, ObjectRef
+from rtml.messages import INLINE_MAX, Folded, ObjectRef
 from rtml.parts import Buffer
 from rtml.store import Store
 
@@ -58,7 +58,7 @@ class EncodedValue(msgspec.Struct, frozen=True):
     batch_key: str = ""
     items: int = 1
     #: See `TaskResult`.
-    used: list[int] | None = None
+    folded: Folded | None = None
 
 
 class EncodedCall(msgspec.Struct, frozen=True):

@@ -6,7 +6,8 @@ the lost object takes what that makes. Nothing is rebuilt before somebody needs 
 
 Bounded: lineages reach `DEPTH_MAX` tasks back and keep at most `BYTES_MAX` in all; what has to run again for one result
 takes at most `COST_MAX` seconds, and a result is rebuilt at most `REBUILDS_MAX` times. Tasks that may not be run again
-(`retries=0`), actors' calls and streams have none, nor has what was `put`: if these are lost the error says so. What is
+(`retries=0`), actors' calls and streams have none, nor has what was `put`: if these are lost the error says so. A
+reduction's inputs travel as handles: it says by what call of their values it can be made again (`Folded`). What is
 rebuilt on the way to what somebody needs is let go like any task's arguments: a long chain does not stay in memory.
 """
 
@@ -87,24 +88,30 @@ class Lineages:
         if result.outcome != OK or worker is None or worker.role != DISPATCHER or task.session.role == DISPATCHER:
             return None
         spec, profile = task.spec, task.profile
-        if not profile.retries or spec.actor or spec.hosts is not None or spec.handles or task.home is not None:
+        if not profile.retries or spec.actor or spec.hosts is not None or task.home is not None:
+            return None
+        folded, inputs, refs = result.folded, task.inputs, references(task)
+        if folded is not None and folded.inputs is not None:
+            spec, inputs = replace(spec, args=folded.args, handles=None), [*folded.inputs]
+            refs = (payload for payload in folded.inputs if isinstance(payload, ObjectRef))
+        elif spec.handles:
             return None
         parents = {}
-        for ref in references(task):
+        for ref in refs:
             stored = self.tables.objects.get(ref.id)
             if stored is not None and stored.lineage is not None:
                 parents[ref.id] = stored.lineage
         depth = 1 + max((parent.depth for parent in parents.values()), default=0)
         cost = result.run + max((parent.cost for parent in parents.values()), default=0.0)
         args = len(spec.args) if isinstance(spec.args, bytes) else 0
-        size = RECORD_BYTES + args + inline_bytes(task.inputs or ())
+        size = RECORD_BYTES + args + inline_bytes(inputs or ())
         if depth > DEPTH_MAX or cost > COST_MAX or self._bytes + size > BYTES_MAX:
             return None
         self._bytes += size
         for parent in parents.values():
             parent.users += 1
-        inputs = None if task.inputs is None else list(task.inputs)
-        return Lineage(spec, task.function, profile, inputs, parents, depth, result.run, cost, size)
+        kept = None if inputs is None else list(inputs)
+        return Lineage(spec, task.function, profile, kept, parents, depth, result.run, cost, size)
 
     def forget(self, stored: StoredObject) -> None:
         """Nobody needs the object any more."""

@@ -154,7 +154,7 @@ class Calls:
             return self.failure(attempt, error, run, loaded)
         missing = take_missing(attempt.id) if process.missed else None
         moved, moving = self.store.fetched()
-        if encoded.handles or encoded.batch_key or missing or moved or encoded.used is not None:
+        if encoded.handles or encoded.batch_key or missing or moved or encoded.folded is not None:
             return TaskResult(
                 attempt.id,
                 attempt.attempt,
@@ -168,7 +168,7 @@ class Calls:
                 missing=missing,
                 moved=moved,
                 moving=moving,
-                used=encoded.used,
+                folded=encoded.folded,
             )
         return TaskResult(attempt.id, attempt.attempt, OK, encoded.payload, None, run)
 

@@ -102,7 +102,7 @@ def test_a_value_for_all_nodes(nodes: Cluster) -> None:
 
 
 def test_a_node_dies_with_what_lies_there_and_another_makes_it_again(nodes: Cluster) -> None:
-    # The last test: the node does not come back.
+    # From here on a node is missing.
     client = rtml.current()
     where = {endpoint.options(resources=at(name)).submit().result(60): name for name in ("n0", "n1", "n2")}
     early = [make.options(resources={"zone=b": 1.0}).submit(seed) for seed in (1, 2)]
@@ -118,3 +118,20 @@ def test_a_node_dies_with_what_lies_there_and_another_makes_it_again(nodes: Clus
     value, contributors = total.result(60)
     assert (value == expected([1, 2, 3])).all()
     assert contributors == [0, 1, 2]
+
+
+def test_a_reduction_whose_node_died_is_made_again_of_its_inputs(nodes: Cluster) -> None:
+    # The last test: another node does not come back. Its inputs may have lain there, too, and are nobody's any more.
+    client = rtml.current()
+    left = [name for name in nodes.processes if name != "root"]
+    where = {endpoint.options(resources=at(name)).submit().result(60): name for name in left}
+    total = rtml.reduce([make.submit(seed) for seed in (4, 5, 6)], "mean")
+    rtml.wait([total], timeout=60)
+    lost = total._payload
+    assert isinstance(lost, ObjectRef)
+    victim = nodes.processes.pop(where[lost.node])
+    victim.kill()
+    victim.wait(30)
+    until(lambda: joined(client) == 1)
+    np.testing.assert_allclose(total.result(60), expected([4, 5, 6]) / 3, rtol=1e-6)
+    assert total.contributors == [0, 1, 2]

@@ -40,6 +40,7 @@ from rtml.messages import (
     ErrorInfo,
     ExecutorDied,
     Finished,
+    Folded,
     Function,
     Hello,
     Message,
@@ -339,7 +340,7 @@ class Engine:
     def finish(
         self, *names: str, value: bytes | ObjectRef = b"v", error: str = "", retryable: bool = False, run: float = 0.0,
         handles: Sequence[str] = (), on: str = "", attempt: int = 0, outcome: int | None = None, batch_key: str = "",
-        items: int = 1,
+        items: int = 1, folded: Folded | None = None,
     ) -> None:  # fmt: skip
         """An executor reports these attempts as ended, in one message."""
         peer = self.peers[on or self.holder(names[0])]
@@ -361,6 +362,7 @@ class Engine:
                 handles=[self.ids[handle] for handle in handles] or None,
                 batch_key=batch_key,
                 items=items,
+                folded=folded,
             )
             results.append(result)
         peer.serial += 1

@@ -12,7 +12,7 @@ from rtml.graph.locality import observe
 from rtml.graph.policy import Scheduling
 from rtml.graph.state import NodeState
 from rtml.graph.tables import Ahead
-from rtml.messages import OK, ObjectRef, Query, Release, Reply, task_id
+from rtml.messages import OK, Folded, ObjectRef, Query, Release, Reply, task_id
 from tests.unit.test_graph_remote import where
 from tests.unit.trees import Tree
 
@@ -218,6 +218,49 @@ def test_a_lost_argument_is_made_again_when_its_task_fails() -> None:
     tree.settle()
     assert not tree.root.core.tables.objects
     assert tree.root.core.lifecycle.lineages._bytes == 0
+
+
+def test_a_reduction_is_made_again_of_what_it_was_made_of() -> None:
+    tree = Tree(nodes=1, workers=2)
+    given = made(tree, "a", "n1")
+    tree.root.submit("late")
+    tree.root.submit("r", handles=["a", "late"])
+    tree.settle()
+    ref = large("n1")
+    tree.node("n1").finish("r", value=ref, run=0.01, folded=Folded([0], b"call", [given, b"small"]))
+    tree.node("n1").finish("late")
+    tree.settle()
+    tree.root.ack()
+    tree.root.post("ann", Release([given.id]))  # nobody else needs the input
+    tree.add("n2", workers=1, first_session=2000, uplink="n2")
+    tree.connect("n2")
+    lose(tree, "n1")
+    tree.root.submit("b", deps=[("r", ref)])
+    tree.settle()
+    known = set(tree.root.ids.values())
+    new = [task for task in tree.root.core.tables.tasks.values() if task.id not in known]
+    first, second = sorted(new, key=lambda task: task.waiting)
+    tree.root.ids |= {"first": first.id, "second": second.id}
+    again = large("n2")
+    tree.node("n2").finish("first", value=again, run=0.01)
+    tree.settle()
+    attempt = tree.node("n2").attempt("second")
+    assert (attempt.args, attempt.deps) == (b"call", [again, b"small"])
+    tree.node("n2").finish("second", value=large("n2"), run=0.01)
+    tree.settle()
+    tree.node("n2").finish("b")
+    tree.settle()
+    assert tree.root.outcome("b") == "ok"
+
+
+def test_a_reduction_that_does_not_say_how_is_not_made_again() -> None:
+    tree = Tree(nodes=1, workers=2)
+    tree.root.submit("a")
+    tree.root.submit("r", handles=["a"])
+    tree.settle()
+    tree.node("n1").finish("r", value=large("n1"), run=0.01, folded=Folded([0]))
+    tree.settle()
+    assert [stored.lineage for stored in tree.root.core.tables.objects.values()] == [None]
 
 
 def test_a_chain_is_made_again_as_far_back_as_needed() -> None:
