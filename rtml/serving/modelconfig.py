@@ -46,8 +46,6 @@ class QueuePolicy(msgspec.Struct):
 
     timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
     default_timeout_microseconds: int = 0
-    allow_timeout_override: bool = False
-    max_queue_size: int = 0
 
 
 class DynamicBatching(msgspec.Struct):
@@ -55,7 +53,6 @@ class DynamicBatching(msgspec.Struct):
 
     preferred_batch_size: list[int] = []
     max_queue_delay_microseconds: int = 0
-    preserve_ordering: bool = False
     priority_levels: int = 0
     default_priority_level: int = 0
     default_queue_policy: QueuePolicy = msgspec.field(default_factory=QueuePolicy)
@@ -67,7 +64,6 @@ class InstanceGroup(msgspec.Struct):
     name: str = ""
     kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL"] = "KIND_AUTO"
     count: int = 1
-    gpus: list[int] = []
 
 
 class Latest(msgspec.Struct):
@@ -132,6 +128,11 @@ class ModelConfig(msgspec.Struct):
     parameters: dict[str, Parameter] = {}
     model_warmup: list[Warmup] = []
 
+    def missing(self, versions: Sequence[str]) -> list[int]:
+        """Versions that the policy names, and that are none of these."""
+        named = self.version_policy.specific.versions if self.version_policy.specific else []
+        return [version for version in named if str(version) not in versions]
+
     def chosen(self, versions: Sequence[str]) -> list[str]:
         """Those of the versions that the policy serves, lowest first."""
         ordered = sorted(versions, key=version_order)
@@ -144,7 +145,17 @@ class ModelConfig(msgspec.Struct):
 
 
 #: Fields of Triton's configuration that change nothing here, and need no word.
-_QUIET: Final = frozenset({"name", "model_transaction_policy", "metric_tags", "response_cache", "optimization"})
+_QUIET: Final = frozenset(
+    {
+        "name",
+        "model_transaction_policy",
+        "metric_tags",
+        "response_cache",
+        "optimization",
+        # A request's own deadline counts always.
+        "dynamic_batching.default_queue_policy.allow_timeout_override",
+    }
+)
 _REFUSED: Final = {
     "ensemble_scheduling": "an ensemble is a graph program here: @app.endpoint(...)",
     "model_operations": "custom operators are not loaded",

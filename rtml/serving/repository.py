@@ -338,6 +338,8 @@ class ModelRepository:
             except (OSError, ValueError) as error:
                 return self._problem(name, "", modelsource.reason_of(error))
             chosen = (config or ModelConfig()).chosen(list(found.versions))
+            for absent in (config or ModelConfig()).missing(list(found.versions)):
+                _logger.error("model %s: its version_policy names version %d, which has no directory", name, absent)
             if not chosen:
                 reason = "it has no version directory" if not found.versions else "the version policy chooses none"
                 self._retire(name, reason)

@@ -88,6 +88,14 @@ def test_unknown_fields_are_named_and_nothing_more() -> None:
     config, unused = read('{"name": "m", "optimization": {}, "input": [{"name": "x", "colour": 1}], "odd": 2}', "json")
     assert config.input[0].name == "x"
     assert sorted(unused) == ["input[0].colour", "odd"]
+    policy = {"max_queue_size": 5, "allow_timeout_override": True}
+    batching = {"preserve_ordering": True, "default_queue_policy": policy}
+    _, unused = read(json.dumps({"dynamic_batching": batching, "instance_group": [{"gpus": [0]}]}), "json")
+    assert sorted(unused) == [
+        "dynamic_batching.default_queue_policy.max_queue_size",
+        "dynamic_batching.preserve_ordering",
+        "instance_group[0].gpus",
+    ]
     config, unused = read("max_batch_size: 4 odd_field: 3 dynamic_batching { strange: true }", "pbtxt")
     assert config.max_batch_size == 4
     assert any("odd_field" in field for field in unused)
@@ -164,6 +172,12 @@ def test_what_is_asked_for_reaches_the_model() -> None:
     }
     assert found.config["output"][0]["label_filename"] == "names.txt"
     json.dumps(found.config)
+
+
+def test_versions_that_the_policy_names_may_be_missing() -> None:
+    given = of(version_policy={"specific": {"versions": [1, 3]}})
+    assert (given.chosen(["1", "2"]), given.missing(["1", "2"])) == (["1"], [3])
+    assert of().missing(["1"]) == []
 
 
 def test_an_output_that_is_no_tensor_can_be_left_out() -> None:
