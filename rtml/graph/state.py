@@ -150,11 +150,14 @@ class FunctionState:
         "runs",
         "times",
         "users",
+        "usual",
     )
 
     def __init__(self, definition: Function, profile: Profile, cost: Any) -> None:
         self.definition = definition
         self.profile = profile
+        #: options of the last call that had some, and what they ask for: mostly the next one's, too
+        self.usual: tuple[Options, Profile] | None = None
         #: high quantile of one call's run time in seconds; None until one was seen (then nothing is prefetched)
         self.estimate: float | None = None
         #: the same by number of the shape, of calls that had alternatives

@@ -50,7 +50,10 @@ class Submission:
                 continue
             profile = function.profile
             if spec.options is not None:
-                profile = tables.profile(function.definition, spec.options)
+                usual = function.usual
+                if usual is None or usual[0] != spec.options:
+                    function.usual = usual = spec.options, tables.profile(function.definition, spec.options)
+                profile = usual[1]
             if spec.parent:
                 profile = self._inherited(spec, function, profile)
             self.accept(session, spec, function, profile, now)

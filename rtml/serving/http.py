@@ -43,6 +43,7 @@ DEADLINE: Final = "x-rtml-deadline-ms"
 #: Names of steps that the answer had to do without, comma-separated, each quoted as in a URL.
 MISSING_STEPS: Final = "x-rtml-missing-steps"
 REQUEST_ID: Final = "x-request-id"
+CONTENT_ENCODING: Final = "Content-Encoding"
 #: nginx's code for a client that has gone; nobody reads it but the metrics.
 CLIENT_GONE: Final = 499
 
@@ -185,7 +186,8 @@ class RequestIds:
 
     def of(self, request: web.BaseRequest) -> str:
         """The request's own id if it is a decent one, else a new one."""
-        return self.accept(request.headers.get(REQUEST_ID))
+        given = request.headers.get(REQUEST_ID)
+        return f"{self._prefix}-{next(self._numbers):x}" if given is None else self.accept(given)
 
     def accept(self, given: str | None) -> str:
         """`given` if it is a decent id, else a new one."""
@@ -249,7 +251,8 @@ def server_timing(timing: Timing | None, total: float) -> str:
     if timing is None:
         return f"total;dur={total * 1e3:.3f}"
     queued, transfer, run = timing.queued, timing.transfer, timing.run
-    rest = max(0.0, total - queued - transfer - run)
+    rest = total - queued - transfer - run
+    rest = rest if rest > 0.0 else 0.0
     return _TIMING % (queued * 1e3, timing.batch, transfer * 1e3, run * 1e3, rest * 1e3, total * 1e3)
 
 
@@ -268,7 +271,7 @@ async def read_body(request: web.BaseRequest, timeout: float) -> Buffer:
         body = await _read_raw(request, timeout)
     elif len(body) > request.client_max_size:
         raise _too_large(request.client_max_size)
-    encoding = request.headers.get("Content-Encoding")
+    encoding = request.headers.get(CONTENT_ENCODING)
     if not encoding:
         return body
     encoding = encoding.strip().lower()

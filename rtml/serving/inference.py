@@ -133,7 +133,7 @@ class Inference:
             self.traces.record(
                 (model.name, model.version), request.id or progress.id, progress.started, progress.timing
             )
-        told = _outcome(progress)
+        told = None if progress.budget is None and not progress.missing else _outcome(progress)
         return oip.Reply(model.name, model.version, outputs, model.outputs, told, labels=model.labels)
 
     async def stream(

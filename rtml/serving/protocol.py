@@ -426,7 +426,8 @@ def _plain(message: RawRequestMessage, response: web.StreamResponse) -> tuple[by
         return None
     headers = response._headers
     headers["Content-Length"] = str(len(body))
-    headers.setdefault("Content-Type", "application/octet-stream")
+    if response.__class__ is web.Response:
+        headers.setdefault("Content-Type", "application/octet-stream")
     headers["Date"] = rfc822_formatted_time()
     headers["Server"] = SERVER_SOFTWARE
     if response._keep_alive is False:

@@ -79,21 +79,21 @@ class Form:
         if reply.parameters is not None or not self._outputs or reply.version != self.model.version:
             return None
         found = reply.outputs
-        shapes, parts = [], []
+        shapes: tuple[tuple[int, ...], ...] = ()
+        data = b""
         for name, dtype in self._outputs:
             array = found.get(name)
             if array is None or array.dtype != dtype or array.nbytes > _COPIED_MAX:
                 return None
-            shapes.append(array.shape)
-            parts.append(array.tobytes())
-        key = tuple(shapes)
-        head = self._heads.get(key)
+            shapes += (array.shape,)
+            data += array.tobytes()
+        head = self._heads.get(shapes)
         if head is None:
             made, _ = oip.encode_reply(reply, oip.Request("", {}, self._parameters, *self._request))
             if len(self._heads) >= _HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
-            head = self._heads[key] = made, str(len(made))
-        return head[0] + (parts[0] if len(parts) == 1 else b"".join(parts)), head[1]
+            head = self._heads[shapes] = made, str(len(made))
+        return head[0] + data, head[1]
 
 
 class Forms:

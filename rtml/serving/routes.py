@@ -72,7 +72,10 @@ class GraphRoute:
             own = http.deadline_of(request)
             if own is not None:
                 progress.budget = own
-            response = await self.answer(request, await http.read_body(request, self._read_timeout), progress)
+            body: Buffer | None = request._read_bytes
+            if body is None or len(body) > request.client_max_size or http.CONTENT_ENCODING in request.headers:
+                body = await http.read_body(request, self._read_timeout)
+            response = await self.answer(request, body, progress)
             status = response.status
         except asyncio.CancelledError:
             raise
