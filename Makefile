@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 CODE := rtml tests $(wildcard examples) benchmarks loadtests deploy
 SEEDS ?= 200
+# Processes that `make test` tests with, each whole files; 0: none beside pytest itself (for --pdb).
+JOBS ?= 2
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
@@ -42,7 +44,7 @@ types: setup ## mypy --strict
 	$(BIN)/mypy
 
 test: setup ## unit, transcripts, property, integration, conformance, acceptance, deploy, tidy, then SEEDS=200 simulations
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 	$(PY) -m tests.sim --seeds $(SEEDS)
 
 sim: setup ## 2,000 seeds of the deterministic simulator, 500 of trees of dispatchers (SEED=7: that one, with its log)

@@ -75,7 +75,8 @@ def test_what_is_no_picture_is_the_callers_fault() -> None:
 
 def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", "--clients", "4", *arguments],
+        # On a busy machine more clients would be refused: not all could be answered before their deadlines.
+        [sys.executable, "-m", "examples.demo", "--clients", "2", "--seconds", "1", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -84,9 +85,8 @@ def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("link", ["unix", "zmq"])
-def test_demo(link: str, tmp_path: Path) -> None:
-    with demo(tmp_path, "--seconds", "2", "--link", link) as process:
+def test_demo(tmp_path: Path) -> None:
+    with demo(tmp_path, "--link", "zmq") as process:
         text, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, text
     assert "every text and every face is right" in text
@@ -95,7 +95,7 @@ def test_demo(link: str, tmp_path: Path) -> None:
 
 
 def test_demo_keeps_serving_until_interrupted(tmp_path: Path) -> None:
-    with demo(tmp_path, "--seconds", "1", "--keep") as process:
+    with demo(tmp_path, "--keep") as process:  # over the other link
         assert process.stdout is not None
         seen = []
         for line in process.stdout:
@@ -105,6 +105,7 @@ def test_demo_keeps_serving_until_interrupted(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, "".join(seen) + rest
+    assert any("every text and every face is right" in line for line in seen)
     assert any("curl --data-binary @out/letter.png" in line for line in seen)
     assert (tmp_path / "out" / "letter.png").exists()
     assert "Traceback" not in rest
