@@ -47,7 +47,7 @@ class Load:
         try:
             report = perf_analyzer.run(self.directory, *asked)
         except subprocess.TimeoutExpired:
-            # Once in some hundred runs on a busy machine it waits for ever: it has read the answers to all its requests,
+            # Once in hundreds of runs on a busy machine it waits for ever: it has read the answers to all its requests,
             # its workers have ended or sleep, and its main thread waits for more. No request is left at the gateway.
             assert self.gateway.metric(r"rtml_gateway_requests_in_flight\{[^}]*\}") == 0
             report = perf_analyzer.run(self.directory, *asked)
