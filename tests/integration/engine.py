@@ -56,7 +56,7 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def eventually(what: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(what: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Whether `what` becomes true within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

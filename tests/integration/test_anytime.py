@@ -145,15 +145,17 @@ def test_a_graph_program_goes_on_without_and_its_graph_says_so() -> None:
     assert outer.timing.missing == ["slow"], "whatever task of the graph it was"
 
 
-@pytest.mark.parametrize("function", [program, waiting])
-def test_the_deadline_of_the_graph_is_a_limit(function: Any) -> None:
+def test_the_deadline_of_the_graph_is_a_limit() -> None:
     begin = time.monotonic()
-    arguments = (None,) if function is program else ()
-    future = function.options(deadline=1.0).submit(*arguments)
-    future.result()
-    assert time.monotonic() - begin < 1.0
-    assert future.timing.missing
-    assert 0 < future.timing.slack < 0.25
+    # A twentieth is kept for the way back: on a busy machine it must not be short.
+    futures = [program.options(deadline=4.0).submit(None), waiting.options(deadline=4.0).submit()]
+    for future in futures:
+        future.result()
+        assert future.timing is not None
+        assert future.timing.missing
+        assert future.timing.slack is not None
+        assert 0 < future.timing.slack < 1.0
+    assert time.monotonic() - begin < 4.0
 
 
 def test_whoever_gives_up_the_wait_gives_up_the_futures(client: Client) -> None:

@@ -32,7 +32,7 @@ from rtml.serving.results import Content
 from tests.integration.gateways import serving
 
 #: Requests of each kind.
-EXAMPLES, EXAMPLES_WHOLE = 5, 20
+EXAMPLES, EXAMPLES_WHOLE = 3, 20
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 CHECKS = (status_code_conformance, content_type_conformance, response_schema_conformance)
 #: Answers that nobody means to give; 501, 503 and 504 are meant.

@@ -101,7 +101,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield found
 
 
-def wait_for(condition: Any, seconds: float = 20.0) -> None:
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it did not happen"

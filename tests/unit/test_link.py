@@ -485,5 +485,5 @@ def test_a_killed_peer_is_noticed(address: str, server: Hub) -> None:
     process.kill()
     killed = time.monotonic()
     assert collect(server, 1) == [(peer, None)]
-    assert time.monotonic() - killed < 2
+    assert time.monotonic() - killed < 5
     process.communicate()
