@@ -141,6 +141,9 @@ def _together(parts: list[Sent], count: int) -> Sent:
     for number, part in enumerate(parts):
         for name in ("sent", "done", "status"):
             getattr(whole, name)[number :: len(parts)] = getattr(part, name)
+        if part.spent is not None:
+            whole.spent = np.empty((count, 3)) if whole.spent is None else whole.spent
+            whole.spent[number :: len(parts)] = part.spent
     whole.cpu = max((part.cpu for part in parts), default=0.0)
     whole.waited = sum(part.waited for part in parts)
     return whole

@@ -21,6 +21,7 @@ from loadtests.wire import BROKEN, TIMEOUT, Connection, Timer
 _SWEEP: Final = 0.05
 #: Seconds between two words on how it goes.
 _SAY: Final = 0.2
+_UNTOLD: Final = (float("nan"),) * 3
 #: Seconds for opening a connection.
 _CONNECT_TIMEOUT: Final = 5.0
 
@@ -41,6 +42,7 @@ class Target:
         deadline_header: Header that tells the server what is left of the budget in milliseconds; None: it is not told.
         connections: Most of one generator; requests beyond wait for one (and it counts in their time).
         timeout: Seconds after which a request is given up.
+        timed: Keep what the server says of its time.
     """
 
     host: str
@@ -49,6 +51,7 @@ class Target:
     deadline_header: str | None = "x-rtml-deadline-ms"
     connections: int = 1024
     timeout: float = 10.0
+    timed: bool = False
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Sent:
         status: Of HTTP, or BROKEN, or TIMEOUT.
         cpu: Part of a core that the generator used.
         waited: Requests that had to wait for a connection.
+        spent: A row for each request, if the target is timed: seconds of the whole in the server, waiting for an
+            executor, running; nan where it did not say.
     """
 
     sent: Floats
@@ -68,6 +73,7 @@ class Sent:
     status: npt.NDArray[np.int16]
     cpu: float = 0.0
     waited: int = 0
+    spent: Floats | None = None
 
 
 @dataclass
@@ -94,7 +100,9 @@ class _Pool:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
                 transport, connection = await loop.create_connection(
-                    lambda: Connection(self.answered, self.all.discard), self.target.host, self.target.port
+                    lambda: Connection(self.answered, self.all.discard, self.target.timed),
+                    self.target.host,
+                    self.target.port,
                 )
         except (OSError, TimeoutError):
             self.failed += 1
@@ -140,6 +148,7 @@ class Sender:
         self._sent = [float("nan")] * count
         self._done = [float("nan")] * count
         self._status = [TIMEOUT] * count
+        self._spent = [_UNTOLD] * count if target.timed else []
         self._pool = _Pool(target, self._answered, self._send_waiting)
         #: Planned, due, and without a connection.
         self._waiting: deque[int] = deque()
@@ -183,7 +192,9 @@ class Sender:
             self._timer.close()
             await self._pool.close()
         used = (time.process_time() - cpu) / max(1e-9, time.monotonic() - max(began, start))
-        return Sent(np.array(self._sent), np.array(self._done), np.array(self._status, np.int16), used, self._waited)
+        spent = np.array(self._spent).reshape(-1, 3) if self._target.timed else None
+        status = np.array(self._status, np.int16)
+        return Sent(np.array(self._sent), np.array(self._done), status, used, self._waited, spent)
 
     def _due(self) -> None:
         """Sends what is to be sent by now."""
@@ -226,6 +237,8 @@ class Sender:
     def _answered(self, connection: Connection, number: int, status: int) -> None:
         self._done[number] = time.monotonic() - self._start
         self._status[number] = status
+        if self._spent and connection.timing is not None:
+            self._spent[number] = connection.timing
         self._ended += 1
         if connection.usable:
             self._pool.free.append(connection)

@@ -18,6 +18,9 @@ BROKEN, TIMEOUT = 0, -1
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.I)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked", re.I)
+_TIMING: Final = re.compile(
+    rb"\r\nserver-timing:(?=.*?[ ,]queue;dur=([\d.]+))(?=.*?[ ,]compute;dur=([\d.]+)).*?[ ,]total;dur=([\d.]+)", re.I
+)
 _CLOSE: Final = re.compile(rb"\r\nconnection:[ \t]*close", re.I)
 
 
@@ -46,6 +49,15 @@ def response_end(data: bytes | bytearray) -> tuple[int, int, bool] | None:
     if end < 0 or end > len(data):
         return None
     return status, end, _CLOSE.search(head) is not None
+
+
+def timing(head: bytes | bytearray) -> tuple[float, float, float] | None:
+    """Seconds that the server says of the whole, of waiting for an executor, and of the run; None if it does not."""
+    found = _TIMING.search(head)
+    if found is None:
+        return None
+    queue, run, total = (float(text) / 1e3 for text in found.groups())
+    return total, queue, run
 
 
 def body(response: bytes) -> bytes:
@@ -79,9 +91,15 @@ class Connection(asyncio.Protocol):
     Args:
         answered: Told the connection, its request's number, and the status (or BROKEN) when the request has ended.
         lost: Told when the connection is of no further use.
+        timed: Keep what the server says of its time.
     """
 
-    def __init__(self, answered: Callable[[Connection, int, int], None], lost: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, answered: Callable[[Connection, int, int], None], lost: Callable[[Connection], None], timed: bool = False
+    ) -> None:
+        self._timed = timed
+        #: What `timing` gives for the last answer.
+        self.timing: tuple[float, float, float] | None = None
         self._answered = answered
         self._lost = lost
         self._buffer = bytearray()
@@ -112,6 +130,8 @@ class Connection(asyncio.Protocol):
         if found is None:
             return
         status, end, close = found
+        if self._timed:
+            self.timing = timing(buffer[: buffer.find(b"\r\n\r\n")])
         del buffer[:end]
         if close:
             self.usable = False
@@ -128,6 +148,7 @@ class Connection(asyncio.Protocol):
         self.usable = False
         request, self.request = self.request, -1
         self._lost(self)
+        self.timing = None
         if request >= 0:
             self._answered(self, request, BROKEN)
 

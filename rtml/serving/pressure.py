@@ -33,7 +33,7 @@ _MANY: Final = 4
 #: The portion of those let in that may be late, the factor's first, least and greatest value, and one step of it.
 _BROKEN: Final = 0.003
 _FACTOR: Final = 1.5
-_FACTOR_MIN, _FACTOR_MAX = 1.2, 6.0
+_FACTOR_MIN, _FACTOR_MAX = 1.2, 4.0
 _FACTOR_STEP: Final = 0.1
 
 #: Seconds; the shortest advice to come back.

@@ -16,6 +16,7 @@ from loadtests.generators import Outcome
 from loadtests.peers import table
 from loadtests.schedule import Plan
 from loadtests.sender import Sent
+from loadtests.where import where
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,3 +172,32 @@ def test_the_gateway_bound_case_is_reported() -> None:
     lines = goodput._lines("tiny", False, {"poisson": overloads(10, 0, [(100, 100)])}, 100.0, (0.0005, 0.0001))
     assert lines[1].startswith("reported: tiny: poisson at 2 x capacity: 10.0%")
     assert not any(is_verdict(line) for line in lines)
+
+
+def test_a_miss_is_put_down_to_what_took_longer_than_usual() -> None:
+    usual = (0.0, 0.02, 200)
+    rows = [usual] * 8 + [(0.04, 0.06, 200), (0, 0.06, 200), (0, 0.06, 200), (0, 0.06, 200), (0, 0.05, 504)]
+    found = outcome(rows)
+    # In the server: all of it, in the queue, running.
+    inside = [(0.018, 0.007, 0.01)] * 9 + [(0.02, 0.007, 0.01), (0.058, 0.047, 0.01), (0.058, 0.007, 0.05)]
+    found.sent.spent = np.array([*inside, (np.nan,) * 3])
+    assert where(found) == {"sent late": 1, "on the way": 1, "queued": 1, "run": 1, "expired": 1}
+    found.sent.spent = None
+    assert not where(found)
+
+
+def test_what_the_server_says_of_its_time_is_read() -> None:
+    said = b'Server-Timing: queue;dur=1.500, batch;desc="2", transfer;dur=0.1, compute;dur=10.0, total;dur=13'
+    assert wire.timing(b"HTTP/1.1 200 OK\r\n" + said) == pytest.approx((0.013, 0.0015, 0.01))
+    assert wire.timing(b"HTTP/1.1 504 X\r\nServer-Timing: total;dur=50.000") is None
+
+
+def test_a_run_beside_busy_programs_says_so() -> None:
+    quiet = overloads(95, 0, [(100, 100)])
+    busy = overloads(95, 0, [(100, 100)])
+    busy[0].others = 0.4
+    busy[0].missed = {"run": 3}
+    assert "DISTURBED" not in "\n".join(goodput._lines("goodput", True, {"poisson": quiet}, 100.0, (0.0005, 0.01)))
+    lines = goodput._lines("goodput", True, {"poisson": busy}, 100.0, (0.0005, 0.01))
+    assert lines[-1].endswith("40% of the machine: DISTURBED")
+    assert "poisson: missed because: run 3" in lines
