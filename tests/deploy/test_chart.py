@@ -100,6 +100,7 @@ def test_too_old_a_kubernetes_is_refused(helm: Helm) -> None:
         ('pools={"gpu":{"gpus":1}}', "pools.?/?gpu.*gpus"),
         ("dispatcher.limits={\"depth\":3}", "dispatcher.?/?limits.*depth"),
         ('image.digest="latest"', "image.?/?digest.*sha256"),
+        ('nameOverride="My_Shop"', r"nameOverride.*pattern '\^"),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused_by_name(each_helm: Helm, setting: str, message: str) -> None:
