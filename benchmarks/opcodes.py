@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -97,7 +98,7 @@ def _no_wakeup() -> None:
     """Take back the byte that the signal wrote for a loop that ends when it reads one."""
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
-    if wakeup >= 0:
+    if wakeup >= 0 and stat.S_ISFIFO(os.fstat(wakeup).st_mode):  # an event loop has a socket, and reads it itself
         reader = os.open(f"/proc/self/fd/{wakeup}", os.O_RDONLY | os.O_NONBLOCK)
         os.read(reader, 1)
         os.close(reader)
@@ -151,7 +152,7 @@ def _run(directory: str, what: str, calls: int) -> dict[str, dict[str, float]]:
         pids = {"dispatcher": json.loads(client.query("status"))["pid"], "executor": executor}
         for pid in pids.values():
             os.kill(pid, signal.SIGUSR2)
-            _wait_for(Path(directory, f"{pid}.on"))
+            wait_for(Path(directory, f"{pid}.on"))
         counting = Counting()
         counting.start(None)
         for _ in range(rounds):
@@ -171,11 +172,12 @@ def chain(task: Any) -> object:
 
 
 def _counted(directory: str, pid: int) -> dict[str, int]:
-    counts: dict[str, int] = json.loads(_wait_for(Path(directory, f"{pid}.json")).read_text())
+    counts: dict[str, int] = json.loads(wait_for(Path(directory, f"{pid}.json")).read_text())
     return counts
 
 
-def _wait_for(path: Path) -> Path:
+def wait_for(path: Path) -> Path:
+    """A file that another process is about to write."""
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         if time.monotonic() > deadline:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtests import machine, report
-from loadtests.figures import batching, cost, ends, goodput, hedging, overhead
+from loadtests.figures import batching, cost, ends, goodput, hedging, opcodes, overhead
 from loadtests.figures.verdict import is_verdict
 
 #: Name -> how it is measured.
 FIGURES: Final[dict[str, Callable[[bool], tuple[list[str], dict[str, Any]]]]] = {
     "overhead": overhead.measure,
     "cost": cost.measure,
+    "opcodes": opcodes.measure,
     "throughput": overhead.throughput,
     "batching": batching.measure,
     "goodput": goodput.measure,

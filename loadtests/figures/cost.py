@@ -19,7 +19,7 @@ from loadtests.sender import Target
 #: Requests at a time.
 _LEVELS: Final = (1, 64)
 #: Seconds that executors may need to load what the app serves.
-_SETTLE: Final = 3.0
+SETTLE: Final = 3.0
 
 
 def _role(pid: int, first: int) -> str:
@@ -75,7 +75,7 @@ def measure(quick: bool) -> tuple[list[str], dict[str, Any]]:
         servers.started(command, log, ready=r"serving on (http://\S+)") as noop,
         servers.gateway("loadtests.app:app") as gateway,
     ):
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE)
         asked = {
             "noop": (noop, overhead.target(noop.url, "/infer")),
             "model": (gateway, overhead.target(gateway.url, "/v2/models/four/infer")),
