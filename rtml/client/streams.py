@@ -252,6 +252,12 @@ class Stream(Generic[T]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Stream[T]:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
     def __del__(self) -> None:
         inlet = getattr(self, "_inlet", None)
         if inlet is not None and not inlet.ended:

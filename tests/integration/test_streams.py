@@ -139,7 +139,14 @@ def test_async_generators_and_async_consumers(engine: rtml.Client) -> None:
         both = [count_async.stream(200), count.stream(200)]
         return [[item async for item in stream] for stream in both]
 
+    async def begin() -> int:
+        async with count.stream(1_000_000) as stream:
+            first: int = await anext(stream)
+        assert stream.future.cancelled()
+        return first
+
     assert asyncio.run(consume()) == [list(range(200))] * 2
+    assert asyncio.run(begin()) == 0
     assert list(count_async.stream(50)) == list(range(50))
 
 
