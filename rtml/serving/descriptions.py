@@ -44,11 +44,14 @@ def describe_config(
         name: The model.
         platform: As in the metadata.
         batch_max: Most rows of one call; above 0 the first dimension of every tensor is the batch, which the
-            configuration leaves out.
+            configuration leaves out. If that is all that an input has, none is said to be one: every tensor has dims in
+            Triton's configurations, and perf_analyzer stops at one without.
         inputs: The model's inputs, batch dimension included.
         outputs: The same of its outputs.
         decoupled: A request has any number of answers.
     """
+    if any(len(_shape(spec)) < 2 for spec in inputs):
+        batch_max = 0
 
     def dims(spec: TensorSpec) -> list[int]:
         return _shape(spec)[1:] if batch_max else _shape(spec)

@@ -267,6 +267,8 @@ def test_the_configuration_leaves_the_batch_dimension_out() -> None:
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [2]}]
     assert config["output"] == [{"name": "y", "data_type": "TYPE_STRING", "dims": [1]}]
     assert config["dynamic_batching"] == {}
+    flat = descriptions.describe_config("m", "onnx", 8, [TensorSpec("x", "INT64", (-1,))], outputs)
+    assert (flat["max_batch_size"], flat["input"][0]["dims"], "dynamic_batching" in flat) == (0, [-1], False)
     unbatched = descriptions.describe_config("m", "onnx", 0, ROWS, outputs)
     assert unbatched["input"][0]["dims"] == [-1, 2]
     assert "dynamic_batching" not in unbatched
