@@ -39,6 +39,10 @@ WORK_LEAST: Final = 20.0
 #: Requests under way while the capacity is taken.
 KEPT: Final = 8
 KINDS: Final = ("poisson", "bursts")
+#: Seconds after which an answer of the plain server is not waited for: long after all deadlines.
+PATIENCE: Final = 2.0
+#: Seconds of a run that is not judged.
+BRIEF: Final = 3.0
 #: Part of the machine that other programs may use until a run is called disturbed.
 DISTURBED: Final = 0.05
 
@@ -75,6 +79,7 @@ class Pair:
         self.target.timed = True
         self.untold = messages.target(messages.Site(self.ours.url), scenario, None)
         self.plain = messages.target(messages.Site(self.beside.url), scenario, None)
+        self.plain.timeout = PATIENCE
         for target in (self.untold, self.plain):
             generators.keep(target, KEPT, 1.0)
 
@@ -84,9 +89,9 @@ class Pair:
         found = generators.keep(self.untold, KEPT, seconds)
         return float((found.status == 200).sum()) / seconds
 
-    def run(self, target: Target, kind: str, rate: float, seed: int, label: str) -> Overload:
+    def run(self, target: Target, kind: str, rate: float, seed: int, label: str, seconds: float = BRIEF) -> Overload:
         """So many requests a second; without the capacities."""
-        phase = Bursts(rate, self.seconds, 10.0) if kind == "bursts" else Poisson(rate, self.seconds)
+        phase = Bursts(rate, seconds, 10.0) if kind == "bursts" else Poisson(rate, seconds)
         shape = msgspec.structs.replace(self.scenario, name=kind, phases=[phase], seed=seed, warmup=1.0)
         start, busy, own = time.monotonic(), _busy(), self._own()
         run, outcome = measuring.run(target, shape, label=f"{label}{kind}, {rate:.0f}/s")
@@ -131,7 +136,7 @@ def measure(quick: bool, name: str = "poisson") -> tuple[list[str], dict[str, An
         memory = pair.ours.memory()
         for number in range(1 if quick else 3):
             for kind in KINDS:
-                run = pair.run(pair.target, kind, OVERLOAD * last, scenario.seed + number, "")
+                run = pair.run(pair.target, kind, OVERLOAD * last, scenario.seed + number, "", seconds)
                 run.before, run.after = last, pair.capacity()
                 last = run.after
                 found[kind].append(run)

@@ -27,7 +27,7 @@ _SILENT_PART: Final = 0.3
 _COST: Final = 2e-4
 _COST_MIN, _COST_MAX = 2e-5, 1e-2
 _COST_GAIN: Final = 1 / 8
-#: Requests of a turn from which on something is learned from how long it took.
+#: Requests of a turn from which on it can show that they cost more than expected.
 _MANY: Final = 4
 
 #: The portion of those let in that may be late, the factor's first, least and greatest value, and one step of it.
@@ -79,9 +79,9 @@ class Pressure:
     def behind(self, since: float, now: float) -> float:
         """Seconds from `since` until a request that is read now has been answered, but for the engine's part.
 
-        0 if that is so little that nobody need care.
+        0 if that is so little that nobody need care, and always for the first one that a loop finds which was idle.
         """
-        needed = now - since + 2.0 * self.cost * (self.queued + 1)
+        needed = now - since + 2.0 * self.cost * self.queued
         return needed if needed > BEHIND else 0.0
 
     def refuses(self, needed: float, budget: float) -> float:
@@ -104,9 +104,12 @@ class Pressure:
         # Did it work until then? If not, it waited, and what has come has just come.
         if silent < _SILENT or silent < _SILENT_PART * taken:
             self._since = self._woke
-            if self.queued >= _MANY:
-                cost = min(_COST_MAX, max(_COST_MIN, taken / self.queued))
-                self.cost += _COST_GAIN * (cost - self.cost)
+            if self.queued:
+                # A moment in which the machine stood still is not believed at once. And what is too much is found out
+                # by few requests, too, since few are let in then.
+                cost = min(_COST_MAX, 2.0 * self.cost, max(_COST_MIN, taken / self.queued))
+                if cost < self.cost or self.queued >= _MANY:
+                    self.cost += _COST_GAIN * (cost - self.cost)
         else:
             self._since = 0.0
         self._woke = now

@@ -132,7 +132,7 @@ def test_each_that_is_let_in_makes_the_next_one_wait() -> None:
     assert not pressure.behind(1.0, 1.0)
     pressure.queued = 100
     needed = pressure.behind(1.0, 1.0)
-    assert needed == pytest.approx(2 * 101 * pressure.cost)
+    assert needed == pytest.approx(2 * 100 * pressure.cost)
     assert not pressure.refuses(needed, 1.0)
     assert pressure.refuses(needed, 0.05) == pytest.approx(needed * pressure.factor - 0.05)
 
@@ -151,6 +151,30 @@ def test_the_cost_of_a_request_is_learned_from_busy_turns() -> None:
     pressure.queued = 10
     turn(pressure, now + 1.0)
     assert pressure.cost == pytest.approx(0.001, rel=0.05)
+
+
+def test_a_machine_that_stands_still_does_not_close_the_gateway() -> None:
+    pressure = Pressure()
+    now = 1.0
+    turn(pressure, now)
+    # Half a second for four requests each time, and all of them late.
+    for _ in range(200):
+        pressure.queued = 4
+        now += 0.5
+        pressure.worked(now)
+        turn(pressure, now)
+        pressure.ended(kept=False)
+    # The first one after an idle moment is let in all the same,
+    now += 1.0
+    since = turn(pressure, now)
+    assert not pressure.behind(since, now)
+    # and those show how it is now, one by one.
+    for _ in range(60):
+        pressure.queued = 1
+        pressure.worked(now + 0.0003)
+        now += 0.0003
+        turn(pressure, now)
+    assert pressure.cost < 0.0004
 
 
 def test_broken_promises_make_it_careful_and_kept_ones_less_so() -> None:
