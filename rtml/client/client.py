@@ -22,7 +22,7 @@ from rtml import codec, messages
 from rtml.client import calls, handles, logs, references, results, streams
 from rtml.client.actors import ActorRef
 from rtml.client.collectives import Collectives
-from rtml.client.context import current_task, forks, free_in_children, is_executor, remove
+from rtml.client.context import current_client, current_task, forks, free_in_children, is_executor, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
@@ -30,7 +30,7 @@ from rtml.client.future import PENDING, Future, error_of, remaining
 from rtml.client.gathered import Gathered
 from rtml.client.references import Lease, Special
 from rtml.client.waiting import Group
-from rtml.errors import ConnectionLost
+from rtml.errors import ConnectionLost, RtmlError
 from rtml.messages import (
     CANCELLED,
     ERROR,
@@ -371,15 +371,20 @@ class Client(Collectives, concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls, and end. The client that was current before this one is so again.
 
+        Inside a task it only waits for what that task has submitted: the client is the executor's, which goes on.
+
         Args:
             wait: first wait for everything that was submitted. Otherwise the connection stays until the program ends.
             cancel_futures: cancel what has not ended; with `wait` as well.
         """
         if self._forks != forks():
             return
+        if is_executor():
+            if wait:
+                self.wait_idle()
+            return
         already, self._closed = self._closed, True
-        if not is_executor():
-            remove(self)
+        remove(self)
         if cancel_futures:
             self.cancel_all(list(self._pending.values()))
         if wait:
@@ -403,12 +408,12 @@ class Client(Collectives, concurrent.futures.Executor):
             raise
 
     def wait_idle(self, timeout: float | None = None) -> bool:
-        """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds."""
+        """Block until nothing submitted here is unresolved; False if that takes longer than `timeout` seconds.
+
+        Inside a task that is what the task itself has submitted.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._pending.keys() - self.core.lasting - self._streams.keys():
-            with self.lock:
-                lasting = self.core.lasting | self._streams.keys()
-                futures = {future for task, future in self._pending.items() if task not in lasting}
+        while futures := self._unresolved():
             group = Group(futures, len(futures))
             self.register(group)
             try:
@@ -417,6 +422,16 @@ class Client(Collectives, concurrent.futures.Executor):
             finally:
                 self.unregister(group)
         return True
+
+    def _unresolved(self) -> set[Future[Any]]:
+        current = current_task() if is_executor() else None
+        with self.lock:
+            found = self._pending.keys() - self.core.lasting - self._streams.keys()
+            return {self._pending[task] for task in found if current is None or self.core.parent(task) == current.id}
+
+    def __reduce__(self) -> Any:
+        """In a task's closure or arguments it is the client of the process where it arrives."""
+        return _arrived, ()
 
     def __repr__(self) -> str:
         return f"<Client session {self.core.session:#x}{' closed' if self._closed else ''}>"
@@ -462,6 +477,14 @@ class Client(Collectives, concurrent.futures.Executor):
         resource, self._resource = self._resource, None
         if resource is not None:
             resource.close()
+
+
+def _arrived() -> Client:
+    """What a client is where it was sent to."""
+    found = current_client()
+    if found is None:
+        raise RtmlError("an rtml client can only travel to the tasks of its engine, not through plain pickle")
+    return found
 
 
 def as_future(thing: Any) -> Future[Any]:

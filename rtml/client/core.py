@@ -171,6 +171,11 @@ class ClientCore:
         own = None if spec.options is None else spec.options.name
         return own or function.options.name or function.name
 
+    def parent(self, task: int) -> int:
+        """The task in which an unresolved one was submitted, 0 if in none."""
+        spec = self._tasks.get(task)
+        return 0 if spec is None else spec.parent
+
     def submit(self, task: Task, deadline: float | None = None) -> None:
         """Record and buffer a task whose function is defined and whose id was never used before.
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rtml
@@ -89,6 +90,28 @@ def test_tasks_make_tasks(client: Client) -> None:
 def test_async_tasks(client: Client) -> None:
     assert fan.submit(50).result(30) == list(range(1, 51))
     assert rtml.get([fan.submit(5) for _ in range(20)], timeout=30) == [list(range(1, 6))] * 20
+
+
+def connect_and_shut_down() -> tuple[list[int], bool]:
+    with rtml.connect() as inside:
+        futures = [inside.submit(add, n) for n in range(3)]
+    done = all(future.done() for future in futures)
+    inside.shutdown(cancel_futures=True)
+    return [future.result() for future in futures], done
+
+
+def test_a_task_cannot_shut_its_executor_down(client: Client) -> None:
+    """Written as a program of its own it waits for what it submitted, and the tasks after it do as well."""
+    for _ in range(2 * len(os.sched_getaffinity(0))):
+        assert client.submit(connect_and_shut_down).result(30) == ([1, 2, 3], True)
+    assert fibonacci.submit(5).result(30) == 5
+    assert client.submit(np.ones, 100_000).result(30).sum() == 100_000
+
+
+def test_a_client_in_a_task_is_the_engine_s_own(client: Client) -> None:
+    assert client.submit(lambda: client.submit(add, 1).result()).result(30) == 2
+    assert client.submit(lambda given: list(given.map(add, [1, 2])), client).result(30) == [2, 3]
+    assert client.submit(lambda: client).result(30) is client
 
 
 def test_standard_library_program(client: Client) -> None:
