@@ -6,6 +6,7 @@ they are defined in `__main__`, in a notebook, or inside a function.
 
 from __future__ import annotations
 
+import abc
 import functools
 import sys
 import types
@@ -45,7 +46,8 @@ def with_slots(value: type, reduced: Any) -> Any:
     """The reduction of a class by cloudpickle, which forgets `__slots__`: its copies would get a `__dict__` instead."""
     if isinstance(reduced, tuple) and getattr(reduced[0], "__name__", "") == _SKELETON:
         slots = vars(value).get("__slots__")
-        if slots is not None:
+        # Empty ones hold nothing, and a `NamedTuple` must not name them. Other metaclasses make their own.
+        if slots and type(value) in (type, abc.ABCMeta):
             reduced[1][_NAMESPACE]["__slots__"] = slots
     return reduced
 

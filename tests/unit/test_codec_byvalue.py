@@ -12,7 +12,7 @@ from rtml.codec.byvalue import has_name, reduction
 #: Sends itself what it defines by way of a process with another `__main__`, and prints what that does there, and what
 #: is the same when it is back.
 PROGRAM = """
-import functools, subprocess, sys, typing
+import abc, collections, functools, subprocess, sys, typing
 from dataclasses import dataclass, field
 from rtml import codec
 
@@ -44,6 +44,27 @@ class More(Slots):
 
 class Open(Slots):
     pass
+
+class Pair(typing.NamedTuple):
+    a: int
+    b: int = 2
+
+Point = collections.namedtuple("Point", "x y")
+
+class Abstract(abc.ABC):
+    __slots__ = ("x",)
+    @abc.abstractmethod
+    def get(self): ...
+
+class Concrete(Abstract):
+    __slots__ = ()
+    def get(self):
+        return self.x
+
+def concrete():
+    made = Concrete()
+    made.x = 6
+    return made
 
 @dataclass(slots=True)
 class Data:
@@ -90,7 +111,7 @@ class Checks:
         return square.area, square.area, square.times(2), square.kind(1), square.kind("")
 
 checks = Checks()
-values = [Slots(), more(), opened(), Data(1, [2]), Square(5)]
+values = [Slots(), more(), opened(), Data(1, [2]), Square(5), Pair(1), Point(3, 4), concrete()]
 sent = codec.encode_value((checks, values), None).payload
 other = "import sys; from rtml import codec; c, v = codec.decode_value(sys.stdin.buffer.read(), None);"
 other += "out = [getattr(c, n)() for n in ('cached', 'dispatched', 'annotated', 'slots', 'methods')];"
@@ -100,8 +121,8 @@ assert done.returncode == 0, done.stderr.decode()
 results, back = codec.decode_value(done.stdout, None)
 for result in results:
     print(result)
-print([type(b) is type(v) for b, v in zip(back, values)], back[0].hidden(), back[1].more, back[2].other)
-print(back[3], back[4].area)
+print(all([type(b) is type(v) for b, v in zip(back, values)]), back[0].hidden(), back[1].more, back[2].other)
+print(back[3], back[4].area, *back[5:7], back[7].get())
 """
 
 
@@ -117,8 +138,8 @@ def test_what_main_defines_travels_by_value(tmp_path: Path) -> None:
         "(3, 'Meters')",
         "(2, False, 3, False, 4)",
         "(9, 9, 6, 'int', 'any')",
-        "[True, True, True, True, True] 2 3 4",
-        "Data(x=1, y=[2]) 25",
+        "True 2 3 4",
+        "Data(x=1, y=[2]) 25 Pair(a=1, b=2) Point(x=3, y=4) 6",
     ]
 
 
