@@ -95,6 +95,7 @@ class Connector:
         deadline = began + self._connect_timeout
         # An engine that is started here takes its time, and says itself what is wrong; who waits shortly hears it soon.
         told = self._obstacle is not None or self._connect_timeout <= 2 * _PATIENCE
+        refused: KeyRefused | None = None  # says more than that the last, short attempt was too short
         while True:
             now = time.monotonic()
             left = deadline - now
@@ -105,9 +106,11 @@ class Connector:
                 obstacle = self._obstacle() if self._obstacle is not None else ""
                 if obstacle:
                     raise ConnectionLost(f"{error}; {obstacle}") from error
+                if isinstance(error, KeyRefused):
+                    refused = error
                 now = time.monotonic()
                 if now >= deadline:
-                    raise LinkClosed(self._unanswered(error)) from error
+                    raise LinkClosed(self._unanswered(refused or error)) from error
                 if not told and now >= began + _PATIENCE:
                     told = True
                     _logger.warning("%s; trying for %.0f s more", error, deadline - now)

@@ -16,7 +16,7 @@ from rtml.client.connecting import Connector, Peer
 from rtml.client.embedded import check_addresses, limit_arguments
 from rtml.errors import ConnectionLost, LimitExceeded
 from rtml.graph.tables import Limits
-from rtml.link import AddressError
+from rtml.link import AddressError, KeyRefused, Link, LinkClosed
 from rtml.messages import ObjectRef
 from rtml.transfer.remote import RemoteStore
 from tests.fake_dispatcher import connected
@@ -108,6 +108,18 @@ def test_nobody_reconnects_to_processes_that_are_gone() -> None:
     with connected() as (_, client), expected:
         connector.again(client, Peer(), pause)
     assert len(pauses) == 2
+
+
+def test_a_key_that_is_refused_is_said_even_if_the_last_attempt_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter([KeyRefused("there refuses our key")])
+
+    def connect(*_: Any) -> Link:
+        raise next(tries, LinkClosed("nobody answers there"))
+
+    monkeypatch.setattr("rtml.client.connecting.links.connect", connect)
+    connector = Connector("tcp://127.0.0.1:1", connect_timeout=0.01)
+    with pytest.raises(LinkClosed, match=r"refuses our key, for 0\.01 s; the dispatcher's directory of keys must have"):
+        connector.first(None, None)  # type: ignore[arg-type]  # it does not come to them
 
 
 def test_a_store_of_a_distant_engine_refuses() -> None:
