@@ -154,7 +154,7 @@ def test_no_request_is_lost_when_a_gateway_is_told_to_stop(processes: str) -> No
         wait_for(lambda: sum(answered(clients).values()) > 200)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: all(client.refused for client in clients))
-        assert stopped(server)[-1].startswith("stopping")
+        assert server.rest()[-1].startswith("stopping")  # a second signal could find it at its very end
         assert server.process.returncode == 0
         assert [loss for client in clients for loss in client.lost] == []
         assert sum((client.statuses for client in clients), Counter()).keys() == {200}
