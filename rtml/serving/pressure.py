@@ -19,9 +19,6 @@ from typing import Final
 
 #: Seconds behind from which on budgets are looked at.
 BEHIND: Final = 0.004
-#: A turn without a sign of work at its end, for so many seconds and for more than this part of it, was idle then.
-_SILENT: Final = 0.001
-_SILENT_PART: Final = 0.3
 
 #: Seconds of the loop that a request takes: what is assumed at first, and believed at least and most.
 _COST: Final = 2e-4
@@ -43,7 +40,7 @@ _RETRY_MIN: Final = 0.001
 class Pressure:
     """One event loop's. All times are seconds of one clock."""
 
-    __slots__ = ("_last", "_since", "_woke", "cost", "factor", "queued", "reading")
+    __slots__ = ("_since", "_woke", "busy", "cost", "factor", "queued", "reading")
 
     def __init__(self) -> None:
         #: Whether the loop reads what has come: the beginning of a turn. Then it does what there is to do.
@@ -52,8 +49,8 @@ class Pressure:
         self._woke = 0.0
         #: When what was found may have come, at the earliest; 0: just then.
         self._since = 0.0
-        #: When the loop was last seen at work.
-        self._last = 0.0
+        #: Whether the loop has been at work since this turn began: then it looks for what has come without waiting.
+        self.busy = False
         #: Requests of this turn that were let in.
         self.queued = 0
         #: Seconds of the loop that one takes.
@@ -64,17 +61,22 @@ class Pressure:
     def read(self, now: float) -> float:
         """Bytes were read. Returns since when they may have been there.
 
-        Whoever finds `reading` false is to see to it that it is made so again when everything has been read.
+        Whoever finds `reading` false is to see to it that `have_read` is told when everything has been read, and `done`
+        when the loop has done what there was to do, and has looked once more.
         """
         if not self.reading:
             self.reading = True
             self._turn(now)
-        self._last = now
         return self._since or now
 
-    def worked(self, now: float) -> None:
-        """The loop has done something else for a request."""
-        self._last = now
+    def have_read(self) -> None:
+        """All that was there has been read; now it is worked at."""
+        self.reading = False
+        self.busy = True
+
+    def done(self) -> None:
+        """The work of the turn is done, and what had come by then is read or being read."""
+        self.busy = False
 
     def behind(self, since: float, now: float) -> float:
         """Seconds from `since` until a request that is read now has been answered, but for the engine's part.
@@ -100,10 +102,9 @@ class Pressure:
 
     def _turn(self, now: float) -> None:
         """The loop has looked for what has come, after the turn before."""
-        taken, silent = now - self._woke, now - self._last
         # Did it work until then? If not, it waited, and what has come has just come.
-        if silent < _SILENT or silent < _SILENT_PART * taken:
-            self._since = self._woke
+        if self.busy:
+            self._since, taken = self._woke, now - self._woke
             if self.queued:
                 # A moment in which the machine stood still is not believed at once. And what is too much is found out
                 # by few requests, too, since few are let in then.

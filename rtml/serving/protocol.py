@@ -63,8 +63,6 @@ _HEADS_MAX: Final = 16
 _HEAD_MAX: Final = 2048
 #: The status of what is refused.
 _UNAVAILABLE: Final = 503
-#: After so many requests of a turn the loop says that it still works.
-_SIGN_EVERY: Final = 8
 #: Bytes that may wait until a request has been answered before the client is told to pause.
 _AHEAD_MAX: Final = 256 * 1024
 #: Answers that are what they say.
@@ -230,8 +228,6 @@ class Connection(RequestHandler):
         self._request_in_progress = True
         self._answering = self._loop.create_task(self._answer(message, body, fields))
         pressure.queued += 1
-        if not pressure.queued % _SIGN_EVERY:
-            self._loop.call_soon(self._server.sign)
 
     def _refused(self, message: RawRequestMessage, text: str | None) -> bool:
         """Refuse a request for which the loop alone would take longer than its budget, which `text` says."""
@@ -256,13 +252,6 @@ class Connection(RequestHandler):
         self._server.turned_away(self, message, name, len(body))
         self._stay()
         return True
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer aiohttp's way."""
-        self._pressure.worked(perf_counter())
-        return await super().finish_response(request, resp, start_time)
 
     def arrived(self) -> float:
         """When the request that begins to be answered may have come, at the earliest, on `perf_counter`'s clock."""
@@ -317,9 +306,8 @@ class Connection(RequestHandler):
     def _answered(self, keep: bool) -> None:
         """The answer has been written: look at what came meanwhile, or end the connection."""
         self._answering = self._current_request = None
-        self._pressure.worked(now := perf_counter())
         if self._tight:
-            self._pressure.ended(now - self.since <= self._tight)
+            self._pressure.ended(perf_counter() - self.since <= self._tight)
             self._tight = 0.0
         self._request_in_progress = False
         if self._handler_waiter is not None and not self._handler_waiter.done():
@@ -468,11 +456,9 @@ class Server(web.Server):
 
     def have_read(self) -> None:
         """All that had come in this turn of the loop has been read."""
-        self.pressure.reading = False
-
-    def sign(self) -> None:
-        """The loop works."""
-        self.pressure.worked(perf_counter())
+        self.pressure.have_read()
+        # After all that was made ready by reading, and one more look at the sockets, for which uvloop does not wait.
+        self._loop.call_soon(self.pressure.done)
 
     def opened(self) -> bool:
         """A connection came; False: it is one too many."""

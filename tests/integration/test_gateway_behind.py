@@ -122,25 +122,6 @@ def test_who_waited_too_long_in_the_socket_is_refused() -> None:
     on_uvloop(scenario())
 
 
-def test_who_comes_on_a_new_connection_is_refused_as_well() -> None:
-    async def scenario() -> None:
-        async with serving(app) as server:
-            await asyncio.to_thread(play, server)
-
-    def play(server: Server) -> None:
-        with Client(server.port) as holder:
-            begun.clear()
-            holder.send(HELD)
-            assert begun.wait(15)
-            with Client(server.port) as client:
-                status, _, body = client.asks(0.0, budget(SHORT))
-                assert (status, body["type"]) == (503, "Overloaded")
-                assert client.asks(0.0, budget(10.0))[0] == 200
-            assert holder.answer()[0] == 200
-
-    on_uvloop(scenario())
-
-
 def test_the_engine_gets_what_is_left() -> None:
     async def scenario() -> None:
         async with serving(app) as server:
@@ -202,3 +183,23 @@ def test_what_is_refused_is_logged(tmp_path: Path) -> None:
     assert refused["request_id"] == ids[0]
     assert (refused["method"], refused["path"]) == ("POST", "/v1/hold")
     assert refused["duration"] > HELD - 0.002
+
+
+def test_a_loop_that_waited_for_an_answer_is_not_behind() -> None:
+    async def scenario() -> None:
+        async with serving() as server:
+            await asyncio.to_thread(play, server)
+
+    def play(server: Server) -> None:
+        wait = b"POST /v1/wait HTTP/1.1\r\nHost: x\r\nx-rtml-deadline-ms: 300\r\nContent-Length: 0\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), 15) as connection, connection.makefile("rb") as file:
+            for _ in range(2):
+                connection.sendall(wait)
+                head = b"".join(iter(file.readline, b"\r\n")).lower()
+                assert b" 504 " in head
+                file.read(int(head.partition(b"content-length: ")[2].split()[0]))
+                # It came when the loop had nothing to do: it has the whole of its budget.
+                assert server.engine.options[-1].deadline == pytest.approx(0.3, abs=0.2)
+        assert server.gateway.metrics.refused.labels("Overloaded").value == 0
+
+    on_uvloop(scenario())

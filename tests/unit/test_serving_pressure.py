@@ -40,7 +40,9 @@ def gateway(load: float, *, refusing: bool, burst: float = 1.0, seconds: float =
     results: list[tuple[float, float, float, bool]] = []
     now = taken = good = late = refused = 0
     while taken < len(arrivals) or results:
-        now = max(now, min([*arrivals[taken : taken + 1], *(result[0] for result in results[:1])]))
+        first = min([*arrivals[taken : taken + 1], *(result[0] for result in results[:1])])
+        pressure.busy = first <= now
+        now = max(now, first)
         look, pressure.reading = now, False
         begun: list[tuple[float, float, bool]] = []
         ended: list[tuple[float, float, float, bool]] = []
@@ -57,14 +59,11 @@ def gateway(load: float, *, refusing: bool, burst: float = 1.0, seconds: float =
                 continue
             pressure.queued += 1
             begun.append((came, since, bool(needed) and pressure.teaches(needed, BUDGET)))
-        for number, (came, since, teaches) in enumerate(begun):
+        for came, since, teaches in begun:
             now += BEGIN
-            if number % 8 == 7:
-                pressure.worked(now)
             heapq.heappush(results, (now + ENGINE, came, since, teaches))
         for _, came, since, teaches in ended:
             now += END
-            pressure.worked(now)
             if teaches:
                 pressure.ended(now - since <= BUDGET)
             if now - came <= BUDGET:
@@ -99,30 +98,29 @@ def test_a_little_too_much_costs_a_little() -> None:
     assert found.missed < 0.01
 
 
-def turn(pressure: Pressure, now: float) -> float:
+def turn(pressure: Pressure, now: float, *, idle: bool = False) -> float:
     """The loop reads something, as the first thing in a turn; since when it may have been there."""
-    pressure.reading = False
+    pressure.have_read()
+    if idle:
+        pressure.done()
     return pressure.read(now)
 
 
 def test_what_comes_while_the_loop_works_may_have_come_at_the_beginning() -> None:
     pressure = Pressure()
     turn(pressure, 1.0)
-    pressure.worked(1.0395)
     assert turn(pressure, 1.04) == 1.0
     # And all that is read in that turn.
     assert pressure.read(1.05) == 1.0
     assert pressure.behind(1.0, 1.05) > 0.05
     # What comes while that is done came after it had been looked for.
-    pressure.worked(1.06)
     assert turn(pressure, 1.0605) == 1.04
 
 
 def test_what_wakes_an_idle_loop_has_just_come() -> None:
     pressure = Pressure()
     turn(pressure, 1.0)
-    pressure.worked(1.002)
-    assert turn(pressure, 1.04) == 1.04
+    assert turn(pressure, 1.04, idle=True) == 1.04
     assert not pressure.behind(1.04, 1.0401)
 
 
@@ -143,13 +141,12 @@ def test_the_cost_of_a_request_is_learned_from_busy_turns() -> None:
     turn(pressure, now)
     for _ in range(100):
         pressure.queued = 10
-        pressure.worked(now + 0.0099)
         now += 0.01
         turn(pressure, now)
     assert pressure.cost == pytest.approx(0.001, rel=0.05)
     # An idle one says nothing.
     pressure.queued = 10
-    turn(pressure, now + 1.0)
+    turn(pressure, now + 1.0, idle=True)
     assert pressure.cost == pytest.approx(0.001, rel=0.05)
 
 
@@ -161,17 +158,15 @@ def test_a_machine_that_stands_still_does_not_close_the_gateway() -> None:
     for _ in range(200):
         pressure.queued = 4
         now += 0.5
-        pressure.worked(now)
         turn(pressure, now)
         pressure.ended(kept=False)
     # The first one after an idle moment is let in all the same,
     now += 1.0
-    since = turn(pressure, now)
+    since = turn(pressure, now, idle=True)
     assert not pressure.behind(since, now)
     # and those show how it is now, one by one.
     for _ in range(60):
         pressure.queued = 1
-        pressure.worked(now + 0.0003)
         now += 0.0003
         turn(pressure, now)
     assert pressure.cost < 0.0004
