@@ -70,10 +70,11 @@ log = logging.getLogger("rtml.dispatcher")
 #: Ended tasks that `rtml trace` can look back on.
 TRACE_TASKS_MAX: Final = 50_000
 
-#: Ended tasks and wake-ups are counted into the metrics in bulk, off the path of a request.
+#: Ended tasks are counted into the metrics in bulk, off the path of a request.
 _COUNT_AT: Final = 2_048
 
-#: Ended tasks of which records are made at a time: a fresh task's costs twice as much as the next one's.
+#: Wake-ups that are counted at a time, and ended tasks of which records are made: a fresh task's costs twice as much as
+#: the next one's.
 _REMEMBER_AT: Final = 64
 
 #: Bytes of garbage quoted in a log line.
@@ -120,12 +121,11 @@ class Dispatcher:
         """Serve until `stop`."""
         core, hub, uplink = self.core, self.hub, self.uplink
         clock = time.monotonic
-        notices, ended, shed = core.notices, core.tables.ended, core.tables.shed
-        turns, arrived = self._turns, self._arrived
+        notices, ended = core.notices, core.tables.ended
+        turns, arrived, timers = self._turns, self._arrived, core.tables.timers
         refused = self.knocker.refused
         while not self._stopping:
-            wakeup = core.next_wakeup()
-            timeout = None if wakeup is None else max(0.0, wakeup - clock())
+            timeout = max(0.0, timers[0][0] - clock()) if timers else None
             if uplink is not None and uplink.waiting:
                 timeout = RESEND if timeout is None else min(timeout, RESEND)
             frames = hub.poll(timeout)
@@ -151,11 +151,9 @@ class Dispatcher:
                 self._execute(late)
             while notices:
                 log.warning("%s", notices.pop(0))
-            if len(ended) >= _REMEMBER_AT or len(shed) >= _REMEMBER_AT:
-                self._remember()
             turns.append(clock() - now)
-            if len(turns) >= _COUNT_AT:
-                self._count()
+            if len(turns) >= _REMEMBER_AT or len(ended) >= _REMEMBER_AT:
+                self._remember()
 
     def _above(self, uplink: Dialler, now: float) -> list[tuple[int, bytes | None]]:
         """What came from the dispatcher above; a new connection begins with an introduction."""
@@ -233,7 +231,13 @@ class Dispatcher:
     # --- what operators ask
 
     def _remember(self) -> None:
-        """Make records of the tasks that ended lately."""
+        """Count wake-ups and frames, and make records of the tasks that ended lately."""
+        self.metrics.turn.labels().observe_all(self._turns)
+        self._turns.clear()
+        for way, sizes in (("in", self._arrived), ("out", self._sent)):
+            self.metrics.frames.labels(way).value += len(sizes)
+            self.metrics.bytes.labels(way).value += sum(sizes)
+            sizes.clear()
         ended = self.core.take_ended()
         self.history.extend(ended)
         self._uncounted += ended
@@ -241,13 +245,7 @@ class Dispatcher:
             self._count()
 
     def _count(self) -> None:
-        """Move ended tasks, wake-ups and frames into the metrics."""
-        self.metrics.turn.labels().observe_all(self._turns)
-        self._turns.clear()
-        for way, sizes in (("in", self._arrived), ("out", self._sent)):
-            self.metrics.frames.labels(way).value += len(sizes)
-            self.metrics.bytes.labels(way).value += sum(sizes)
-            sizes.clear()
+        """Move ended tasks into the metrics."""
         self._calls.count(self._uncounted)
         by_function: dict[str, list[Ended]] = {}
         for end in self._uncounted:

@@ -29,6 +29,7 @@ Who sends what:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -784,7 +785,6 @@ Message = (
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[Message])
 
 
 def encode(messages: list[Message]) -> bytes:
@@ -810,10 +810,6 @@ def _unicode(value: Any) -> Any:
     return value
 
 
-def decode(frame: bytes | memoryview) -> list[Message]:
-    """The messages of a frame.
-
-    Raises:
-        msgspec.MsgspecError: the frame is no msgpack, or not of these types. (`ValidationError` and `DecodeError`.)
-    """
-    return _decoder.decode(frame)
+#: The messages of a frame. Raises `msgspec.MsgspecError` (`ValidationError`, `DecodeError`) for what is no msgpack, or
+#: not of these types.
+decode: Final[Callable[[bytes | memoryview], list[Message]]] = msgspec.msgpack.Decoder(list[Message]).decode

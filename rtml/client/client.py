@@ -22,7 +22,7 @@ from rtml import codec, messages
 from rtml.client import calls, handles, logs, references, results, streams
 from rtml.client.actors import ActorRef
 from rtml.client.collectives import Collectives
-from rtml.client.context import current_client, current_task, forks, free_in_children, is_executor, remove
+from rtml.client.context import current_client, current_task, free_in_children, is_executor, process, remove
 from rtml.client.core import ClientCore
 from rtml.client.driver import Driver, Resource, Waiter
 from rtml.client.functions import RemoteFunction
@@ -83,7 +83,7 @@ class Client(Collectives, concurrent.futures.Executor):
         self.show_logs = show_logs
         self._resource = resource
         self._pid = os.getpid()
-        self._forks = forks()
+        self._forks = process.forks
         #: Futures captured by the definitions of functions, by function id: they live as long as this client.
         self._captured: dict[int, list[Future[Any]]] = {}
         #: No more calls: shut down, or the connection is lost for good (`_lost`).
@@ -117,7 +117,7 @@ class Client(Collectives, concurrent.futures.Executor):
     @property
     def closed(self) -> bool:
         """Whether `shutdown` was called, or the process was forked from the client's."""
-        return (self._closed and self._lost is None) or self._forks != forks()
+        return (self._closed and self._lost is None) or self._forks != process.forks
 
     def open(self) -> Client:
         """Start the driver. Raises what the driver raises when it cannot connect."""
@@ -153,7 +153,7 @@ class Client(Collectives, concurrent.futures.Executor):
         trace: str = "", context: int = 0, special: Special | None = None,
     ) -> Future[Any]:  # fmt: skip
         """Submit one call of a function that `describe` returned, see `Task`; `options` override the function's."""
-        if self._closed or self._forks != forks():
+        if self._closed or self._forks != process.forks:
             self._check_usable()
         encoded = codec.encode_call(args, kwargs, self.store, Future)
         if encoded.deps and any(isinstance(dep, Gathered) for dep in encoded.deps):
@@ -291,7 +291,7 @@ class Client(Collectives, concurrent.futures.Executor):
 
     def receive(self, message: Message) -> bool:
         """Apply a message of the dispatcher; False if it is not for a submitter. Called by one thread at a time."""
-        if isinstance(message, (Results, WatchResults)):
+        if message.__class__ is Results or isinstance(message, WatchResults):
             results.resolve(self, message)
             return True
         if isinstance(message, messages.Items):
@@ -344,7 +344,7 @@ class Client(Collectives, concurrent.futures.Executor):
 
     def drop(self, kind: str, number: int) -> None:
         """A lease is gone. Called by finalisers in any thread: takes no lock."""
-        if self._forks == forks() and not self._closed:
+        if self._forks == process.forks and not self._closed:
             if kind == "free":
                 self.store.free(number)
             else:
@@ -377,7 +377,7 @@ class Client(Collectives, concurrent.futures.Executor):
             wait: first wait for everything that was submitted. Otherwise the connection stays until the program ends.
             cancel_futures: cancel what has not ended; with `wait` as well.
         """
-        if self._forks != forks():
+        if self._forks != process.forks:
             return
         if is_executor():
             if wait:
@@ -439,7 +439,7 @@ class Client(Collectives, concurrent.futures.Executor):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
-        if self._forks != forks():
+        if self._forks != process.forks:
             raise RuntimeError(
                 f"this rtml client belongs to process {self._pid}, from which this one was forked; "
                 "call rtml.connect() in the child to get its own, or use multiprocessing's 'spawn'"

@@ -53,7 +53,8 @@ class _Process:
         self.missed: dict[int, list[str]] = {}
         #: This process is an executor: `connect()` means the client that is installed.
         self.inside = False
-        #: Forks between the first process and this one. A client made at another count belongs to a parent.
+        #: Forks between the first process and this one. A client made at another count belongs to a parent. (It needs
+        #: no system call, as `os.getpid` does.)
         self.forks = 0
 
         #: Of clients: the thread that held one when this process was forked is not here to let go of it.
@@ -94,11 +95,6 @@ def remove(client: Client) -> None:
     if len(left) < len(process.installed):
         process.installed = left
         process.client = left[-1] if left else None
-
-
-def forks() -> int:
-    """Forks since the program began: differs in a forked child, and needs no system call as `os.getpid` does."""
-    return process.forks
 
 
 def free_in_children(lock: threading.Lock) -> None:

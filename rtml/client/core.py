@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -368,15 +368,14 @@ class ClientCore:
                 self.returning = False
                 return ([self._hello] if self._hello is not None else []) + self.resume(now)
             before = self._before()
-        submits = self._submits(now)
+        out: list[Any] = self._submits(now)
         # The last `Submit` carries the acknowledgement: what was sent before it may have named acknowledged results.
         ack = self._ackable() if self._holds else self._applied
-        out: list[Message] = [*submits]
         if ack > self._acked:
             self._acked = ack
             self._unacked_results = 0
-            if submits:
-                submits[-1].ack = ack
+            if out:
+                out[-1].ack = ack
             else:
                 out.append(Ack(ack))
         return [*before, *out, *self._after()] if others else out

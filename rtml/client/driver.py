@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from rtml.client.client import Client
+    from rtml.client.future import Future
 
 
 class Resource(Protocol):
@@ -41,6 +42,10 @@ class Waiter:
         self.ready = needed <= 0
         #: A locked lock on which a thread sleeps; made by `sleep_on`.
         self._block: threading.Lock | None = None
+
+    def done(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self.ready
 
     def notify(self, future: Any) -> None:
         """One of the awaited futures is resolved."""
@@ -92,6 +97,12 @@ class Driver(Protocol):
 
     def nudge(self) -> None:
         """There is something unhurried to send. Called from finalisers: must not take a lock, block, or raise."""
+
+    def lead(self, future: Future[Any]) -> None:
+        """Flush, then make progress until this future has ended, if the calling thread may do that.
+
+        Then nobody has to be told of its end. Else returns at once, and the caller waits.
+        """
 
     def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         """Flush, then make progress until `waiter.ready` or `timeout` seconds have passed; returns `waiter.ready`."""

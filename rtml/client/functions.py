@@ -89,7 +89,9 @@ class RemoteFunction(Generic[P, R]):
 
     def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
         """Run it on a worker of this client's engine."""
-        return client.call(self._definition(client), args, kwargs, self.overrides)
+        described = self._described
+        function = described[1] if described is not None and described[0] is client else self._definition(client)
+        return client.call(function, args, kwargs, self.overrides)
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[R]:
         """Call it for each row of the iterables on the workers, see `Client.map`."""

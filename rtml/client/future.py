@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rtml.client import far
 from rtml.client.driver import Waiter
@@ -124,15 +124,16 @@ class Future(concurrent.futures.Future[T]):
         """
         if self._state is PENDING:
             self._wait(timeout)
-        value = self._value
+        value: T = self._value
         if value is not UNSET:
-            return cast(T, value)
+            return value
         if self._failure is not None:
             try:
                 raise self._error()
             finally:
                 self = None  # type: ignore[assignment]  # noqa: PLW0642 - no cycle of future, traceback and frame
-        return cast(T, self._decode())
+        value = self._decode()
+        return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None if it has a value; waits for the end like `result`.
@@ -261,11 +262,14 @@ class Future(concurrent.futures.Future[T]):
                     else:
                         waiter.add_result(self)
                 standard.condition.notify_all()
-        watchers, self._watchers = self._watchers, None
-        callbacks, self._callbacks = self._callbacks, None
-        for watcher in watchers or ():
-            watcher.notify(self)
-        if callbacks:
+        watchers = self._watchers
+        if watchers is not None:
+            self._watchers = None
+            for watcher in watchers:
+                watcher.notify(self)
+        callbacks = self._callbacks
+        if callbacks is not None:
+            self._callbacks = None
             self._client.driver.call([lambda fn=fn: self._call(fn) for fn in callbacks])  # type: ignore[misc]
 
     def _attach(self, waiter: Waiter) -> bool:
@@ -288,11 +292,16 @@ class Future(concurrent.futures.Future[T]):
                     self._watchers = None
 
     def _wait(self, timeout: float | None) -> None:
+        driver = self._client.driver
+        if timeout is None:
+            driver.lead(self)
+            if self._state is not PENDING:
+                return
         waiter = Waiter()
         if not self._attach(waiter):
             return
         try:
-            if not self._client.driver.wait(waiter, timeout):
+            if not driver.wait(waiter, timeout):
                 raise TimeoutError(f"{self!r} has not ended within {timeout} s")
         finally:
             if not waiter.ready:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client.connecting import Connector, Peer, farewell, send
 from rtml.client.driver import Waiter
@@ -22,6 +22,7 @@ from rtml.messages import decode
 
 if TYPE_CHECKING:
     from rtml.client.client import Client
+    from rtml.client.future import Future
 
 #: Buffered tasks that are sent in the middle of a turn.
 FLUSH_TASKS: Final = 64
@@ -107,6 +108,9 @@ class AsyncDriver:
                 self._loop.call_soon(callback)
             else:
                 self._loop.call_soon_threadsafe(callback)
+
+    def lead(self, future: Future[Any]) -> None:
+        """The loop receives."""
 
     def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         """Block a thread beside the loop's.

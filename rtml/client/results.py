@@ -21,8 +21,9 @@ def resolve(client: Client, message: Results | WatchResults) -> None:
     resolved: list[Future[Any]] = []
     freed: list[list[Any] | None] = []
     with client.lock:
+        pop = client._pending.pop
         for result in client.core.receive(message, 0.0):
-            future = client._pending.pop(result.id, None)
+            future = pop(result.id, None)
             if future is None:
                 future = client._handles.get(result.id)
                 if future is None or future._state is not PENDING:
@@ -30,11 +31,15 @@ def resolve(client: Client, message: Results | WatchResults) -> None:
             future._timing = result.timing
             if result.folded is not None:
                 future._used = result.folded.used
-            if result.handles or result.payload.__class__ is not bytes:
+            payload, outcome = result.payload, result.outcome
+            if result.handles or payload.__class__ is not bytes:
                 handles.hold(client, future, result)
-            failure = None if result.outcome == OK else outcome_of(result)
-            if future._settle(result.payload if failure is None else None, failure, result.outcome):
-                told.append((future, result.outcome))
+            if outcome == OK:
+                waited = future._settle(payload, None, OK)
+            else:
+                waited = future._settle(None, outcome_of(result), outcome)
+            if waited:
+                told.append((future, outcome))
             resolved.append(future)
         ends = streams.ended(client, message.results) if client._streams else ()
         if client._kept:

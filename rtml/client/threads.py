@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client.connecting import Connector, Peer, farewell, send
 from rtml.client.driver import Waiter
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from rtml.client.client import Client
+    from rtml.client.future import Future
 
 #: Buffered tasks that are worth a frame (D3: throughput doubles from 8 to 64, and hardly grows beyond).
 FLUSH_TASKS: Final = 64
@@ -148,6 +149,19 @@ class ThreadDriver:
         self._callbacks.extend(callbacks)
         self._ring()
 
+    def lead(self, future: Future[Any]) -> None:
+        """Receive until this future has ended, if nobody else does."""
+        if self._client.core.urgent:
+            self.flush()
+        if self._link is None or not self._lead.acquire(False):
+            return
+        try:
+            self._receive_until(future.done, None)
+        finally:
+            self._lead.release()
+            if (self._followers or self._tell_helper) and not self._is_led():
+                self._promote()
+
     def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         """Lead, or follow the thread that leads, until `waiter` is ready."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -159,7 +173,7 @@ class ThreadDriver:
             while not waiter.ready and (deadline is None or not _passed(deadline)):
                 if self._link is not None and self._lead.acquire(blocking=False):
                     try:
-                        self._receive_until(waiter, deadline)
+                        self._receive_until(waiter.done, deadline)
                     finally:
                         self._lead.release()
                 else:
@@ -208,17 +222,19 @@ class ThreadDriver:
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
-    def _receive_until(self, waiter: Waiter, deadline: float | None) -> None:
-        """Receive until `waiter` is ready, the deadline has passed, or the link is lost. Holds `_lead`."""
+    def _receive_until(self, ended: Callable[[], bool], deadline: float | None) -> None:
+        """Receive until it has ended, the deadline has passed, or the link is lost. Holds `_lead`."""
         core = self._client.core
         self._turns += 1
-        while not waiter.ready:
+        timeout = None
+        while not ended():
             link = self._link
             if link is None:
                 return
-            timeout = None if deadline is None else deadline - time.monotonic()
-            if timeout is not None and timeout <= 0:
-                return
+            if deadline is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0:
+                    return
             try:
                 frames = link.recv(timeout)
             except LinkClosed:

@@ -393,14 +393,15 @@ def decode_call(
         tag = payload[:1]
         if tag == _PICKLE:
             try:
-                return cast("tuple[tuple[Any, ...], dict[str, Any]]", pickle.loads(payload))
+                call: tuple[tuple[Any, ...], dict[str, Any]] = pickle.loads(payload)
             except Exception as error:
                 raise unpicklable(error) from error
+            return call
         if tag == TENSOR:
             return (_inline_tensor(payload),), {}
-    call = _decode(payload, deps, store, make_handle)
+    found = _decode(payload, deps, store, make_handle)
     # Not a pair but one array: the only argument.
-    return call if type(call) is tuple else ((call,), {})
+    return found if type(found) is tuple else ((found,), {})
 
 
 def decode_value(payload: bytes | ObjectRef, store: Store | None, make_handle: MakeHandle | None = None) -> Any:

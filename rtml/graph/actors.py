@@ -86,9 +86,11 @@ class Actors:
         self.on_ready: Callable[[TaskState], None]
         self.on_ended: Callable[[int], None]
         #: to be looked at in this wake-up
-        self._touched: dict[int, ActorState] = {}
+        self.touched: dict[int, ActorState] = {}
         #: without a process, in the order in which they became ready
-        self._pending: dict[int, ActorState] = {}
+        self.pending: dict[int, ActorState] = {}
+        #: processes without an actor
+        self._idle_processes = workforce.idle[ACTOR], workforce.idle[ASYNC_ACTOR]
         #: why actors ended
         self._ended: dict[int, ErrorInfo] = {}
 
@@ -128,7 +130,7 @@ class Actors:
             if spec.hosts.held and session.id in self.tables.sessions:
                 session.held.add(task.id)
                 task.holds += 1
-            self._touched[task.id] = actor
+            self.touched[task.id] = actor
             return
         creation = self.tables.tasks[spec.actor]
         hosted = creation.hosted
@@ -153,24 +155,24 @@ class Actors:
             actor.awaited.discard(task.id)
             if not task.entry:
                 self._enqueue(actor, task)
-            self._touched[actor.task.id] = actor
+            self.touched[actor.task.id] = actor
             return None
         hosted = task.hosted
         assert hosted is not None
         error = self.pools.infeasible(task)
         if error is None:
-            self._pending[task.id] = hosted
+            self.pending[task.id] = hosted
             self.on_ready(task)
         return error
 
     def claimed(self, actor: ActorState) -> None:
         """The actor's name is its own everywhere."""
         actor.claims = False
-        self._touched[actor.task.id] = actor
+        self.touched[actor.task.id] = actor
 
     def recheck(self) -> None:
         """What the nodes offer has changed: those without a process that fit none of them any more are doomed."""
-        for actor in self._pending.values():
+        for actor in self.pending.values():
             error = self.pools.infeasible(actor.task)
             if error is not None:
                 self.pools.doomed.append((actor.task, error))
@@ -178,7 +180,7 @@ class Actors:
     def taken(self, task: TaskState) -> None:
         """A waiting or ready task turns out to be with a process."""
         task.entry = 0
-        self._pending.pop(task.id, None)
+        self.pending.pop(task.id, None)
 
     def adopted(self, task: TaskState, worker: WorkerState) -> None:
         """This process holds the actor since before this dispatcher."""
@@ -199,36 +201,39 @@ class Actors:
     def touch(self, worker: WorkerState) -> None:
         """Something came from this actor's process."""
         if worker.actor is not None:
-            self._touched[worker.actor.task.id] = worker.actor
+            self.touched[worker.actor.task.id] = worker.actor
 
     def unheld(self, task: TaskState) -> None:
         """Nobody has a handle of this actor any more."""
         if task.hosted is not None:
-            self._touched[task.id] = task.hosted
+            self.touched[task.id] = task.hosted
 
     # --- the pass over all actors, once per wake-up
 
     def schedule(self, now: float) -> None:
         """Give actors processes, and processes calls."""
-        if self._pending or self.workforce.idle[ACTOR] or self.workforce.idle[ASYNC_ACTOR]:
+        sync, asynchronous = self._idle_processes
+        if self.pending or sync or asynchronous:
             self._find_processes(now)
-        if self._touched:
-            touched, self._touched = self._touched, {}
+        if self.touched:
+            touched, self.touched = self.touched, {}
             for actor in touched.values():
-                if actor.task.state is not State.DONE:
+                task = actor.task
+                # Most are touched by the end of their only call, and go on.
+                if task.state is not State.DONE and (actor.calls or actor.stopping or not task.holds):
                     self._serve(actor, now)
 
     def _find_processes(self, now: float) -> None:
         wanted: dict[str, int] = {}
-        for actor in list(self._pending.values()):
+        for actor in list(self.pending.values()):
             task = actor.task
             if actor.claims:
                 continue
             remote = self.placement.spreading.host(task) if self.tables.remotes else None
             if remote is not None:
-                del self._pending[task.id]
+                del self.pending[task.id]
                 self.placement.spreading.delegate(remote, task, now)
-                self._touched[task.id] = actor
+                self.touched[task.id] = actor
                 continue
             worker = self._idle(actor)
             if worker is None:
@@ -237,12 +242,12 @@ class Actors:
                 if error is not None:
                     self.fail(task, error)
                 continue
-            del self._pending[task.id]
+            del self.pending[task.id]
             worker.actor = actor
             self.placement.assign(worker, [task], now)
             attempt = worker.outgoing[-1]
             attempt.creates, attempt.checkpoint = task.spec, actor.checkpoint
-            self._touched[task.id] = actor
+            self.touched[task.id] = actor
         for role in (ACTOR, ASYNC_ACTOR):
             for worker in list(self.workforce.idle[role].values()):
                 if worker.ready and role not in wanted and worker.session is not None:
@@ -275,7 +280,7 @@ class Actors:
             return
         if not worker.ready:
             if actor.calls or actor.stopping:
-                self._touched[task.id] = actor  # it has to be looked at when it is back
+                self.touched[task.id] = actor  # it has to be looked at when it is back
             return
         if actor.stopping and not actor.calls and not actor.leaving and worker.session is not None:
             actor.leaving = True
@@ -291,7 +296,7 @@ class Actors:
         """The actor lives at another dispatcher, which keeps the queues: calls go there in their order."""
         task, session = actor.task, worker.session
         if session is None or session.peer is None or worker.unclaimed:
-            self._touched[task.id] = actor  # it has to be looked at when it is back
+            self.touched[task.id] = actor  # it has to be looked at when it is back
             return
         while actor.queues:
             calls = self._next_calls(actor, _ALL, True, now)
@@ -410,13 +415,13 @@ class Actors:
         if actor is not None:
             actor.calls.pop(task.id, None)
             actor.awaited.discard(task.id)
-            self._touched[actor.task.id] = actor
+            self.touched[actor.task.id] = actor
             self.unhold(actor.task.id)
             return
         hosted = task.hosted
         assert hosted is not None
-        self._pending.pop(task.id, None)
-        self._touched.pop(task.id, None)
+        self.pending.pop(task.id, None)
+        self.touched.pop(task.id, None)
         self._forget_name(hosted)
         if isinstance(hosted.checkpoint, ObjectRef):
             self.unneeded(hosted.checkpoint.id, task.id)
@@ -435,7 +440,7 @@ class Actors:
         actor, proxy.hosted = proxy.hosted, None
         assert actor is not None
         assert proxy.result is not None
-        self._touched.pop(proxy.id, None)
+        self.touched.pop(proxy.id, None)
         info = reason("it", proxy.result)
         self._remember(proxy.id, info)
         for call in actor.calls.values():
@@ -447,13 +452,13 @@ class Actors:
         before, actor = proxy.hosted, task.hosted
         if before is None or actor is None:
             return
-        self._touched.pop(proxy.id, None)
+        self.touched.pop(proxy.id, None)
         actor.calls, actor.queues, actor.stopping = before.calls, before.queues, before.stopping
         for call in actor.calls.values():
             call.actor = actor
             if call.state is State.ASSIGNED:
                 actor.awaited.add(call.id)
-        self._touched[task.id] = actor
+        self.touched[task.id] = actor
 
     def has_ended(self, number: int) -> bool:
         """Whether an actor is known to have ended: its process may not have heard of it."""

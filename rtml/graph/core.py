@@ -130,6 +130,7 @@ class Core:
             self.tables, self.workforce, self.placement, self.keeping, self.readiness, self.admission, self.actors
         )
         self.lifecycle.use(self.hedging)
+        self.submission = self.lifecycle.submission
         self.streams = Streams(self.tables, self.keeping)
         self.recovery = Recovery(self.tables, self.workforce, self.lifecycle, self.streams)
         self.remote = Remote(self.tables, self.lifecycle, self.recovery, self.placement.spreading)
@@ -208,7 +209,8 @@ class Core:
         if tables.timers:
             tables.run_timers(now)
         if not self.recovery.expected:
-            self.placement.schedule(now)
+            if self.placement.active or self.workforce.crowded:
+                self.placement.schedule(now)
             self.actors.schedule(now)
             if self.lifecycle.ending:
                 self.lifecycle.drain(now)
@@ -286,7 +288,7 @@ class Core:
         if self.recovery.active:
             self.recovery.submit(session, message.tasks, now)
         else:
-            self.lifecycle.submission.submit(session, message.tasks, now)
+            self.submission.submit(session, message.tasks, now)
         if message.ack:
             session.acknowledged = message.ack
             if session.referring or len(session.unacked) >= ACKS_LATE:

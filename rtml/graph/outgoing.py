@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from rtml.graph.remote import Remote
-from rtml.graph.state import Session, inline_bytes
+from rtml.graph.state import inline_bytes
 from rtml.graph.tables import Effect, Send, Tables
-from rtml.messages import DISPATCHER, Assign, Attempt, Logs, Results, Safe, TaskResult, WatchResults
+from rtml.messages import DISPATCHER, Assign, Attempt, Logs, Results, Safe, WatchResults
 
 #: Results in one frame: at most 32 MiB of payloads.
 RESULTS_MAX: Final = 512
@@ -49,11 +49,16 @@ def flush(tables: Tables, remote: Remote) -> list[Effect]:
         if session.results:
             results = session.results
             session.results = []
-            while len(results) > RESULTS_MAX:
-                effects.append(Send(peer, [*messages, _numbered(session, results[:RESULTS_MAX])]))
-                messages = []
+            while results:
+                session.serial = serial = session.serial + 1
+                numbered = Results(serial, results if len(results) <= RESULTS_MAX else results[:RESULTS_MAX])
+                # Kept until it is acknowledged.
+                session.unacked.append(numbered)
+                messages.append(numbered)
                 results = results[RESULTS_MAX:]
-            messages.append(_numbered(session, results))
+                if results:
+                    effects.append(Send(peer, messages))
+                    messages = []
         if session.watch_results:
             messages.append(WatchResults(session.watch_results))
             session.watch_results = []
@@ -76,14 +81,6 @@ def pass_on(tables: Tables, lines: list[tuple[int, str, int, str, str]]) -> None
         root = tables.sessions.get(session_id)
         if root is not None and root.peer is not None:
             tables.tell(root, Logs(own))
-
-
-def _numbered(session: Session, results: list[TaskResult]) -> Results:
-    """The session's next message of results, kept until it is acknowledged."""
-    session.serial += 1
-    message = Results(session.serial, results)
-    session.unacked.append(message)
-    return message
 
 
 def _in_frames(attempts: list[Attempt]) -> list[list[Attempt]]:

@@ -79,7 +79,7 @@ class Placement:
         self.on_hedgeable: Callable[[TaskState, float], None]
         self._lanes: dict[Any, Lane] = {}
         #: lanes with ready tasks
-        self._active: dict[Any, Lane] = {}
+        self.active: dict[Any, Lane] = {}
         #: nodes that a more urgent lane waits for, as of the last pass
         self._reserved: set[str] = set()
         self._recall_timer: float | None = None
@@ -105,7 +105,7 @@ class Placement:
         if lane is None:
             lane = self._lanes[key] = Lane(profile, self.scheduling.weights)
         if not lane.count:
-            self._active[key] = lane
+            self.active[key] = lane
         lane.push(task, tables.next_sequence())
         if (tables.data or tables.remotes) and has_large(task):
             self._large.append(task)
@@ -119,7 +119,7 @@ class Placement:
     def recheck(self) -> None:
         """What the nodes offer has changed: ready tasks that fit none of them any more are doomed."""
         self.pools.widest = max((node.cpu for node in self.tables.nodes.values() if node.supervisor), default=1.0)
-        for lane in self._active.values():
+        for lane in self.active.values():
             while lane.count:
                 task = lane.head()
                 error = self.pools.infeasible(task)
@@ -132,7 +132,7 @@ class Placement:
 
     def schedule(self, now: float) -> None:
         """Hand out what can be handed out."""
-        workforce, active = self.workforce, self._active
+        workforce, active = self.workforce, self.active
         if active:
             if self._reserved:
                 self._reserved.clear()
@@ -170,7 +170,7 @@ class Placement:
 
     def _spread(self, now: float) -> None:
         """What is left may run elsewhere, the most urgent first."""
-        lanes = sorted(self._active.items(), key=lambda item: _urgency(item[1]))
+        lanes = sorted(self.active.items(), key=lambda item: _urgency(item[1]))
         self.spreading.spread([lane for _, lane in lanes], now)
         for key, lane in lanes:
             if not lane.count:
@@ -179,7 +179,7 @@ class Placement:
     def _fill_all(self, now: float) -> None:
         """Several lanes: always the one with the most urgent head."""
         order: list[tuple[tuple[int, float, int], int, Lane]] = []
-        for number, (key, lane) in enumerate(list(self._active.items())):
+        for number, (key, lane) in enumerate(list(self.active.items())):
             if lane.count:
                 order.append((_urgency(lane), number, lane))
             else:
@@ -195,7 +195,7 @@ class Placement:
             if lane.count and lane.profile.role == EXECUTOR:
                 self._reserve(lane, now)
         # What is left may still ride along as prefetch.
-        for key, lane in list(self._active.items()):
+        for key, lane in list(self.active.items()):
             if lane.count and lane.profile.role == EXECUTOR and not (lane.batch or lane.profile.alternatives):
                 self._prefetch(lane, now)
             if not lane.count:
@@ -203,7 +203,7 @@ class Placement:
 
     def _retire(self, key: Any) -> None:
         """The lane is empty. Lanes come with batch keys, which are as many as a program likes."""
-        del self._active[key]
+        del self.active[key]
         if len(self._lanes) > LANES_KEPT:
             del self._lanes[key]
 
@@ -306,7 +306,7 @@ class Placement:
 
     def wanted(self, role: str) -> bool:
         """Whether ready tasks wait for executors of this role."""
-        return any(lane.count and lane.profile.role == role for lane in self._active.values())
+        return any(lane.count and lane.profile.role == role for lane in self.active.values())
 
     def pick_idle(self, task: TaskState, shape: Shape | None = None) -> WorkerState | None:
         """The executor that became idle last among those that know the function, else the one that became idle last."""

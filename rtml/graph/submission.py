@@ -125,10 +125,9 @@ class Submission:
             self.actors.admit(task, session)
         if profile.prompt:
             lifecycle.freshness.arrived(task, now)
-        if spec.deps and not lifecycle.dependencies.link(task, spec.deps):
+        if spec.deps and (not lifecycle.dependencies.link(task, spec.deps) or task.waiting):
             return task
-        if not task.waiting:
-            lifecycle.make_ready(task, now)
+        lifecycle.make_ready(task, now)
         return task
 
     def _hold(self, spec: Task) -> None:

@@ -161,26 +161,26 @@ def split(frame: bytes) -> Iterator[bytes]:
 class Joiner:
     """Makes frames of escaped packets: the inverse of `split` for all but plain packets, which need no call."""
 
-    __slots__ = ("_pieces", "_size", "packet_max", "started")
+    __slots__ = ("_packet_max", "_pieces", "_size", "plain_max")
 
     def __init__(self, packet_max: int) -> None:
-        #: Plain packets may be this long, too.
-        self.packet_max = packet_max
-        #: Pieces of an unfinished frame are held; a plain packet now is a violation.
-        self.started = False
+        self._packet_max = packet_max
+        #: Plain packets may be this long, too. While pieces of an unfinished frame are held, a plain packet is a
+        #: violation, and this below zero.
+        self.plain_max = packet_max
         self._pieces: list[bytes] = []
         self._size = 0
 
     def add(self, packet: bytes) -> bytes | None:
         """The frame that this packet completes, if it does.
 
-        Called for packets that are escaped, or longer than `packet_max`, or follow a piece (`started`).
+        Called for packets that are escaped, or longer than `plain_max`.
 
         Raises:
             ProtocolError: the packet is malformed or out of place, or the frame longer than `FRAME_MAX`.
             LinkClosed: the packet says that the peer has cut us off.
         """
-        if packet[0] != ESCAPE or not 2 <= len(packet) <= self.packet_max:
+        if packet[0] != ESCAPE or not 2 <= len(packet) <= self._packet_max:
             raise ProtocolError(f"a packet of {len(packet)} bytes where none may be")
         kind = packet[1]
         if kind == BYE:
@@ -191,9 +191,10 @@ class Joiner:
         if self._size > FRAME_MAX:
             raise ProtocolError(f"a frame of more than {FRAME_MAX} bytes")
         self._pieces.append(packet)
-        self.started = kind == MORE
-        if self.started:
+        if kind == MORE:
+            self.plain_max = -1
             return None
+        self.plain_max = self._packet_max
         frame = b"".join([memoryview(piece)[2:] for piece in self._pieces])
         self._pieces = []
         self._size = 0
@@ -270,7 +271,20 @@ class ReceivingLink:
             return []
         self._receiving = True
         try:
-            return self._recv(timeout)
+            if self._inbox:
+                frames = self._take()
+                if frames:
+                    return frames
+            deadline = time.monotonic() + timeout if timeout else None
+            while self._over is None:
+                if not self._fill(timeout):
+                    return []
+                frames = self._take()
+                if frames:
+                    return frames
+                if deadline is not None:
+                    timeout = max(0.0, deadline - time.monotonic())
+            raise LinkClosed(self._over)
         finally:
             self._receiving = False
             held.release()
@@ -278,23 +292,6 @@ class ReceivingLink:
     def recv_ready(self) -> list[bytes]:
         """See `Link.recv_ready`."""
         return self.recv(0)
-
-    def _recv(self, timeout: float | None) -> list[bytes]:
-        if self._inbox:
-            frames = self._take()
-            if frames:
-                return frames
-        deadline = time.monotonic() + timeout if timeout else None
-        while True:
-            if self._over is not None:
-                raise LinkClosed(self._over)
-            if not self._fill(timeout):
-                return []
-            frames = self._take()
-            if frames:
-                return frames
-            if deadline is not None:
-                timeout = max(0.0, deadline - time.monotonic())
 
     def _take(self) -> list[bytes]:
         """Frames from the inbox: the packets as they are, but for escaped ones."""
@@ -309,7 +306,7 @@ class ReceivingLink:
                     inbox.clear()
                     break
                 continue
-            if packet[0] == ESCAPE or len(packet) > joiner.packet_max or joiner.started:
+            if packet[0] == ESCAPE or len(packet) > joiner.plain_max:
                 try:
                     frame = joiner.add(packet)
                 except (ProtocolError, LinkClosed) as error:

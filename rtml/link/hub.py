@@ -129,33 +129,35 @@ class Hub:
         if self._gone:
             timeout = 0
         routers = self._routers
-        for router in routers:
-            timeout = router.wait_limit(timeout)
+        if routers:
+            for router in routers:
+                timeout = router.wait_limit(timeout)
         events = self._epoll.poll(-1 if timeout is None else min(timeout, WAIT_MAX), _EVENTS_MAX)
-        if self._dispatch(events, 1, out) and (self._burst or len(events) > 1):
-            self._dispatch(self._epoll.poll(0, _EVENTS_MAX), BATCH_MAX - 1, out)
+        budget = 1
+        while True:
+            found = False
+            for fd, mask in events:
+                peer = self._unix.get(fd)
+                if peer is not None:
+                    found = True
+                    if not peer.ready(mask, budget, out):
+                        self._drop(peer)
+                elif fd in self._listeners:
+                    found = True
+                    self._accept(self._listeners[fd])
+            if not found or budget > 1 or not (self._burst or len(events) > 1):
+                break
+            budget = BATCH_MAX - 1
+            events = self._epoll.poll(0, _EVENTS_MAX)
         self._burst = len(out) > 1
-        for router in routers:
-            for number in router.service(out):
-                self._drop(self._peers[number])
+        if routers:
+            for router in routers:
+                for number in router.service(out):
+                    self._drop(self._peers[number])
         if self._gone:
             out.extend((number, None) for number in self._gone)
             self._gone = []
         return out
-
-    def _dispatch(self, events: list[tuple[int, int]], budget: int, out: list[tuple[int, bytes | None]]) -> bool:
-        """Read Unix peers, accept new ones. False if there was nothing of that kind."""
-        found = False
-        for fd, mask in events:
-            peer = self._unix.get(fd)
-            if peer is not None:
-                found = True
-                if not peer.ready(mask, budget, out):
-                    self._drop(peer)
-            elif fd in self._listeners:
-                found = True
-                self._accept(self._listeners[fd])
-        return found
 
     def _accept(self, listener: UnixListener) -> None:
         for sock in listener.accept():

@@ -137,7 +137,7 @@ class UnixLink(ReceivingLink):
                 packet = self._receive(_BUFFER, _DONTWAIT)
                 if packet:
                     more = self._poll(0)
-                    if not more and packet[0] != ESCAPE and len(packet) <= PACKET_MAX and not self._joiner.started:
+                    if not more and packet[0] != ESCAPE and len(packet) <= self._joiner.plain_max:
                         return [packet]
                     self._inbox.append(packet)
                     if more:
@@ -340,7 +340,7 @@ class UnixPeer:
                 packet = self._recv(_BUFFER, _DONTWAIT)
                 if not packet:
                     return False
-                if packet[0] == ESCAPE or len(packet) > PACKET_MAX or self._joiner.started:
+                if packet[0] == ESCAPE or len(packet) > self._joiner.plain_max:
                     joined = self._joiner.add(packet)
                     if joined is None:
                         continue

@@ -26,7 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rtml.client.driver import Waiter
 from rtml.link import Link, LinkClosed, connect
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from rtml.client.client import Client
+    from rtml.client.future import Future
 
 #: Tasks in the client's buffer that are worth a frame (D3).
 FLUSH_TASKS: Final = 64
@@ -155,6 +156,9 @@ class ExecutorDriver:
             self._flush_at = time.monotonic() + FLUSH_DELAY
             self._ring()
 
+    def lead(self, future: Future[Any]) -> None:
+        """Not here: a task that waits is blocked, which the dispatcher is told (`wait`)."""
+
     def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         """Block the calling thread; the main thread may run other tasks meanwhile."""
         self.touched = True
@@ -215,9 +219,16 @@ class ExecutorDriver:
 
     def transmit(self) -> None:
         """Sends everything: the core's messages in their order, what the client has, what was printed."""
+        core, client, logs = self.core, self._client, self.logs
         with self._sending:
-            self._gather()
-            messages = self.core.flush()
+            # What the client has and what was printed comes behind what the core has to say.
+            if self._nudged or client.core.pending_output:
+                self._nudged = False
+                core.relay(client.collect())
+            if logs is not None and logs.dirty:
+                self._logs_at = 0.0
+                core.relay(logs.take())
+            messages = core.flush()
             if not messages:
                 return
             try:
@@ -231,17 +242,6 @@ class ExecutorDriver:
     def urgent(self) -> bool:
         """Whether the client has something that must not come after the end of the running task."""
         return self._client.core.urgent
-
-    def _gather(self) -> None:
-        """Puts what the client has and what was printed behind what the core has to say. Under `_sending`."""
-        client = self._client
-        if self._nudged or client.core.pending_output:
-            self._nudged = False
-            self.core.relay(client.collect())
-        logs = self.logs
-        if logs is not None and logs.dirty:
-            self._logs_at = 0.0
-            self.core.relay(logs.take())
 
     def receive(self, timeout: float | None) -> None:
         """Waits for messages and applies them; returns after the first frames, a wake-up, or the timeout."""

@@ -94,12 +94,13 @@ class Executor:
         core, driver = self.core, self.driver
         while True:
             try:
-                group = core.take(time.monotonic()) if core.queue else None
-                if group:
-                    self._run(group)
-                    if self._look:
-                        self._look_at_messages()
-                    continue
+                if core.queue:
+                    group = core.take(time.monotonic())
+                    if group:
+                        self._run(group)
+                        if self._look:
+                            self._look_at_messages()
+                        continue
                 if self._ending:
                     core.leave()
                 self._settle()
@@ -150,11 +151,7 @@ class Executor:
 
     def _run(self, group: list[Attempt]) -> None:
         """Runs one call to its results."""
-        shown = self._show(group)
-        self._run_shown(group)
-        self._shown = shown
-
-    def _run_shown(self, group: list[Attempt]) -> None:
+        before = self._show(group)
         attempt = group[0]
         core, calls = self.core, self.calls
         try:
@@ -165,11 +162,13 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - user code: imports, __setstate__, __rtml_load__; the task's error
             for member in group:
                 self._finish(member, calls.failure(member, error))
+            self._shown = before
             return
         if core.results and (loaded.slow > QUICK or time.monotonic() - self._oldest_unsent > RESULT_AGE_MAX):
             self.driver.transmit()
         if batched:
             self._run_batch(group)
+            self._shown = before
             return
         value, raised, run = self._call(group, loaded, args, kwargs)
         del args, kwargs
@@ -184,6 +183,7 @@ class Executor:
         else:
             result = calls.failure(attempt, raised, run, loaded)
         self._finish(attempt, result)
+        self._shown = before
 
     def _run_batch(self, group: list[Attempt]) -> None:
         calls = self.calls
@@ -272,7 +272,8 @@ class Executor:
                 driver.transmit()  # what the task submitted comes before its end
         logs = driver.logs
         if logs is not None:
-            logs.end_lines(attempt.id)
+            if logs.partial:
+                logs.end_lines(attempt.id)
             if logs.dirty:
                 core.relay(logs.take())
         if not core.results:

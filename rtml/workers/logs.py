@@ -35,7 +35,7 @@ class LogBuffer:
         self._lock = threading.Lock()
         self._lines: list[_Line] = []
         #: Unfinished lines by (task, stream).
-        self._partial: dict[tuple[int, str], tuple[str, str]] = {}
+        self.partial: dict[tuple[int, str], tuple[str, str]] = {}
         self._size = 0
         self._dropped = 0
         self.dirty = False
@@ -45,12 +45,12 @@ class LogBuffer:
         info = current_task()
         task, name = (info.id, info.name) if info is not None else (0, "")
         with self._lock:
-            _, before = self._partial.pop((task, stream), ("", ""))
+            _, before = self.partial.pop((task, stream), ("", ""))
             complete, newline, rest = (before + text).rpartition("\n")
             if len(rest) > LINE_MAX:
                 complete, newline, rest = f"{complete}{newline}{rest[:LINE_MAX]}", "\n", ""
             if rest:
-                self._partial[task, stream] = (name, rest)
+                self.partial[task, stream] = (name, rest)
             if not newline:
                 return
             wake = self._append(task, name, stream, complete)
@@ -75,11 +75,9 @@ class LogBuffer:
 
     def end_lines(self, task: int) -> None:
         """The task ended: its unfinished lines are finished."""
-        if not self._partial:
-            return
         with self._lock:
-            for key in [key for key in self._partial if key[0] == task]:
-                name, text = self._partial.pop(key)
+            for key in [key for key in self.partial if key[0] == task]:
+                name, text = self.partial.pop(key)
                 self._append(task, name, key[1], text)
 
     def take(self) -> list[Logs]:

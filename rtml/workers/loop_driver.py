@@ -7,10 +7,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from rtml.client.client import Client
 from rtml.client.driver import Waiter
+from rtml.client.future import Future
 from rtml.link import Link, LinkClosed, connect
 from rtml.messages import FRAME_MAX, Message, Refused, Rehello, decode, encode
 from rtml.workers import setup
@@ -75,6 +76,9 @@ class LoopDriver:
     def nudge(self) -> None:
         """Sent with everything else of this turn."""
         self.transmit_soon()
+
+    def lead(self, future: Future[Any]) -> None:
+        """The loop receives."""
 
     def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         """For threads that coroutines started. The loop's own thread must await instead.

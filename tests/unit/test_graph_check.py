@@ -55,7 +55,7 @@ def drop_from_lane(core: Core) -> None:
 
 
 def miscount_lane(core: Core) -> None:
-    next(iter(core.placement._active.values())).count += 1
+    next(iter(core.placement.active.values())).count += 1
 
 
 def lose_attempt(core: Core) -> None:

@@ -51,7 +51,7 @@ def ready_is_queued(core: Core) -> Iterable[object]:
                 yield task.id, "in a lane, but", State.NAMES[task.state]
     for _, _, task in waiting_calls(core):
         found[id(task)] += task.state is State.READY
-    for actor in core.actors._pending.values():
+    for actor in core.actors.pending.values():
         found[id(actor.task)] += 1
     for task in all_tasks(core):
         if found[id(task)] != (task.state is State.READY):
@@ -60,7 +60,7 @@ def ready_is_queued(core: Core) -> Iterable[object]:
 
 def lane_counts(core: Core) -> Iterable[object]:
     """A lane counts its tasks, and is active when it has any."""
-    active = set(map(id, core.placement._active.values()))
+    active = set(map(id, core.placement.active.values()))
     for lane in _lanes(core):
         queued = len(list(_queued(lane)))
         if lane.count != queued or (queued and id(lane) not in active):
@@ -155,7 +155,7 @@ def work_conserving(core: Core) -> Iterable[object]:
     if core.recovery.waiting:
         return
     idle = [worker for worker in core.tables.workers.values() if is_idle(core, worker) and worker.ready]
-    for lane in core.placement._active.values():
+    for lane in core.placement.active.values():
         if not lane.count or (lane.batch and (lane.profile.batch_delay or core.placement.scheduling.policy.defer)):
             continue
         for worker in idle:
