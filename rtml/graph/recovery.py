@@ -5,7 +5,9 @@ their unresolved tasks again. Nothing is scheduled until every executor that the
 `Limits.recovery` seconds. For that time everything that comes before what it belongs to is kept:
 
 * an attempt that an executor holds, or its result, until the submitter brings the task;
-* a child until its parent is there.
+* a child until its parent is there;
+* an actor that an earlier dispatcher had been told of, until the executor that has it is there: a second one would not
+  have its state.
 
 What is unclaimed after that time is revoked. An executor that was believed dead and comes back is treated alike.
 """
@@ -100,6 +102,7 @@ class Recovery:
                     continue
                 self._held[task_id] = (worker, attempt)
                 worker.unclaimed.add(task_id)
+                self._release(task_id)  # an actor that waits for this
         self._run(now)
 
     def hosting(self, worker: WorkerState, message: Hosting, now: float) -> None:
@@ -165,7 +168,7 @@ class Recovery:
             task = self.tables.tasks.get(result.id)
             if task is not None:
                 self._claim(task)
-                self._release(result.id)
+            self._release(result.id)
         self._run(now)
 
     def has_revoked(self, worker: WorkerState) -> bool:
@@ -229,6 +232,8 @@ class Recovery:
         self._cancelled.update(task for task in tasks if task not in self.tables.tasks)
 
     def _submit(self, session: Session, spec: Task, now: float) -> None:
+        if self.tables.sessions.get(session.id) is not session and session is not self.tables.detached:
+            return  # it ended while this was parked
         missing = self._missing(session, spec)
         if missing:
             self._parked.setdefault(missing, []).append((session, spec))
@@ -266,7 +271,13 @@ class Recovery:
                 return spec.parent
         if not self.active:
             return 0
-        if spec.actor and spec.hosts is None:
+        if spec.hosts is not None:
+            known = spec.id in self._held or spec.id in self._early
+            above = session.worker is not None and session.worker.upward
+            if not known and not above and session.epoch not in {0, self.tables.epoch}:
+                # It may live on a node that is not back yet, of which nobody knows, and has its state there.
+                return spec.id
+        elif spec.actor:
             if spec.actor not in tasks:
                 return spec.actor
             before = self._parked_calls.get((session.id, spec.actor), spec.id)

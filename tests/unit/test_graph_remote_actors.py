@@ -245,6 +245,43 @@ def test_a_restarted_root_learns_the_checkpoint_from_the_node() -> None:
     assert lives(t, "actor") == (home, process)
 
 
+def test_a_restarted_root_makes_no_second_one_while_its_node_is_not_back() -> None:
+    t = tree(nodes=2)
+    home, process = place(t, "actor", of="R")
+    for name in list(t.nodes):
+        t.cut(name)
+    t.root.restart()
+    t.root.hello("ann")
+    t.root.again("actor")
+    other = next(name for name in t.nodes if name != home.name)
+    t.connect(other)
+    greet(t)
+    t.advance(2.0, step=0.5)
+    greet(t)
+    t.connect(home.name)
+    t.settle()
+    t.advance(6.0, step=0.5)
+    greet(t)
+    assert lives(t, "actor") == (home, process)
+    assert not t.node(other).core.tables.tasks
+
+
+def test_a_restarted_root_makes_one_whose_node_does_not_come_back() -> None:
+    t = tree(nodes=2)
+    home, _ = place(t, "actor", of="R")
+    for name in list(t.nodes):
+        t.cut(name)
+    t.root.restart()
+    t.root.hello("ann")
+    t.root.again("actor")
+    other = next(name for name in t.nodes if name != home.name)
+    t.connect(other)
+    del t.nodes[home.name]
+    t.advance(6.0, step=0.5)
+    greet(t)
+    assert lives(t, "actor")[0] is t.node(other)
+
+
 def restart_root(t: Tree) -> None:
     for name in list(t.nodes):
         t.cut(name)
