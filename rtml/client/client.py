@@ -375,7 +375,8 @@ class Client(Collectives, concurrent.futures.Executor):
 
         Args:
             wait: first wait for everything that was submitted. Otherwise the connection stays until the program ends.
-            cancel_futures: cancel what has not ended; with `wait` as well.
+            cancel_futures: cancel what has not ended; with `wait` as well. Unlike with the standard library's
+                executors, that is what runs, too.
         """
         if self._forks != process.forks:
             return

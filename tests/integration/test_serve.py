@@ -183,7 +183,7 @@ def test_the_deadline_reaches_the_graph(server: Server) -> None:
     status, body, _ = server.post("/v1/nap", {"seconds": 20}, x_rtml_deadline_ms="150")
     assert (status, body["type"], body["missing"]) == (504, "DeadlineExceeded", ["nap"])
     assert server.post("/v1/nap", {"seconds": 1}, x_rtml_deadline_ms="0.001")[1]["missing"] == ["nap"]
-    assert time.monotonic() - begin < 5
+    assert 0.15 <= time.monotonic() - begin < 5
     assert server.post("/v1/nap", {"seconds": 0.01}, x_rtml_deadline_ms="10000")[:2] == (200, 0.01)
     wait_for(lambda: live_tasks(server) == 0)
 

@@ -145,3 +145,10 @@ def test_the_dispatchers_limits_must_make_sense(option: str, expected: str, caps
         command.main(["dispatcher", "--listen", "unix:/nowhere/there/is/no/such/directory", option])
     assert ended.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"rtml \d+\.\d+\.\d+\n", capsys.readouterr().out)
