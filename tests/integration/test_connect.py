@@ -163,7 +163,7 @@ def test_addresses_and_limits_that_cannot_be_used_end_in_one_line(arguments: lis
     [
         (["--listen", "tcp://0.0.0.0:17433"], "rtml dispatcher: tcp://0.0.0.0:17433 can be reached"),
         (["--listen", "ipc:///nowhere/s", "--uplink", "tcp://10.0.0.1:99999"], "no port from 1 to 65535"),
-        (["--listen", "ipc:///nowhere/s", "--uplink", "tcp://10.0.0.1"], "no host: tcp://host:port is expected"),
+        (["--listen", "ipc:///nowhere/s", "--uplink", "tcp://10.0.0.1"], "has no port: tcp://host:port is expected"),
     ],
 )
 def test_a_dispatcher_alone_ends_in_one_line_too(arguments: list[str], message: str) -> None:

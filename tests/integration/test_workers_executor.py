@@ -329,8 +329,8 @@ def test_a_task_that_ends_has_sent_what_it_submitted(client: rtml.Client, tmp_pa
 
 
 def spin(path: str) -> None:
-    Path(path).touch()
     try:
+        Path(path).touch()
         while True:
             pass
     finally:
@@ -338,16 +338,16 @@ def spin(path: str) -> None:
 
 
 def sleep_long(path: str) -> None:
-    Path(path).touch()
     try:
+        Path(path).touch()
         time.sleep(1000)
     finally:
         Path(path).unlink()
 
 
 def lock_up(path: str) -> None:
-    Path(path).touch()
     try:
+        Path(path).touch()
         threading.Event().wait()
     finally:
         Path(path).unlink()
@@ -358,16 +358,16 @@ def wait_for_child(path: str) -> None:
 
 
 def spin_on_top(path: str) -> None:
-    Path(path + ".outer").touch()
     try:
+        Path(path + ".outer").touch()
         rtml.submit(spin, path).result()
     finally:
         Path(path + ".outer").unlink()
 
 
 async def await_long(path: str) -> None:
-    Path(path).touch()
     try:
+        Path(path).touch()
         await asyncio.sleep(1000)
     finally:
         Path(path).unlink()
