@@ -50,8 +50,8 @@ def slow(seconds: float, value: int = 0) -> int:
 @rtml.task
 def touch_until_cancelled(path: str) -> None:
     """Says that it began, and that it was stopped."""
-    Path(path + ".began").touch()
     try:
+        Path(path + ".began").touch()
         while True:
             time.sleep(0.001)
     finally:
