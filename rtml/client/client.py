@@ -282,6 +282,7 @@ class Client(Collectives, concurrent.futures.Executor):
             self.core.query(number, what, argument)
         if not self.driver.wait(waiter, timeout):
             self._queries.pop(number, None)
+            self.core.answered(number)
             raise TimeoutError(f"the dispatcher did not answer {what!r} within {timeout} s")
         if not body[0]:
             raise ConnectionLost(str(self._lost or "the client was closed"))
@@ -304,6 +305,7 @@ class Client(Collectives, concurrent.futures.Executor):
         if isinstance(message, messages.Reply):
             asked = self._queries.pop(message.id, None)
             if asked is not None:
+                self.core.answered(message.id)
                 asked[1].append(message.body)
                 asked[0].notify(None)
             return True

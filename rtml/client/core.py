@@ -114,6 +114,8 @@ class ClientCore:
         #: Objects of delivered results and items that were not released.
         self.objects: set[int] = set()
         self._queries: list[Query] = []
+        #: Those without an answer, sent or not.
+        self._asked: dict[int, Query] = {}
         #: Of open streams: items that were taken; and those of them that the dispatcher is to be told about.
         self._taken: dict[int, int] = {}
         self._taken_due: set[int] = set()
@@ -267,9 +269,14 @@ class ClientCore:
         self.objects.update(objects)
 
     def query(self, number: int, what: str, argument: str = "") -> None:
-        """Ask the dispatcher; not repeated after a lost connection."""
-        self._queries.append(Query(number, what, argument))
+        """Ask the dispatcher; asked again on a new connection if there is no answer yet."""
+        asked = self._asked[number] = Query(number, what, argument)
+        self._queries.append(asked)
         self._others = True
+
+    def answered(self, number: int) -> None:
+        """A query's answer is there, or not wanted any more."""
+        self._asked.pop(number, None)
 
     # --- what the caller of `flush` wants to know ---------------------------------------------------------------------
 
@@ -430,6 +437,7 @@ class ClientCore:
         dispatcher never heard of them.
         """
         self._others = True
+        self._queries = list(self._asked.values())
         self._define = list(self._functions.values())
         self._keep_all = bool(self._kept or self._dropped)
         self._watch = sorted(self._awaited)

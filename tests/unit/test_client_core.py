@@ -18,6 +18,7 @@ from rtml.messages import (
     Message,
     ObjectRef,
     Options,
+    Query,
     Rehello,
     Release,
     Results,
@@ -237,6 +238,18 @@ def test_after_a_new_connection_everything_is_said_again() -> None:
     messages = core.resume(0.0)
     assert kinds(messages) == [Holding, Define, Watch, Submit, Cancel]
     assert sent(messages) == [1]
+
+
+def test_what_was_not_answered_is_asked_again() -> None:
+    core = make()
+    for number, what in (1, "status"), (2, "trace"), (3, "metrics"):
+        core.query(number, what)
+    assert len([message for message in core.flush(0.0) if isinstance(message, Query)]) == 3
+    core.answered(2)
+    core.query(4, "calls")
+    asked = [message.id for message in core.resume(0.0) if isinstance(message, Query)]
+    assert asked == [1, 3, 4]
+    assert not core.pending_output
 
 
 @pytest.mark.parametrize("epoch", [7, 8])
